@@ -1,0 +1,141 @@
+"""The densities that numpyro lacks or gets wrong at the edges, and what a factorised density tells unit by unit."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax import Array
+from jax.typing import ArrayLike
+from numpyro.distributions import constraints
+from numpyro.distributions.util import promote_shapes
+
+MAX_LOG_STD = 7.0
+MAX_ENUMERATED = 65_536
+
+
+def bounded_log_std(raw: Array, limit: float = MAX_LOG_STD) -> Array:
+    """A log standard deviation in (-limit, limit) from any number: `limit * tanh(raw / limit)`.
+
+    Near 0 it is the identity; at the ends it saturates smoothly, so that no scale underflows, overflows or loses its
+    gradient at once.
+    """
+    return limit * jnp.tanh(raw / limit)
+
+
+class Bernoulli(dist.BernoulliLogits):
+    """Bernoulli from logits, on {0, 1}.
+
+    `ln P(y) = -softplus((1 - 2y) l)`: no cancellation at large |l|, and the gradient is y - sigmoid(l) everywhere.
+    (numpyro's own log_prob has gradient 0 at l = 0, where every zero-initialised network starts.)
+    """
+
+    def log_prob(self, value: ArrayLike) -> Array:
+        y = jnp.asarray(value, jnp.result_type(self.logits))
+        return -jax.nn.softplus((1.0 - 2.0 * y) * self.logits)
+
+
+class DiscretisedLogistic(dist.Distribution):
+    """A logistic density on [-1, 1] collected into `levels` equal cells; values are 0 .. levels - 1.
+
+    `P(y) = F(upper edge of y) - F(lower edge of y)`, F the logistic distribution function; the two end cells reach to
+    infinity, so that the levels sum to 1 whatever the mean and scale (Salimans et al. 2017, PixelCNN++, equation 2).
+
+    Args:
+        loc: mean on the [-1, 1] scale, any shape.
+        log_scale: natural log of the logistic's scale on that scale, same shape.
+        levels: number of levels, 256 for 8-bit data.
+    """
+
+    arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}  # noqa: RUF012
+    reparametrized_params = []  # noqa: RUF012
+    pytree_data_fields = ("loc", "log_scale")
+    pytree_aux_fields = ("levels",)
+
+    def __init__(self, loc: ArrayLike, log_scale: ArrayLike, levels: int = 256, *, validate_args=None):
+        self.levels = levels
+        self.loc, self.log_scale = promote_shapes(loc, log_scale)
+        shape = jax.lax.broadcast_shapes(jnp.shape(loc), jnp.shape(log_scale))
+        super().__init__(batch_shape=shape, validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self):
+        return constraints.integer_interval(0, self.levels - 1)
+
+    def log_prob(self, value: ArrayLike) -> Array:
+        y = jnp.asarray(value, jnp.result_type(self.loc))
+        width = 2.0 / self.levels
+        lower = (y * width - 1.0 - self.loc) * jnp.exp(-self.log_scale)
+        upper = lower + width * jnp.exp(-self.log_scale)
+        # F(b) - F(a) = F(b) F(-a) (1 - exp(a - b)): no difference of nearly equal numbers, and b - a is constant.
+        interior = -jnp.expm1(-width * jnp.exp(-self.log_scale))
+        log_upper = jnp.where(y >= self.levels - 1, 0.0, jax.nn.log_sigmoid(upper))
+        log_lower = jnp.where(y <= 0, 0.0, jax.nn.log_sigmoid(-lower))
+        at_edge = (y <= 0) | (y >= self.levels - 1)
+        return log_upper + log_lower + jnp.where(at_edge, 0.0, jnp.log(interior))
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        noise = jax.random.logistic(key, sample_shape + self.batch_shape)
+        x = self.loc + jnp.exp(self.log_scale) * noise
+        return jnp.clip(jnp.floor((x + 1.0) * (self.levels / 2)), 0, self.levels - 1).astype(jnp.int32)
+
+    @property
+    def mean(self) -> Array:
+        """Mean level, by summing over all levels (shape: batch shape)."""
+        levels = jnp.arange(self.levels).reshape((-1,) + (1,) * len(self.batch_shape))
+        return jnp.sum(levels * jnp.exp(self.log_prob(levels)), axis=0)
+
+    @property
+    def variance(self) -> Array:
+        """Variance in squared levels (shape: batch shape)."""
+        levels = jnp.arange(self.levels).reshape((-1,) + (1,) * len(self.batch_shape))
+        return jnp.sum((levels - self.mean) ** 2 * jnp.exp(self.log_prob(levels)), axis=0)
+
+
+def unit_log_prob(distribution: dist.Distribution, x: Array) -> Array | None:
+    """ln P of each element of x (shape of x) where the density factorises over them, else None."""
+    base = _factors(distribution)
+    return None if base is None else base.log_prob(x)
+
+
+def unit_kl(q: dist.Distribution, p: dist.Distribution) -> Array | None:
+    """KL(q || p) of each element where both factorise over them, else None."""
+    q_base, p_base = _factors(q), _factors(p)
+    return None if q_base is None or p_base is None else dist.kl_divergence(q_base, p_base)
+
+
+def _factors(distribution: dist.Distribution) -> dist.Distribution | None:
+    if not isinstance(distribution, dist.Independent) or distribution.batch_shape != ():
+        return None
+    base = distribution.base_dist
+    return base if base.event_shape == () and base.batch_shape == distribution.event_shape else None
+
+
+def enumerate_support(distribution: dist.Distribution) -> Array:
+    """All values of a distribution over finitely many, stacked on axis 0.
+
+    numpyro enumerates single variables; here vectors of independent ones too (their product).
+
+    Raises:
+        TypeError: the values cannot be listed.
+        ValueError: there are more than 65,536 of them.
+    """
+    if not distribution.has_enumerate_support:
+        raise TypeError(
+            f"{type(distribution).__name__} has no finite list of values: estimator=enumerated wants a discrete "
+            "encoder (categorical, Bernoulli, one-hot)"
+        )
+    if not isinstance(distribution, dist.Independent):
+        return distribution.enumerate_support(expand=False)
+    values = distribution.base_dist.enumerate_support(expand=False)
+    if distribution.base_dist.event_shape != ():
+        raise TypeError("only vectors of scalar variables can be enumerated; flatten the latent")
+    values = values.reshape(-1)
+    size = int(np.prod(distribution.event_shape, dtype=int))
+    if len(values) ** size > MAX_ENUMERATED:
+        raise ValueError(
+            f"the latent has {len(values)}^{size} values, more than the {MAX_ENUMERATED:,} that enumeration allows"
+        )
+    indices = np.array(list(itertools.product(range(len(values)), repeat=size)), dtype=int)
+    return values[indices].reshape((-1, *distribution.event_shape))

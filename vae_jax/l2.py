@@ -1,0 +1,90 @@
+"""The L2 generator of the lecture: y = yhat(z) + sigma * eps, eps ~ N(0, I).
+
+    -ln P_gen(y|z) = ||yhat(z) - y||^2 / (2 sigma^2) + ln Z(sigma),    ln Z(sigma) = D/2 ln(2 pi sigma^2)
+
+ln Z is always in the number. sigma is fixed, learned (one, or one per dimension), predicted by the network, or kept at
+its optimum, the root mean squared error of the batch (Rybkin et al. 2021, sigma-VAE, section 3.2).
+"""
+
+from typing import Any, Literal
+
+import jax.numpy as jnp
+import numpyro.distributions as dist
+
+from vae_jax.conditionals import arguments, conditional, full_precision, gaussian
+from vae_jax.distributions import bounded_log_std
+from vae_jax.model import Conditional, Model, Terms, lift
+from vae_jax.network import as_network
+
+Sigma = float | Literal["learned", "learned_per_dimension", "predicted", "optimal"]
+
+
+def l2(net: Any, sigma: Sigma = "learned") -> Conditional | Model:
+    """The L2 generator; the network gives yhat in the shape of one example.
+
+    Args:
+        net: flax linen module, `Network` or `(init, apply)` pair.
+        sigma: a positive number (fixed); "learned": one parameter; "learned_per_dimension": one for each number of
+            an example; "predicted": the network gives (yhat, raw log_std) as `gaussian` wants; "optimal": after each
+            training step, the root mean squared error of its batch.
+
+    Returns:
+        A `Conditional`; for "optimal" a `Model`, since sigma is then found from data (its `maximise`).
+
+    Raises:
+        ValueError: sigma is not positive or not one of the names.
+    """
+    if isinstance(sigma, int | float):
+        if not sigma > 0:
+            raise ValueError(f"sigma is a standard deviation and must be positive; got {sigma}")
+        return conditional(net, lambda yhat: dist.Normal(yhat, float(sigma)).to_event(yhat.ndim))
+    if sigma == "predicted":
+        return gaussian(net)
+    if sigma == "learned":
+        return _with_log_sigma(net, per_dimension=False)
+    if sigma == "learned_per_dimension":
+        return _with_log_sigma(net, per_dimension=True)
+    if sigma == "optimal":
+        return _at_optimum(net)
+    raise ValueError(
+        f"sigma={sigma!r}: want a positive number, 'learned', 'learned_per_dimension', 'predicted' or 'optimal'"
+    )
+
+
+def _with_log_sigma(net: Any, *, per_dimension: bool) -> Conditional:
+    """N(yhat(z), sigma^2) with params `{"net": ..., "log_sigma": ...}`, sigma = 1 at the start."""
+    network = as_network(net)
+
+    def init(key, c=None):
+        params = network.init(key, *arguments(c))
+        yhat = network.apply(params, *arguments(c))
+        return {"net": params, "log_sigma": jnp.zeros(yhat.shape if per_dimension else (), jnp.float32)}
+
+    def distribution(params, c=None):
+        yhat = full_precision(network.apply(params["net"], *arguments(c)))
+        return dist.Normal(yhat, jnp.exp(bounded_log_std(params["log_sigma"]))).to_event(yhat.ndim)
+
+    return Conditional(init, distribution)
+
+
+def _at_optimum(net: Any) -> Model:
+    """sigma is not trained by gradient: `maximise` sets sigma^2 = mean squared error, the minimiser of the bound.
+
+    At the optimum the distortion is D/2 (1 + ln 2 pi MSE).
+    """
+    fitted = _with_log_sigma(net, per_dimension=False)
+    exact = lift(fitted)
+
+    def terms(params, key, y, c=None):
+        del key
+        normal = fitted.dist(params, c).base_dist
+        squared_error = jnp.mean((y - normal.loc) ** 2)
+        log_sigma = jnp.log(normal.scale).reshape(-1)[0]
+        size = normal.loc.size
+        nats = 0.5 * size * (squared_error * jnp.exp(-2 * log_sigma) + jnp.log(2 * jnp.pi) + 2 * log_sigma)
+        return Terms(distortion=nats, rate=0.0, stats={"squared_error": squared_error})
+
+    def maximise(params, stats):
+        return {**params, "log_sigma": 0.5 * jnp.log(jnp.maximum(stats["squared_error"], 1e-12))}
+
+    return exact._replace(terms=terms, maximise=maximise)

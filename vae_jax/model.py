@@ -1,0 +1,216 @@
+"""The two types everything is made of: `Conditional` and `Model`, and the `Terms` of a bound.
+
+Symbols: y data, z latent, c condition (papers write x for the data). All functions are for ONE example; a batch is one
+`jax.vmap` at the rim. Numbers are in nats.
+
+Laws (tests/test_laws.py runs them over every system the library ships): the same key gives the same terms, another key
+others; values and gradients are finite; `E[nats] >= -ln P(y|c)`; `E[exp(-importance.nats)] = P(y|c)`; samples follow
+the density; one example's terms do not depend on the others in its batch.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.typing import ArrayLike
+
+Params = Any
+
+
+class Conditional(NamedTuple):
+    """A tractable P(x|c): a pure function from parameters and a condition to a distribution.
+
+    Fields:
+        init: `(key, c) -> params`.
+        dist: `(params, c) -> numpyro Distribution` of one x; its `log_prob(x)` is a scalar.
+    """
+
+    init: Callable[..., Params]
+    dist: Callable[..., dist.Distribution]
+
+
+class Terms(NamedTuple):
+    """The parts of L(y, z) = rate + distortion for one example, in nats.
+
+    Fields:
+        distortion: -ln P_gen(y|z).
+        rate: ln P_enc(z|y) - ln P_pri(z).
+        penalty: added to the training loss, never to the bound (commitment, adversarial terms).
+        detail: named extras for a human (`z`: mean and rate per unit of the latent; `pri`, `gen`: those of the parts).
+        stats: sufficient statistics for `Model.maximise`; the training step averages them over the batch.
+    """
+
+    distortion: ArrayLike
+    rate: ArrayLike
+    penalty: ArrayLike = 0.0
+    detail: Any = {}  # noqa: RUF012  never written to
+    stats: Any = ()
+
+    @property
+    def nats(self):
+        """The bound: distortion + rate, never weighted and never with a penalty."""
+        return self.distortion + self.rate
+
+
+def _keep(params: Params, stats: Any) -> Params:
+    del stats
+    return params
+
+
+class Model(NamedTuple):
+    """Any P(y|c) that can be sampled and bounded; c may be None.
+
+    Fields:
+        init: `(key, y, c) -> params`; y and c are examples, used for their shapes.
+        terms: `(params, key, y, c) -> Terms` with E[nats] >= -ln P(y|c): what is trained and reported.
+        sample: `(params, key, c) -> y`.
+        importance: `(params, key, y, c) -> Terms` with E[exp(-nats)] = P(y|c): one importance sample, whatever
+            estimator `terms` uses. None where the model has no such estimate.
+        maximise: `(params, stats) -> params`: the M-step of those parameters that have one in closed form, from the
+            batch average of `Terms.stats`. By default nothing.
+        support: `(params, c) -> numpyro constraint` that y has to satisfy, or None where it is not known.
+    """
+
+    init: Callable[..., Params]
+    terms: Callable[..., Terms]
+    sample: Callable[..., Any]
+    importance: Callable[..., Terms] | None = None
+    maximise: Callable[[Params, Any], Params] = _keep
+    support: Callable[..., Any] | None = None
+
+
+def join(x: Any, c: Any) -> Any:
+    """The condition of a part that sees x and the condition c: x alone where there is no c."""
+    return x if c is None else (x, c)
+
+
+def lift(conditional: Conditional | Model) -> Model:
+    """Make a `Model` of a `Conditional`: the bound is exact, the rate is 0.
+
+    Raises:
+        TypeError: the argument is neither.
+    """
+    if isinstance(conditional, Model):
+        return conditional
+    if not isinstance(conditional, Conditional):
+        raise TypeError(
+            f"a Conditional or a Model is wanted; got {type(conditional).__name__}. A network becomes a Conditional by "
+            "gaussian(net), bernoulli(net), ... or conditional(net, make_distribution)"
+        )
+
+    def init(key, y, c=None):
+        del y
+        return conditional.init(key, c)
+
+    def terms(params, key, y, c=None):
+        del key
+        return Terms(distortion=-log_prob(conditional.dist(params, c), y), rate=0.0)
+
+    def sample(params, key, c=None):
+        return conditional.dist(params, c).sample(key)
+
+    def support(params, c=None):
+        return conditional.dist(params, c).support
+
+    return Model(init, terms, sample, importance=terms, support=support)
+
+
+def log_prob(distribution: dist.Distribution, x: Any) -> jax.Array:
+    """`distribution.log_prob(x)`, checked to be one number.
+
+    Raises:
+        ValueError: the log-probability is not a scalar, or x has another shape than the distribution's event.
+    """
+    name = _describe(distribution)
+    if distribution.batch_shape != ():
+        raise ValueError(
+            f"{name} has batch shape {distribution.batch_shape}, so its log_prob is not a scalar: did you forget "
+            f".to_event({len(distribution.batch_shape)})? One example is one event"
+        )
+    if jnp.shape(x) != distribution.event_shape:
+        raise ValueError(
+            f"{name} is a distribution over arrays of shape {distribution.event_shape}, and was given one of shape "
+            f"{jnp.shape(x)}: does the network's output have the shape of one example?"
+        )
+    return distribution.log_prob(x)
+
+
+def _describe(distribution: dist.Distribution) -> str:
+    names = [type(distribution).__name__]
+    while isinstance(distribution, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        distribution = distribution.base_dist
+        names.append(type(distribution).__name__)
+    return "(".join(names) + ")" * (len(names) - 1)
+
+
+def example_of(function: Callable[..., Any], *args: Any) -> Any:
+    """Zeros in the shape of what `function(*args)` returns; nothing is computed."""
+    shapes = jax.eval_shape(function, *args)
+    return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+
+
+def share(model: Model, source: str, target: str) -> Model:
+    """Tie parameters: those at `target` are the ones at `source`, and only `source` is kept.
+
+    Paths are keys joined by "/": `share(vae(enc, vampprior(enc, ys), gen), "enc", "pri/enc")` ties the VampPrior's
+    encoder to the VAE's.
+
+    Raises:
+        KeyError: a path is not in the model's parameters.
+    """
+    source_path, target_path = source.split("/"), target.split("/")
+
+    def full(params):
+        return _put(params, target_path, _get(params, source_path))
+
+    def init(key, y, c=None):
+        params = model.init(key, y, c)
+        _get(params, source_path)
+        return _drop(params, target_path)
+
+    def at_full(function):
+        return functools.wraps(function)(lambda params, *args: function(full(params), *args))
+
+    def maximise(params, stats):
+        return _drop(model.maximise(full(params), stats), target_path)
+
+    return Model(
+        init=init,
+        terms=at_full(model.terms),
+        sample=at_full(model.sample),
+        importance=model.importance and at_full(model.importance),
+        maximise=maximise,
+        support=model.support and at_full(model.support),
+    )
+
+
+def _get(params, path):
+    for key in path:
+        if not isinstance(params, dict) or key not in params:
+            raise KeyError(f"no parameters at {'/'.join(path)!r}: there are {sorted(params)} beside {key!r}")
+        params = params[key]
+    return params
+
+
+def _put(params, path, value):
+    head, *rest = path
+    return {**params, head: _put(params[head], rest, value) if rest else value}
+
+
+def _drop(params, path):
+    head, *rest = path
+    if head not in params:
+        raise KeyError(f"no parameters at {head!r}: there are {sorted(params)}")
+    if rest:
+        return {**params, head: _drop(params[head], rest)}
+    return {key: value for key, value in params.items() if key != head}
+
+
+def dimensions(y: Any) -> int:
+    """How many numbers one example holds: the D of bits per dimension."""
+    return sum(math.prod(np.shape(leaf)) for leaf in jax.tree.leaves(y))

@@ -1,0 +1,153 @@
+"""What a training step minimises, on top of the terms. The bound that is reported never changes with it.
+
+An objective is a function `(model, params, keys, ys, cs, step) -> (loss, Terms)`: the loss in nats for the whole batch,
+and the batch's terms, unweighted, from which the step reports ELBO, rate and distortion.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+
+from vae_jax.model import Model, Params, Terms
+from vae_jax.vae import importance_of
+
+Objective = Callable[[Model, Params, Array, Any, Any, ArrayLike], tuple[Array, Terms]]
+Schedule = Callable[[ArrayLike], ArrayLike]
+FreeBits = Callable[[Array, float], Array]
+
+
+def batch_terms(terms: Callable[..., Terms], params: Params, keys: Array, ys: Any, cs: Any) -> Terms:
+    """`terms` of every example: the one vmap of the library."""
+    return jax.vmap(terms, in_axes=(None, 0, 0, None if cs is None else 0))(params, keys, ys, cs)
+
+
+def elbo() -> Objective:
+    """Minus the evidence lower bound: mean L(y, z), the lecture's loss."""
+    return beta_elbo(1.0)
+
+
+def beta_elbo(beta: float | Schedule) -> Objective:
+    """distortion + beta * rate (Higgins et al. 2017), beta a number or a function of the step.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    if not callable(beta) and beta < 0:
+        raise ValueError(f"beta weighs the rate and cannot be negative; got {beta}")
+
+    def objective(model, params, keys, ys, cs, step):
+        terms = batch_terms(model.terms, params, keys, ys, cs)
+        weight = beta(step) if callable(beta) else beta
+        return jnp.mean(terms.distortion + weight * terms.rate + terms.penalty), terms
+
+    return objective
+
+
+def free_bits(floor: float, definition: FreeBits, *, beta: float | Schedule = 1.0) -> Objective:
+    """distortion + beta * max(floor, rate): no reward for a rate below `floor` nats (Kingma et al. 2016, section 5).
+
+    Three definitions are in use, and they give different numbers: pass `batch_mean_per_unit`, `per_unit` or
+    `per_example`. The mean over the batch is taken over the examples that one device or micro-batch sees.
+
+    Args:
+        floor: nats, for each unit or for the whole latent as the definition says.
+        definition: one of the three functions of this module.
+        beta: weight of the rate, a number or a function of the step.
+
+    Raises:
+        ValueError: a negative floor; or, when first called, a rate per unit is wanted and the model has none.
+    """
+    if floor < 0:
+        raise ValueError(f"the floor of free bits is in nats and cannot be negative; got {floor}")
+
+    def objective(model, params, keys, ys, cs, step):
+        terms = batch_terms(model.terms, params, keys, ys, cs)
+        weight = beta(step) if callable(beta) else beta
+        if definition is per_example:
+            rates = terms.rate
+        else:
+            rates = terms.detail.get("z", {}).get("rate") if isinstance(terms.detail, dict) else None
+        if rates is None:
+            raise ValueError(
+                "this model has no rate per unit (encoder or prior does not factorise over units); "
+                "use free_bits(floor, per_example)"
+            )
+        rates = rates.reshape(len(rates), -1)
+        return jnp.mean(terms.distortion + terms.penalty) + weight * definition(rates, floor), terms
+
+    return objective
+
+
+def batch_mean_per_unit(rates: Array, floor: float) -> Array:
+    """sum_d max(floor, mean_b rate_bd) for rates (batch, units): the definition of Kingma et al. 2016."""
+    return jnp.sum(jnp.maximum(jnp.mean(rates, axis=0), floor))
+
+
+def per_unit(rates: Array, floor: float) -> Array:
+    """mean_b sum_d max(floor, rate_bd) for rates (batch, units)."""
+    return jnp.mean(jnp.sum(jnp.maximum(rates, floor), axis=1))
+
+
+def per_example(rates: Array, floor: float) -> Array:
+    """mean_b max(floor, sum_d rate_bd) for rates (batch, units): one floor for the whole latent."""
+    return jnp.mean(jnp.maximum(jnp.sum(rates, axis=1), floor))
+
+
+def importance_weighted(k: int) -> Objective:
+    """Minus the importance-weighted bound with k samples (Burda et al. 2016, equation 8).
+
+    The reported terms are the averages over the k samples, so the reported bound is still the ELBO. The gradient is
+    the plain reparameterised one, whatever the model's estimator.
+
+    Raises:
+        ValueError: k < 1.
+    """
+    if k < 1:
+        raise ValueError(f"the importance-weighted objective takes k >= 1 samples; got k={k}")
+
+    def objective(model, params, keys, ys, cs, step):
+        del step
+        sample = importance_of(model)
+
+        def one(params, key, y, c):
+            terms = jax.vmap(lambda k_i: sample(params, k_i, y, c))(jax.random.split(key, k))
+            bound = logsumexp(-terms.nats) - jnp.log(k)
+            return bound, jax.tree.map(lambda x: jnp.mean(x, axis=0), terms)
+
+        bounds, terms = batch_terms(one, params, keys, ys, cs)
+        return jnp.mean(terms.penalty - bounds), terms
+
+    return objective
+
+
+def linear(steps: int, *, start: float = 0.0, end: float = 1.0) -> Schedule:
+    """From `start` at step 0 straight to `end` at step `steps`, then constant."""
+    _check_steps(steps)
+    return lambda step: start + (end - start) * jnp.minimum(step / steps, 1.0)
+
+
+def sigmoid(steps: int, *, start: float = 0.0, end: float = 1.0, steepness: float = 10.0) -> Schedule:
+    """From `start` to `end` along a logistic curve with its middle at `steps / 2` (Bowman et al. 2016, section 3.1).
+
+    At step 0 and at `steps` it is sigmoid(-+steepness / 2) of the way.
+    """
+    _check_steps(steps)
+    return lambda step: start + (end - start) * jax.nn.sigmoid(steepness * (step / steps - 0.5))
+
+
+def cyclical(period: int, *, start: float = 0.0, end: float = 1.0, ramp: float = 0.5) -> Schedule:
+    """Again and again: a straight rise during the first `ramp` of each period, then `end` (Fu et al. 2019)."""
+    _check_steps(period)
+    if not 0 < ramp <= 1:
+        raise ValueError(f"ramp is the part of a period that rises, in (0, 1]; got {ramp}")
+    return lambda step: start + (end - start) * jnp.minimum((step % period) / (ramp * period), 1.0)
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a schedule takes at least one step; got {steps}")
