@@ -24,6 +24,11 @@ def bounded_log_std(raw: Array, limit: float = MAX_LOG_STD) -> Array:
     return limit * jnp.tanh(raw / limit)
 
 
+def raw_log_std(log_std: Array, limit: float = MAX_LOG_STD) -> Array:
+    """The inverse of `bounded_log_std`."""
+    return limit * jnp.arctanh(log_std / limit)
+
+
 class Bernoulli(dist.BernoulliLogits):
     """Bernoulli from logits, on {0, 1}.
 

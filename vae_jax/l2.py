@@ -8,18 +8,20 @@ its optimum, the root mean squared error of the batch (Rybkin et al. 2021, sigma
 
 from typing import Any, Literal
 
+import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from vae_jax.conditionals import arguments, conditional, full_precision, gaussian
-from vae_jax.distributions import bounded_log_std
-from vae_jax.model import Conditional, Model, Terms, lift
+from vae_jax.distributions import bounded_log_std, raw_log_std
+from vae_jax.model import Conditional
 from vae_jax.network import as_network
 
 Sigma = float | Literal["learned", "learned_per_dimension", "predicted", "optimal"]
+SMALLEST_MSE = 1e-10
 
 
-def l2(net: Any, sigma: Sigma = "learned") -> Conditional | Model:
+def l2(net: Any, sigma: Sigma = "learned") -> Conditional:
     """The L2 generator; the network gives yhat in the shape of one example.
 
     Args:
@@ -27,9 +29,6 @@ def l2(net: Any, sigma: Sigma = "learned") -> Conditional | Model:
         sigma: a positive number (fixed); "learned": one parameter; "learned_per_dimension": one for each number of
             an example; "predicted": the network gives (yhat, raw log_std) as `gaussian` wants; "optimal": after each
             training step, the root mean squared error of its batch.
-
-    Returns:
-        A `Conditional`; for "optimal" a `Model`, since sigma is then found from data (its `maximise`).
 
     Raises:
         ValueError: sigma is not positive or not one of the names.
@@ -67,24 +66,21 @@ def _with_log_sigma(net: Any, *, per_dimension: bool) -> Conditional:
     return Conditional(init, distribution)
 
 
-def _at_optimum(net: Any) -> Model:
+def _at_optimum(net: Any) -> Conditional:
     """sigma is not trained by gradient: `maximise` sets sigma^2 = mean squared error, the minimiser of the bound.
 
     At the optimum the distortion is D/2 (1 + ln 2 pi MSE).
     """
-    fitted = _with_log_sigma(net, per_dimension=False)
-    exact = lift(fitted)
+    learned = _with_log_sigma(net, per_dimension=False)
 
-    def terms(params, key, y, c=None):
-        del key
-        normal = fitted.dist(params, c).base_dist
-        squared_error = jnp.mean((y - normal.loc) ** 2)
-        log_sigma = jnp.log(normal.scale).reshape(-1)[0]
-        size = normal.loc.size
-        nats = 0.5 * size * (squared_error * jnp.exp(-2 * log_sigma) + jnp.log(2 * jnp.pi) + 2 * log_sigma)
-        return Terms(distortion=nats, rate=0.0, stats={"squared_error": squared_error})
+    def dist_without_gradient(params, c=None):
+        return learned.dist({**params, "log_sigma": jax.lax.stop_gradient(params["log_sigma"])}, c)
+
+    def stats(params, y, c=None):
+        return {"squared_error": jnp.mean((y - learned.dist(params, c).mean) ** 2)}
 
     def maximise(params, stats):
-        return {**params, "log_sigma": 0.5 * jnp.log(jnp.maximum(stats["squared_error"], 1e-12))}
+        log_sigma = 0.5 * jnp.log(jnp.maximum(stats["squared_error"], SMALLEST_MSE))
+        return {**params, "log_sigma": raw_log_std(log_sigma)}
 
-    return exact._replace(terms=terms, maximise=maximise)
+    return Conditional(learned.init, dist_without_gradient, stats, maximise)

@@ -28,10 +28,15 @@ class Conditional(NamedTuple):
     Fields:
         init: `(key, c) -> params`.
         dist: `(params, c) -> numpyro Distribution` of one x; its `log_prob(x)` is a scalar.
+        stats: `(params, x, c) -> stats`, what `maximise` needs to know of one x, or None.
+        maximise: `(params, stats) -> params`: the parameters that have a closed form at their optimum (an M-step),
+            from the average of the stats; or None.
     """
 
     init: Callable[..., Params]
     dist: Callable[..., dist.Distribution]
+    stats: Callable[..., Any] | None = None
+    maximise: Callable[[Params, Any], Params] | None = None
 
 
 class Terms(NamedTuple):
@@ -109,7 +114,8 @@ def lift(conditional: Conditional | Model) -> Model:
 
     def terms(params, key, y, c=None):
         del key
-        return Terms(distortion=-log_prob(conditional.dist(params, c), y), rate=0.0)
+        stats = () if conditional.stats is None else conditional.stats(params, y, c)
+        return Terms(distortion=-log_prob(conditional.dist(params, c), y), rate=0.0, stats=stats)
 
     def sample(params, key, c=None):
         return conditional.dist(params, c).sample(key)
@@ -117,7 +123,7 @@ def lift(conditional: Conditional | Model) -> Model:
     def support(params, c=None):
         return conditional.dist(params, c).support
 
-    return Model(init, terms, sample, importance=terms, support=support)
+    return Model(init, terms, sample, terms, conditional.maximise or _keep, support)
 
 
 def log_prob(distribution: dist.Distribution, x: Any) -> jax.Array:

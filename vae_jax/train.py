@@ -99,7 +99,7 @@ def make_train_step(
     """A pure function `(state, key, ys[, cs]) -> (state, metrics)`.
 
     Metrics are means over the batch, in nats: `loss` (what was minimised), `elbo`, `rate`, `distortion`, `penalty`; and
-    `grad_norm` (before clipping) and `finite` (1, or 0 where the update was skipped).
+    `grad_norm` (before clipping) and `in_a_row` (updates skipped in a row up to this one; 0 where it was taken).
 
     Args:
         model: what trains.
@@ -174,7 +174,7 @@ def make_train_step(
             **losses,
             "elbo": -(losses["distortion"] + losses["rate"]),
             "grad_norm": norm,
-            "finite": finite.astype(jnp.float32),
+            "in_a_row": new_state.in_a_row,
         }
         return new_state, metrics
 
@@ -185,7 +185,7 @@ def _select(params: Params, parts: Sequence[str] | None) -> tuple[dict[str, Para
     """(the parts that train, the parameters with no gradient)."""
     every = split_parts(params)
     unknown = sorted(set(parts or ()) - set(every))
-    if unknown or parts is not None and not parts:
+    if unknown or (parts is not None and not parts):
         raise ValueError(f"parts={parts!r}: want some of {sorted(every)}, the top-level keys of the parameters")
     trained = {part: value for part, value in every.items() if parts is None or part in parts}
     return trained, jax.lax.stop_gradient(params)

@@ -148,6 +148,9 @@ def _with_detail(terms: Terms, q: dist.Distribution, unit_rate: Array | None) ->
 
 
 def _mean(q: dist.Distribution) -> Array | None:
+    """The mean, where the values are numbers: classes have none."""
+    if isinstance(getattr(q, "base_dist", q), dist.CategoricalLogits | dist.CategoricalProbs):
+        return None
     try:
         return q.mean
     except NotImplementedError:
@@ -253,7 +256,7 @@ sticking = Estimator(_sampled_terms(_bounds, stick=True), _one_sample)
 2017, sticking the landing). Its `importance` is the ordinary one: with k > 1 samples the shortcut is biased."""
 
 analytic = Estimator(_analytic_terms, _one_sample)
-"""As `sampled`, with KL(enc || pri) in closed form (Kingma & Welling 2014, equation 7). The prior is a `Conditional`."""
+"""As `sampled`, with KL(enc || pri) in closed form (Kingma & Welling 2014, equation 7); the prior is a `Conditional`."""
 
 enumerated = Estimator(_enumerated_terms, _enumerated_importance)
 """The exact expectation over a latent with finitely many values; `importance` is then the exact likelihood."""
@@ -307,19 +310,24 @@ def importance_of(model: Model) -> Callable[..., Terms]:
     return model.importance
 
 
+def means(generator: Conditional) -> Model:
+    """The generator, drawing the mean of P_gen(y|z) instead of a sample: what pictures show.
+
+    `vae(encoder, prior, means(generator)).sample` shows the prior. Values without a mean (classes) are sampled.
+    """
+
+    def sample(params, key, c=None):
+        distribution = generator.dist(params, c)
+        mean = _mean(distribution)
+        return distribution.sample(key) if mean is None else mean
+
+    return lift(generator)._replace(sample=sample)
+
+
 def reconstruct(
     encoder: Conditional, generator: Conditional | Model, params: Params, key: Array, y: Any, c: Any = None
 ) -> Any:
-    """One sample from P_gen(.|z) with z ~ P_enc(.|y); with a `Conditional` generator, its mean."""
+    """One sample from P_gen(.|z), z ~ P_enc(.|y); with `means(generator)` the mean for that z."""
     k_z, k_y = jax.random.split(key)
     z = encoder.dist(params["enc"], join(y, c)).sample(k_z)
-    return decode(generator, params, k_y, z, c)
-
-
-def decode(generator: Conditional | Model, params: Params, key: Array, z: Any, c: Any = None) -> Any:
-    """What the generator makes of z: the mean where it has one (pictures are clearer than samples), else a sample."""
-    if isinstance(generator, Conditional):
-        mean = _mean(generator.dist(params["gen"], join(z, c)))
-        if mean is not None:
-            return mean
-    return lift(generator).sample(params["gen"], key, join(z, c))
+    return lift(generator).sample(params["gen"], k_y, join(z, c))

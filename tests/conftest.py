@@ -1,0 +1,39 @@
+"""Strict settings for every test: no silent rank promotion, no reused key, four devices, shapes checked.
+
+The environment is set here, before jax is imported. Shapes in annotations are enforced by jaxtyping's import hook with
+beartype as its checker, in the tests only.
+"""
+
+import os
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=4"
+os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")
+
+import jax
+import pytest
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+jax.config.update("jax_numpy_rank_promotion", "raise")
+
+install_import_hook("vae_jax", "beartype.beartype").__enter__()
+
+settings.register_profile(
+    "house", deadline=None, max_examples=20, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("house")
+
+
+@pytest.fixture
+def x64():
+    """Double precision for one test."""
+    with jax.enable_x64(True):
+        yield
+
+
+@pytest.fixture
+def one_use_keys():
+    """Raise where a key is used twice."""
+    with jax.debug_key_reuse(True):
+        yield

@@ -1,0 +1,66 @@
+"""vae_jax: latent variable models in JAX, as pure functions.
+
+A VAE is three distributions, P_enc(z|y), P_pri(z) and P_gen(y|z), and one loss,
+
+    L(y, z) = -ln P_pri(z) P_gen(y|z) / P_enc(z|y),    E_{z ~ P_enc(z|y)} L >= -ln P(y).
+
+`vae(encoder, prior, generator)` makes a `Model` of y of them. Names here are the library's core; rooms with heavier
+imports are modules of their own: `vae_jax.nets` (flax), `vae_jax.data`, `vae_jax.fit`, `vae_jax.evaluate`,
+`vae_jax.checkpoint`, `vae_jax.pictures`, `vae_jax.report`.
+"""
+
+from vae_jax._version import __version__
+from vae_jax.conditionals import bernoulli, categorical, conditional, discretised_logistic, gaussian
+from vae_jax.l2 import l2
+from vae_jax.model import Conditional, Model, Terms, join, lift, share
+from vae_jax.network import Network, as_network
+from vae_jax.priors import learned_normal, mixture_of_gaussians, standard_normal, vampprior
+from vae_jax.train import TrainState, init_state, make_scan, make_train_step
+from vae_jax.vae import (
+    Estimator,
+    analytic,
+    enumerated,
+    fixed_encoder,
+    importance_weighted_bound,
+    means,
+    reconstruct,
+    sampled,
+    sticking,
+    vae,
+)
+
+__all__ = [
+    "Conditional",
+    "Estimator",
+    "Model",
+    "Network",
+    "Terms",
+    "TrainState",
+    "__version__",
+    "analytic",
+    "as_network",
+    "bernoulli",
+    "categorical",
+    "conditional",
+    "discretised_logistic",
+    "enumerated",
+    "fixed_encoder",
+    "gaussian",
+    "importance_weighted_bound",
+    "init_state",
+    "join",
+    "l2",
+    "learned_normal",
+    "lift",
+    "make_scan",
+    "make_train_step",
+    "means",
+    "mixture_of_gaussians",
+    "reconstruct",
+    "sampled",
+    "share",
+    "standard_normal",
+    "sticking",
+    "vae",
+    "vampprior",
+]
