@@ -181,9 +181,8 @@ def build_generator(config: Config, net: Callable[..., Any]):
         return vae_jax.bernoulli(net()), binarisation[config.binarisation](), 1.0
     if config.likelihood == "l2":
         out = net(2) if config.sigma == "predicted" else net()
-        return vae_jax.l2(split_last(out) if config.sigma == "predicted" else out, config.sigma), (
-            preprocess.dequantisation()
-        ), 1.0
+        yhat = split_last(out) if config.sigma == "predicted" else out
+        return vae_jax.l2(yhat, config.sigma), preprocess.dequantisation(), 1.0
     if config.likelihood == "categorical":
         return vae_jax.categorical(net(256)), preprocess.levels(), 255.0
     return vae_jax.discretised_logistic(net(2)), preprocess.levels(), 255.0
@@ -343,7 +342,8 @@ def table(result: Evaluation, fitted: Fitted, n: int) -> list[report.Row]:
         rows.append(report.Row("bits/dim at most", *bits, f"from the ELBO; {result.dimensions} dimensions"))
     active = active_units(result)
     if active is not None:
-        rows.append(report.Row("active units", active, None, f"of {len(result.unit_variance)}; variance of the mean > 0.01"))
+        units = len(result.unit_variance)
+        rows.append(report.Row("active units", active, None, f"of {units}; variance of the posterior mean > 0.01"))
     rows.append(report.Row("training speed", fitted.images_per_second, None, "images/s, median epoch after the first"))
     return rows
 
@@ -395,7 +395,7 @@ def sections(config, system, fitted, result, test, source) -> list[report.Sectio
         ),
         report.Section(
             "Samples",
-            "z from the prior, then the generator's mean" + (", one column for each class." if test.cs is not None else "."),
+            "z from the prior, then the generator's mean" + (", a column for each class." if test.cs is not None else "."),
             [picture(pictures.grid(draw_samples(system, fitted.params, key, test.cs), 10), "samples from the model")],
         ),
         report.Section(
@@ -499,7 +499,8 @@ def latent_map(system: System, params: Any, key: jax.Array, test: Split, source:
         centred = codes - codes.mean(axis=0)
         codes = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
         x, y = "first principal axis", "second principal axis"
-    drawn = pictures.scatter(codes[:2000], None if test.labels is None else test.labels[:2000], source.label_names, x=x, y=y)
+    labels = None if test.labels is None else test.labels[:2000]
+    drawn = pictures.scatter(codes[:2000], labels, source.label_names, x=x, y=y)
     caption = "The encoder's mean for each test image, in the two directions in which the codes vary most."
     return report.Section("Latent map", caption, [report.Picture(drawn, "map of the latent space")])
 

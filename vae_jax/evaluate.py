@@ -98,7 +98,7 @@ def evaluate(
         indices = np.minimum(np.arange(start, start + batch_size), n - 1)
         inputs = jax.tree.map(lambda x, i=indices: np.asarray(x)[i], (ys, cs))
         values = of_batch(params, key, jnp.asarray(indices), *inputs)
-        rows.append(jax.tree.map(lambda x, m=min(batch_size, n - start): np.asarray(x)[:m], values))
+        rows.append(jax.tree.map(lambda x, real=n - start: np.asarray(x)[:real], values))
     distortion, rate, bound, unit_rate, unit_mean = (
         None if part[0] is None else np.concatenate(part) for part in zip(*rows, strict=True)
     )

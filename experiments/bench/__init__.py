@@ -1,0 +1,1 @@
+"""Speed, as ratios against code that does the same: `make bench`."""

@@ -1,0 +1,180 @@
+"""Speed, as ratios. Contestants run in turn, in one process, so that a slow minute of the machine hits all of them.
+
+    python -m experiments.bench                   # everything; PyTorch's rows where torch is installed
+    python -m experiments.bench --rounds 9        # more rounds
+    python -m experiments.bench --only start      # start-up: imports, time to the first step, memory
+
+Each row gives the median over the rounds, their spread (min .. max), and the median of the ratio to the first row,
+round by round.
+"""
+
+import dataclasses
+import importlib.util
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import tyro
+
+from experiments.bench import handwritten
+from vae_jax import bernoulli, data, gaussian, init_state, make_scan, make_train_step, nets, standard_normal, vae
+from vae_jax.preprocess import dynamic_binarisation
+
+BATCH = 128
+FIRST_STEP = """
+import time; start = time.perf_counter()
+import jax, jax.numpy as jnp, optax, resource
+import vae_jax
+from vae_jax import nets, preprocess
+model = vae_jax.vae(vae_jax.gaussian(nets.MLP((500,), 40)), vae_jax.standard_normal(20),
+                    vae_jax.bernoulli(nets.MLP((500,), (28, 28, 1))))
+optimizer = optax.adam(1e-3)
+state = vae_jax.init_state(model, optimizer, jax.random.key(0), jnp.zeros((28, 28, 1)))
+step = jax.jit(vae_jax.make_train_step(model, optimizer, preprocess=preprocess.dynamic_binarisation()), donate_argnums=0)
+state, metrics = step(state, jax.random.key(1), jnp.zeros((128, 28, 28, 1), jnp.uint8))
+metrics["loss"].block_until_ready()
+print(time.perf_counter() - start, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024)
+"""
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Compare speeds."""
+
+    rounds: int = 7
+    """Rounds; every contestant runs once in each."""
+    only: Literal["all", "fc", "conv", "start"] = "all"
+    """What to compare."""
+    data: str = "fashion_mnist"
+    """Data set of 28x28 images (fashion_mnist_mini where the full one is missing)."""
+    images: int | None = None
+    """Images in an epoch (default: all for fc, 12,800 for conv)."""
+
+
+def load_pixels(name: str) -> np.ndarray:
+    """Training images (n, 28, 28, 1)."""
+    try:
+        return data.load(name).ys
+    except FileNotFoundError as error:
+        print(f"{error}\nusing fashion_mnist_mini, twelve times over")
+        return np.tile(data.load("fashion_mnist_mini").ys, (12, 1, 1, 1))
+
+
+def ours(encoder, decoder, pixels: np.ndarray) -> Callable[[], float]:
+    """One epoch of this library: a scan over the whole data set."""
+    model = vae(gaussian(encoder), standard_normal(20), bernoulli(decoder))
+    optimizer = optax.adam(1e-3)
+    state = init_state(model, optimizer, jax.random.key(0), jnp.zeros(pixels.shape[1:]))
+    step = make_train_step(model, optimizer, preprocess=dynamic_binarisation())
+    scan = jax.jit(make_scan(step, BATCH, len(pixels) // BATCH), donate_argnums=0)
+    ys, key, box = jnp.asarray(pixels), jax.random.key(1), [state]
+
+    def epoch() -> float:
+        box[0], metrics = scan(box[0], key, ys)
+        return float(metrics["loss"][-1])
+
+    return epoch
+
+
+def by_hand(pixels: np.ndarray) -> Callable[[], float]:
+    """One epoch of the same model in plain JAX."""
+    optimizer = optax.adam(1e-3)
+    params = handwritten.init(jax.random.key(0), (784, 500, 20))
+    run = handwritten.make_epoch(optimizer, BATCH)
+    box, flat = [params, optimizer.init(params), 0], jnp.asarray(pixels.reshape(len(pixels), -1))
+
+    def epoch() -> float:
+        box[0], box[1], losses = run(box[0], box[1], jax.random.key(box[2]), flat)
+        box[2] += 1
+        return float(losses[-1])
+
+    return epoch
+
+
+def torch_peer(name: str, pixels: np.ndarray, **options) -> dict[str, Callable[[], float]]:
+    """PyTorch's contestant, where torch is installed."""
+    if importlib.util.find_spec("torch") is None:
+        print("torch is not installed: its row is left out (pip install torch)")
+        return {}
+    from experiments.bench import torch_peers
+
+    module = getattr(torch_peers, name)()
+    return {f"PyTorch, eager{' channels-last' * bool(options)}": torch_peers.make_epoch(module, pixels[..., 0], BATCH, **options)}
+
+
+def compare(title: str, contestants: dict[str, Callable[[], float]], images: int, rounds: int) -> None:
+    """Run the contestants in turn and print images per second and ratios to the first."""
+    print(f"\n{title}, {images} images an epoch, {rounds} rounds on {jax.devices()[0].device_kind}")
+    speeds: dict[str, list[float]] = {name: [] for name in contestants}
+    losses = {name: epoch() for name, epoch in contestants.items()}  # compiles
+    for _ in range(rounds):
+        for name, epoch in contestants.items():
+            start = time.perf_counter()
+            losses[name] = epoch()
+            speeds[name].append(images / (time.perf_counter() - start))
+    first = next(iter(contestants))
+    for name, values in speeds.items():
+        ratio = statistics.median(a / b for a, b in zip(speeds[first], values, strict=True))
+        print(
+            f"  {name:<28} {statistics.median(values):>9,.0f} images/s ({min(values):,.0f} .. {max(values):,.0f})"
+            f"   {first} is {ratio:.2f}x   last loss {losses[name]:.1f}"
+        )
+
+
+def seconds_of(code: str, rounds: int) -> list[list[float]]:
+    """What fresh processes that run this code print, round by round."""
+    return [
+        [float(word) for word in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()]
+        for _ in range(rounds)
+    ]
+
+
+def start_up(rounds: int) -> None:
+    """Import time, time to the first step, memory."""
+    timed = "import time; start = time.perf_counter()\nimport {}\nprint(time.perf_counter() - start)"
+    print(f"\nstart-up, {rounds} rounds of fresh processes, median (min .. max)")
+    values = {}
+    for name in ("jax", "jax, vae_jax"):
+        values[name] = [row[0] for row in seconds_of(timed.format(name), rounds)]
+    added = statistics.median(values["jax, vae_jax"]) - statistics.median(values["jax"])
+    for name, times in values.items():
+        print(f"  import {name:<14} {statistics.median(times):.2f} s ({min(times):.2f} .. {max(times):.2f})")
+    print(f"  vae_jax adds          {added:.2f} s")
+    first = seconds_of(FIRST_STEP, rounds)
+    times, memory = zip(*first, strict=True)
+    print(f"  first step, import included {statistics.median(times):.2f} s ({min(times):.2f} .. {max(times):.2f})")
+    print(f"  peak memory of that process {statistics.median(memory):.0f} MiB")
+
+
+def main(config: Config) -> None:
+    """Print the tables."""
+    if config.only in ("all", "start"):
+        start_up(min(config.rounds, 5))
+    if config.only == "start":
+        return
+    pixels = load_pixels(config.data)
+    if config.only in ("all", "fc"):
+        some = pixels[: config.images]
+        encoder, decoder = nets.MLP((500,), 40), nets.MLP((500,), (28, 28, 1))
+        contestants = {"vae_jax": ours(encoder, decoder, some), "plain JAX by hand": by_hand(some)}
+        contestants |= torch_peer("FullyConnected", some)
+        compare("FC-VAE 784-500-20, dynamic binarisation", contestants, len(some) // BATCH * BATCH, config.rounds)
+    if config.only in ("all", "conv"):
+        some = pixels[: config.images or 12_800]
+        encoder, decoder = nets.ConvEncoder((32, 64, 128), 40), nets.ConvDecoder((32, 64, 128), (28, 28, 1))
+        contestants = {"vae_jax": ours(encoder, decoder, some)}
+        contestants |= torch_peer("Convolutional", some, channels_last=True)
+        compare("Convolutional VAE 32-64-128", contestants, len(some) // BATCH * BATCH, config.rounds)
+    print(f"\npeak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
+
+
+if __name__ == "__main__":
+    main(tyro.cli(Config))

@@ -1,0 +1,13 @@
+"""Images as uint8 arrays: carried by the package, one's own, or from tensorflow-datasets.
+
+    ys, labels, label_names, *_ = load("fashion_mnist_mini", "train")
+
+A whole split is read once into one array; scaling, dequantisation and binarisation happen inside
+jit (`vae_jax.preprocess`). Importing this package reads nothing; pillow and tensorflow-datasets are
+imported where used.
+"""
+
+from vae_jax.data.datasets import NAMES, load
+from vae_jax.data.images import Dataset
+
+__all__ = ["NAMES", "Dataset", "load"]

@@ -1,0 +1,144 @@
+"""npz, npy and IDX files, told by their first bytes, and folders with MNIST's four IDX files."""
+
+import gzip
+import math
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+
+import numpy as np
+from jaxtyping import Shaped, UInt8
+
+from vae_jax.data.images import Found, held_out
+
+IMAGE_KEYS = ("{split}_image", "{split}_images", "x_{split}")
+LABEL_KEYS = ("{split}_label", "{split}_labels", "y_{split}")
+SINGLE_IMAGE_KEYS = ("image", "images", "ys", "x", "data", "arr_0")
+SINGLE_LABEL_KEYS = ("label", "labels")
+IDX_PREFIX = {"train": "train", "test": "t10k"}
+
+
+def read_file(path: Path, split: str) -> Found:
+    """One split from a file.
+
+    Raises:
+        ValueError: damaged, of another kind, or without the arrays wanted.
+    """
+    with path.open("rb") as file:
+        magic = file.read(6)
+    try:
+        if magic[:4] == b"PK\x03\x04":
+            return _read_npz(path, split)
+        if magic == b"\x93NUMPY":
+            ys = np.load(path, allow_pickle=False)
+            return _split_single(ys, None, None, f"file {path}", split)
+        if magic[:2] in (b"\x1f\x8b", b"\x00\x00"):
+            return _split_single(read_idx(path), None, None, f"file {path}", split)
+    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        raise ValueError(f"{path} is damaged: {error}") from error
+    except ValueError as error:
+        if "allow_pickle" not in str(error):
+            raise
+        raise ValueError(
+            f"{path} holds Python objects (a pickle), which are never read: save plain arrays of "
+            "numbers, with images all of one size"
+        ) from error
+    raise ValueError(
+        f"{path} is neither npz, npy nor IDX (raw or gz); for images give the folder they are in"
+    )
+
+
+def _read_npz(path: Path, split: str) -> Found:
+    """`train_image`, `train_label`, ... and `label_names`; or one array, split by `held_out`."""
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+
+        def first(keys: tuple[str, ...]) -> np.ndarray | None:
+            return next(
+                (arrays[k] for key in keys if (k := key.format(split=split)) in arrays), None
+            )
+
+        ys, labels, names = first(IMAGE_KEYS), first(LABEL_KEYS), first(("label_names",))
+        if ys is not None:
+            return Found(ys, labels, names, f"file {path}")
+        ys, labels = first(SINGLE_IMAGE_KEYS), first(SINGLE_LABEL_KEYS)
+        if ys is not None:
+            return _split_single(ys, labels, names, f"file {path}", split)
+        raise ValueError(
+            f"{path} has the keys {sorted(arrays)}; want {split}_image (and {split}_label, "
+            f"label_names), or one array under one of {list(SINGLE_IMAGE_KEYS)} (and label)"
+        )
+
+
+def _split_single(
+    ys: Shaped[np.ndarray, "..."],
+    labels: Shaped[np.ndarray, "..."] | None,
+    names: Shaped[np.ndarray, "..."] | None,
+    source: str,
+    split: str,
+) -> Found:
+    if ys.ndim == 0:
+        raise ValueError(f"{source}: images are one number; want (n, h, w) or (n, h, w, channels)")
+    keep = held_out(len(ys), split)
+    if labels is not None:
+        if len(labels) != len(ys):
+            raise ValueError(f"{source}: {len(labels)} labels for {len(ys)} images")
+        labels = labels[keep]
+    return Found(ys[keep], labels, names, f"{source}, every tenth image held out as test")
+
+
+def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
+    """The array of an IDX file of unsigned bytes, raw or gzipped.
+
+    The format: the bytes 0, 0, 8 and the rank; the sizes as big-endian uint32; the values.
+
+    Raises:
+        ValueError: not such a file, or cut short.
+    """
+    with path.open("rb") as file:
+        zipped = file.read(2) == b"\x1f\x8b"
+    content = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
+    if len(content) < 4 or content[:3] != b"\x00\x00\x08":
+        raise ValueError(
+            f"{path} is no IDX file of unsigned bytes: it starts with [{content[:4].hex(' ')}]"
+        )
+    start = 4 + 4 * content[3]
+    shape = struct.unpack_from(f">{content[3]}I", content.ljust(start, b"\x00"), 4)
+    if len(content) - start != math.prod(shape):
+        raise ValueError(
+            f"{path} is damaged: its header says {shape}; it holds {len(content) - start} values"
+        )
+    return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
+
+
+def is_idx_folder(folder: Path) -> bool:
+    """Whether it holds files with MNIST's names."""
+    return any(_idx_file(folder, p, "images-idx3") is not None for p in IDX_PREFIX.values())
+
+
+def read_idx_folder(
+    folder: Path, split: str, source: str, label_names: tuple[str, ...] | None = None
+) -> Found:
+    """One split from `train-images-idx3-ubyte[.gz]`, `train-labels-idx1-ubyte[.gz]`, `t10k-...`.
+
+    Raises:
+        FileNotFoundError: one of the two files of the split is missing.
+        ValueError: one of them is damaged.
+    """
+    arrays = []
+    for kind in ("images-idx3", "labels-idx1"):
+        path = _idx_file(folder, IDX_PREFIX[split], kind)
+        if path is None:
+            raise FileNotFoundError(
+                f"{folder / f'{IDX_PREFIX[split]}-{kind}-ubyte'}[.gz] does not exist"
+            )
+        try:
+            arrays.append(read_idx(path))
+        except (zlib.error, EOFError, OSError) as error:
+            raise ValueError(f"{path} is damaged: {error}") from error
+    return Found(arrays[0], arrays[1], label_names, source)
+
+
+def _idx_file(folder: Path, prefix: str, kind: str) -> Path | None:
+    names = (f"{prefix}-{kind}-ubyte", f"{prefix}-{kind}-ubyte.gz")
+    return next((folder / n for n in names if (folder / n).is_file()), None)
