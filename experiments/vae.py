@@ -219,7 +219,7 @@ def build_prior(config: Config, encoder: vae_jax.Conditional, train: Split, prep
 def build_objective(config: Config, steps_per_epoch: int) -> objectives.Objective:
     """What is minimised."""
     steps = config.beta_epochs * steps_per_epoch
-    beta = {
+    beta: Any = {
         "constant": lambda: config.beta,
         "linear": lambda: objectives.linear(steps, end=config.beta),
         "sigmoid": lambda: objectives.sigmoid(steps, end=config.beta),
@@ -245,19 +245,19 @@ def load_splits(config: Config) -> tuple[Split, Split, Split, data.Dataset]:
     train, test = load("train"), load("test")
     if config.conditional and train.labels is None:
         raise ValueError(f"--conditional wants labels, and {config.data} has none: use a labelled data set")
-    keep = 576 if config.smoke else len(train.ys)
     classes = len(train.label_names or ()) or (0 if train.labels is None else int(train.labels.max()) + 1)
 
-    def split(source: data.Dataset, rows: slice) -> Split:
+    def split(source: data.Dataset, rows: np.ndarray | slice) -> Split:
         labels = None if source.labels is None else source.labels[rows]
         cs = np.eye(classes, dtype=np.float32)[labels] if config.conditional else None
         return Split(source.ys[rows], cs, labels)
 
-    held_out = max(1, min(keep, len(train.ys)) // 10)
-    last = min(keep, len(train.ys))
+    # Files are often sorted by class, so what is held out is drawn: the same for every seed.
+    order = np.random.default_rng(0).permutation(len(train.ys))[: 576 if config.smoke else None]
+    held_out = max(1, len(order) // 10)
     return (
-        split(train, slice(0, last - held_out)),
-        split(train, slice(last - held_out, last)),
+        split(train, order[held_out:]),
+        split(train, order[:held_out]),
         split(test, slice(0, 64 if config.smoke else None)),
         train,
     )
@@ -318,6 +318,8 @@ def main(config: Config) -> dict[str, Any]:
     )
     rows = table(result, fitted, len(test.ys))
     path = write_report(config, system, fitted, result, rows, train, test, source)
+    overview = draw_overview(system, fitted.params, jax.random.fold_in(key, 2), test)
+    (Path(config.out) / "overview.png").write_bytes(pictures.png(overview, max(1, 56 // test.ys.shape[1])))
     print(report.table_text(rows))
     print(f"\nreport: {path}")
     return {row.name: row.value for row in rows}
@@ -341,7 +343,7 @@ def table(result: Evaluation, fitted: Fitted, n: int) -> list[report.Row]:
     if bits is not None:
         rows.append(report.Row("bits/dim at most", *bits, f"from the ELBO; {result.dimensions} dimensions"))
     active = active_units(result)
-    if active is not None:
+    if active is not None and result.unit_variance is not None:
         units = len(result.unit_variance)
         rows.append(report.Row("active units", active, None, f"of {units}; variance of the posterior mean > 0.01"))
     rows.append(report.Row("training speed", fitted.images_per_second, None, "images/s, median epoch after the first"))
@@ -460,6 +462,13 @@ def draw_pairs(system: System, params: Any, key: jax.Array, test: Split, n: int 
         return vae_jax.reconstruct(system.encoder, system.generator, params, k_model, seen, c)
 
     return ys / np.float32(255), show(system, over_batch(one, params, jax.random.split(key, len(ys)), ys, cs))
+
+
+def draw_overview(system: System, params: Any, key: jax.Array, test: Split) -> np.ndarray:
+    """The run in one picture: ten test images, their reconstructions below them, then twenty samples."""
+    originals, reconstructions = draw_pairs(system, params, key, test, 10)
+    samples = draw_samples(system, params, jax.random.fold_in(key, 1), test.cs, 20)
+    return pictures.grid(np.concatenate([originals, reconstructions, samples]), len(originals))
 
 
 def encode(system: System, params: Any, key: jax.Array, split: Split) -> np.ndarray:

@@ -56,7 +56,7 @@ def _length(name: str, xs: Any) -> int:
     for x in leaves:
         if getattr(x, "dtype", np.asarray(x).dtype).kind in "OSU":
             raise ValueError(f"{name} has dtype {np.asarray(x).dtype}; want numbers")
-    return lengths.pop()
+    return len(leaves[0])
 
 
 def _check_finite(name: str, xs: Any) -> None:
@@ -113,10 +113,11 @@ def _check_support(model: Model, fresh: Any, ys: Any, c: Any, preprocess: Prepro
 
 def _support_of(model: Model, fresh: Any, c: Any) -> Any:
     """The constraint on y. Its bounds are constants of the model, so abstract parameters are enough to find it."""
-    if model.support is None:
+    support = model.support
+    if support is None:
         return None
-    found = []
-    jax.eval_shape(lambda params: found.append(model.support(params, c)), fresh)
+    found: list[Any] = []
+    jax.eval_shape(lambda params: found.append(support(params, c)), fresh)
     bounds = [value for value in vars(_base(found[0])).values() if isinstance(value, jax.core.Tracer)]
     return None if bounds else found[0]
 

@@ -24,7 +24,7 @@ import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
@@ -129,7 +129,9 @@ def save(directory: PathLike, step: int, state: Any, meta: dict[str, Any], *, be
     _prune(folder)
 
 
-def restore(directory: PathLike, like: Any, *, best: bool = False) -> Restored | None:
+def restore(
+    directory: PathLike, like: Any, *, which: Literal["last", "best"] = "last"
+) -> Restored | None:
     """The newest good checkpoint, or the newest good one saved as best; None before the first.
 
     Damaged and unfinished ones on the way are skipped, each with a warning. Nothing is deleted.
@@ -139,17 +141,19 @@ def restore(directory: PathLike, like: Any, *, best: bool = False) -> Restored |
         like: the state's structure: arrays, Python numbers or `jax.ShapeDtypeStruct`s. Each leaf
             comes back bit for bit as its counterpart here: a numpy array, a Python number, or a
             jax array with its sharding (uncommitted where the counterpart is).
-        best: only those that were saved as best.
+        which: "last", or "best": only those that were saved as best.
 
     Raises:
-        ValueError: the checkpoint does not fit `like`; the first differing leaf is named.
+        ValueError: the checkpoint does not fit `like`: the first differing leaf is named.
         RuntimeError: there are checkpoints, but all are damaged; they are listed.
     """
+    if which not in ("last", "best"):
+        raise ValueError(f'which must be "last" or "best"; got {which!r}')
     found: Restored | None = None
     skipped: dict[Path, str] = {}
     for path in _newest_first(_folder(directory)):
         try:
-            found = _load(path, like, best=best)
+            found = _load(path, like, best_only=which == "best")
         except _Damaged as why:
             skipped[path] = f"{path}: {why}"
         if found:
@@ -162,9 +166,9 @@ def restore(directory: PathLike, like: Any, *, best: bool = False) -> Restored |
     return found
 
 
-def _load(path: Path, like: Any, *, best: bool) -> Restored | None:
+def _load(path: Path, like: Any, *, best_only: bool) -> Restored | None:
     manifest = _verified(path)
-    if best and not manifest["best"]:
+    if best_only and not manifest["best"]:
         return None
     _check_fits(path, manifest["leaves"], like)
     arrays = _read_arrays(path / "arrays")

@@ -54,7 +54,7 @@ class DiscretisedLogistic(dist.Distribution):
     """
 
     arg_constraints = {"loc": constraints.real, "log_scale": constraints.real}  # noqa: RUF012
-    reparametrized_params = []  # noqa: RUF012
+    reparametrized_params: list[str] = []  # noqa: RUF012
     pytree_data_fields = ("loc", "log_scale")
     pytree_aux_fields = ("levels",)
 

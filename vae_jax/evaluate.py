@@ -99,9 +99,8 @@ def evaluate(
         inputs = jax.tree.map(lambda x, i=indices: np.asarray(x)[i], (ys, cs))
         values = of_batch(params, key, jnp.asarray(indices), *inputs)
         rows.append(jax.tree.map(lambda x, real=n - start: np.asarray(x)[:real], values))
-    distortion, rate, bound, unit_rate, unit_mean = (
-        None if part[0] is None else np.concatenate(part) for part in zip(*rows, strict=True)
-    )
+    columns: list[Any] = [None if part[0] is None else np.concatenate(part) for part in zip(*rows, strict=True)]
+    distortion, rate, bound, unit_rate, unit_mean = columns
     seen = jax.eval_shape(preprocess.apply, key, jax.tree.map(lambda y: y[0], ys))
     return Evaluation(
         elbo=-(distortion + rate),

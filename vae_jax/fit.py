@@ -249,7 +249,7 @@ class _Run:
     def __init__(self, directory: str | Path | None, config: dict[str, Any], resume: bool, fresh: TrainState):
         self.directory = None if directory is None else Path(directory)
         self.state, self.history, self.best = fresh, [], fresh.params if fresh.ema is None else fresh.ema
-        self.events = None
+        self.events: Any = None
         if self.directory is None:
             return
         checkpoint.claim(self.directory, config, resume=resume)
@@ -269,7 +269,7 @@ class _Run:
         with self.metrics.open("a") as file:
             file.write(json.dumps(history[-1]) + "\n")
         if self.events is None:
-            from tensorboardX import SummaryWriter
+            from tensorboardX import SummaryWriter  # not needed where no directory is
 
             self.events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=history[-1]["step"])
         for name, value in history[-1].items():

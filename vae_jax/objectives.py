@@ -11,18 +11,17 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
-from jax.typing import ArrayLike
 
 from vae_jax.model import Model, Params, Terms
 from vae_jax.vae import importance_of
 
-Objective = Callable[[Model, Params, Array, Any, Any, ArrayLike], tuple[Array, Terms]]
-Schedule = Callable[[ArrayLike], ArrayLike]
+Objective = Callable[[Model, Params, Array, Any, Any, Any], tuple[Array, Terms]]
+Schedule = Callable[[Any], Any]  # from the step to a number
 FreeBits = Callable[[Array, float], Array]
 
 
-def batch_terms(terms: Callable[..., Terms], params: Params, keys: Array, ys: Any, cs: Any) -> Terms:
-    """`terms` of every example: the one vmap of the library."""
+def batch_terms(terms: Callable[..., Any], params: Params, keys: Array, ys: Any, cs: Any) -> Any:
+    """`terms` of every example, a function `(params, key, y, c)` under one vmap."""
     return jax.vmap(terms, in_axes=(None, 0, 0, None if cs is None else 0))(params, keys, ys, cs)
 
 
@@ -68,19 +67,21 @@ def free_bits(floor: float, definition: FreeBits, *, beta: float | Schedule = 1.
     def objective(model, params, keys, ys, cs, step):
         terms = batch_terms(model.terms, params, keys, ys, cs)
         weight = beta(step) if callable(beta) else beta
-        if definition is per_example:
-            rates = terms.rate
-        else:
-            rates = terms.detail.get("z", {}).get("rate") if isinstance(terms.detail, dict) else None
-        if rates is None:
-            raise ValueError(
-                "this model has no rate per unit (encoder or prior does not factorise over units); "
-                "use free_bits(floor, per_example)"
-            )
-        rates = rates.reshape(len(rates), -1)
+        rates = jnp.asarray(terms.rate)[:, None] if definition is per_example else _unit_rates(terms)
         return jnp.mean(terms.distortion + terms.penalty) + weight * definition(rates, floor), terms
 
     return objective
+
+
+def _unit_rates(terms: Terms) -> Array:
+    """(batch, units)"""
+    rates = terms.detail.get("z", {}).get("rate") if isinstance(terms.detail, dict) else None
+    if rates is None:
+        raise ValueError(
+            "this model has no rate per unit (encoder or prior does not factorise over units); use "
+            "free_bits(floor, per_example)"
+        )
+    return rates.reshape(len(rates), -1)
 
 
 def batch_mean_per_unit(rates: Array, floor: float) -> Array:

@@ -144,7 +144,7 @@ def make_train_step(
         (losses, stats), grads = compute(trained, frozen, keys, ys, cs, state.step)
         if axis_name is not None:
             losses, stats, grads = jax.lax.pmean((losses, stats, grads), axis_name)
-        norm = optax.global_norm(grads)
+        norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(losses["loss"])
         if clip_norm is not None:
             grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)), grads)

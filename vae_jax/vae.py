@@ -99,9 +99,11 @@ def vae(
             "gen": parts.generator.maximise(params["gen"], stats["gen"]),
         }
 
+    support_of_generator = parts.generator.support
+
     def support(params, c=None):
         z = parts.prior.sample(params["pri"], jax.random.key(0), c)
-        return parts.generator.support(params["gen"], join(z, c))
+        return None if support_of_generator is None else support_of_generator(params["gen"], join(z, c))
 
     offers_importance = parts.prior.importance and parts.generator.importance
     return Model(
@@ -110,7 +112,7 @@ def vae(
         sample=sample,
         importance=importance if offers_importance else None,
         maximise=maximise,
-        support=support if parts.generator.support else None,
+        support=support if support_of_generator else None,
     )
 
 
@@ -126,7 +128,7 @@ def _bounds(parts: Parts) -> _Chain:
 
 
 def _importances(parts: Parts) -> _Chain:
-    return _Chain(parts.prior.importance, parts.generator.importance)
+    return _Chain(importance_of(parts.prior), importance_of(parts.generator))
 
 
 def _assemble(chain: _Chain, params: Params, key: Array, log_q: Array, z: Any, y: Any, c: Any) -> Terms:

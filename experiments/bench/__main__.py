@@ -149,7 +149,7 @@ def start_up(rounds: int) -> None:
         print(f"  import {name:<14} {statistics.median(times):.2f} s ({min(times):.2f} .. {max(times):.2f})")
     print(f"  vae_jax adds          {added:.2f} s")
     first = seconds_of(FIRST_STEP, rounds)
-    times, memory = zip(*first, strict=True)
+    times, memory = [row[0] for row in first], [row[1] for row in first]
     print(f"  first step, import included {statistics.median(times):.2f} s ({min(times):.2f} .. {max(times):.2f})")
     print(f"  peak memory of that process {statistics.median(memory):.0f} MiB")
 
@@ -163,14 +163,13 @@ def main(config: Config) -> None:
     pixels = load_pixels(config.data)
     if config.only in ("all", "fc"):
         some = pixels[: config.images]
-        encoder, decoder = nets.MLP((500,), 40), nets.MLP((500,), (28, 28, 1))
-        contestants = {"vae_jax": ours(encoder, decoder, some), "plain JAX by hand": by_hand(some)}
+        contestants = {"vae_jax": ours(nets.MLP((500,), 40), nets.MLP((500,), (28, 28, 1)), some), "plain JAX by hand": by_hand(some)}
         contestants |= torch_peer("FullyConnected", some)
         compare("FC-VAE 784-500-20, dynamic binarisation", contestants, len(some) // BATCH * BATCH, config.rounds)
     if config.only in ("all", "conv"):
         some = pixels[: config.images or 12_800]
-        encoder, decoder = nets.ConvEncoder((32, 64, 128), 40), nets.ConvDecoder((32, 64, 128), (28, 28, 1))
-        contestants = {"vae_jax": ours(encoder, decoder, some)}
+        channels = (32, 64, 128)
+        contestants = {"vae_jax": ours(nets.ConvEncoder(channels, 40), nets.ConvDecoder(channels, (28, 28, 1)), some)}
         contestants |= torch_peer("Convolutional", some, channels_last=True)
         compare("Convolutional VAE 32-64-128", contestants, len(some) // BATCH * BATCH, config.rounds)
     print(f"\npeak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
