@@ -1,6 +1,5 @@
-"""The run directory and its checkpoints: each is whole and verified, or skipped with a warning.
+"""Checkpoints: each is whole and verified, or skipped with a warning.
 
-    run/config.json                                    what the run is; written by `claim`
     run/checkpoints/000007-step-1200/manifest.json     step, meta, leaves, SHA-256 of every file
     run/checkpoints/000007-step-1200/arrays/           the leaves by name: an Orbax checkpoint
     run/checkpoints/000008-step-1300.partial/          a write (or a removal) that was killed
@@ -10,18 +9,16 @@ the manifest, and only then renamed, which is atomic: a process killed at any mo
 older ones whole. The leading number is new at every write: no leftover is in the way. No pickle.
 
 Several processes (a TPU pod) all call these functions, on a directory in a file system that all of
-them see: process 0 alone writes (on the others `save` and `claim` return at once), each one reads.
+them see: process 0 alone writes (on the others `save` returns at once), each one reads.
 The state has to be whole on process 0, as it is where parameters are replicated.
 """
 
 import contextlib
 import hashlib
 import json
-import os
 import re
 import shutil
 import warnings
-from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -29,9 +26,8 @@ from typing import Any, Literal, NamedTuple
 import jax
 import numpy as np
 
-PathLike = str | os.PathLike[str]
+from vae_jax.run_directory import PARTIAL, PathLike, to_json
 
-_PARTIAL = ".partial"
 _NAME = re.compile(r"\d+-step-\d+(\.partial)?")
 _NUMBERS = (bool, int, float, complex)
 
@@ -46,50 +42,6 @@ class Restored(NamedTuple):
 
 class _Damaged(Exception):
     """Says why a checkpoint cannot be used."""
-
-
-def claim(
-    directory: PathLike, config: dict[str, Any], *, resume: bool, ignore: Iterable[str] = ()
-) -> None:
-    """Makes `directory` the run of `config`, or makes sure that it is that run already.
-
-    Args:
-        directory: made where it does not exist; an empty one will do.
-        config: what the run is, plain JSON values.
-        resume: whether a directory that holds this run already may be continued.
-        ignore: fields that may differ ("epochs", nested "optimiser.rate", or a whole "optimiser").
-
-    Raises:
-        FileExistsError: the directory holds other things, or this run and `resume` is False.
-        ValueError: it holds a run with another configuration; the differing fields are listed.
-        TypeError: `config` is not plain JSON.
-    """
-    text = _to_json("config", config)
-    if jax.process_index() != 0:
-        return
-    root = Path(directory)
-    file = root / "config.json"
-    if not file.exists():
-        root.mkdir(parents=True, exist_ok=True)
-        if others := sorted(e.name for e in root.iterdir() if e.suffix != _PARTIAL):
-            raise FileExistsError(
-                f"{root} is not a run directory: it holds {others[0]} ({len(others)} entries) but "
-                "no config.json; choose another directory"
-            )
-        partial = file.with_name(file.name + _PARTIAL)
-        partial.write_text(text)
-        partial.replace(file)
-        return
-    if differing := _differences(_load_config(file), json.loads(text), tuple(ignore)):
-        raise ValueError(
-            f"{root} holds a run with another configuration; choose another directory, or ask for "
-            "the same:\n  " + "\n  ".join(differing)
-        )
-    if not resume:
-        raise FileExistsError(
-            f"{root} holds this run already: continue it with --resume (resume=True), or choose "
-            "another directory"
-        )
 
 
 def save(directory: PathLike, step: int, state: Any, meta: dict[str, Any], *, best: bool) -> None:
@@ -110,7 +62,7 @@ def save(directory: PathLike, step: int, state: Any, meta: dict[str, Any], *, be
         ValueError: the state has no leaves, or one that is spread over several processes.
         OSError: the disk is full or failing; the older ones are untouched.
     """
-    meta = json.loads(_to_json("meta", meta))
+    meta = json.loads(to_json("meta", meta))
     arrays = {name: _to_stored(name, leaf) for name, leaf in _named(state).items()}
     if not arrays:
         raise ValueError("state has no leaves, so there is nothing to save")
@@ -120,7 +72,7 @@ def save(directory: PathLike, step: int, state: Any, meta: dict[str, Any], *, be
     folder.mkdir(parents=True, exist_ok=True)
     number = 1 + max(map(_number, _newest_first(folder)), default=0)
     final = folder / f"{number:06d}-step-{step}"
-    partial = final.with_name(final.name + _PARTIAL)
+    partial = final.with_name(final.name + PARTIAL)
     partial.mkdir()
     _write_arrays(partial / "arrays", arrays)
     leaves = {name: _spec(leaf) for name, leaf in _named(state).items()}
@@ -158,7 +110,7 @@ def restore(
             skipped[path] = f"{path}: {why}"
         if found:
             break
-    if not found and any(path.suffix != _PARTIAL for path in skipped):
+    if not found and any(path.suffix != PARTIAL for path in skipped):
         raise RuntimeError("no good checkpoint (none deleted):\n  " + "\n  ".join(skipped.values()))
     for problem in skipped.values():
         used = f"using {path.name}" if found else "there is no other"
@@ -186,7 +138,7 @@ def _prune(folder: Path) -> None:
     best = next((path for path in good if good[path]["best"]), None)
     for path in list(good)[2:]:
         if path != best:
-            shutil.rmtree(path.rename(path.with_name(path.name + _PARTIAL)))
+            shutil.rmtree(path.rename(path.with_name(path.name + PARTIAL)))
 
 
 # Files
@@ -216,7 +168,7 @@ def _seal(path: Path, manifest: dict[str, Any]) -> None:
 
 def _verified(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file is as it was written."""
-    if path.suffix == _PARTIAL:
+    if path.suffix == PARTIAL:
         raise _Damaged("unfinished, the process was killed while writing or removing it")
     try:
         sealed = json.loads((path / "manifest.json").read_text())
@@ -322,42 +274,3 @@ def _check_fits(path: Path, there: dict[str, str], like: Any) -> None:
                 f"{path} does not fit: {name} is {got} there, {want} wanted; usually it is of "
                 "another model or optimiser"
             )
-
-
-# Configurations
-
-
-def _to_json(argument: str, value: Any) -> str:
-    try:
-        return json.dumps(value, indent=1)
-    except (TypeError, ValueError) as error:
-        raise TypeError(f"{argument} must hold plain JSON values only: {error}") from error
-
-
-def _load_config(file: Path) -> Any:
-    try:
-        return json.loads(file.read_text())
-    except ValueError as error:
-        raise ValueError(f"{file} is damaged ({error}); choose another directory") from error
-
-
-def _differences(there: Any, asked: Any, ignore: tuple[str, ...]) -> list[str]:
-    """One line for each field that differs, nested ones by their dotted names."""
-    old, new = _fields(there), _fields(asked)
-    lines = []
-    for name in {**old, **new}:
-        same = name in old and name in new and old[name] == new[name]
-        if not same and not any(f"{name}.".startswith(f"{field}.") for field in ignore):
-            got, want = (repr(each[name]) if name in each else "absent" for each in (old, new))
-            lines.append(f"{name}: {got} there, {want} asked")
-    return lines
-
-
-def _fields(config: Any, prefix: str = "") -> dict[str, Any]:
-    if not isinstance(config, dict) or not config:
-        return {prefix: config}
-    return {
-        name: value
-        for key, nested in config.items()
-        for name, value in _fields(nested, f"{prefix}.{key}" if prefix else key).items()
-    }

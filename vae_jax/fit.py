@@ -24,6 +24,7 @@ from vae_jax.check import check_data
 from vae_jax.evaluate import evaluate, mean
 from vae_jax.model import Model, Params
 from vae_jax.preprocess import Preprocess, identity
+from vae_jax.run_directory import claim
 from vae_jax.train import TrainState, init_state, leaf_names, make_scan, make_train_step, replicated
 
 STEPS_PER_CALL = 100
@@ -252,7 +253,7 @@ class _Run:
         self.events: Any = None
         if self.directory is None:
             return
-        checkpoint.claim(self.directory, config, resume=resume)
+        claim(self.directory, config, resume=resume, ignore=["fit.epochs"])
         last = checkpoint.restore(self.directory, fresh)
         if last is not None:
             self.state, self.history = last.state, last.meta["history"]

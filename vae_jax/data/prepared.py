@@ -27,14 +27,14 @@ def read_prepared(
 
     Raises:
         FileNotFoundError: the name is known, but the data set is not prepared in that folder.
-        NotImplementedError: it is prepared there in a format that only TensorFlow reads.
-        ValueError: no such split (tensorflow-datasets lists them), no image, or images of several
-            sizes.
+        ValueError: prepared in a format that only TensorFlow reads, no such split (the message of
+            tensorflow-datasets lists them), no image, or images of several sizes.
     """
     import tensorflow_datasets as tfds
 
     try:
-        builder = tfds.builder(name, data_dir=data_dir, file_format="array_record")
+        file_format = "array_record" if download else None  # None: as it was prepared
+        builder = tfds.builder(name, data_dir=data_dir, file_format=file_format)
     except tfds.core.DatasetNotFoundError:
         return None
     if download:
@@ -45,10 +45,17 @@ def read_prepared(
             f"{builder.data_path}; prepare it there with file_format='array_record', pass the "
             "data_dir that has it, or pass download=True"
         )
+    try:
+        examples = builder.as_data_source(split)
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{builder.data_path} was prepared in a format that only TensorFlow reads; prepare it "
+            "again with file_format='array_record'"
+        ) from error
     info = builder.info
     image, label = _keys(info.features, name)
     ys, labels = [], []
-    for example in builder.as_data_source(split):
+    for example in examples:
         ys.append(example[image] if size is None else resized(example[image], size))
         labels.append(None if label is None else example[label])
         if ys[-1].shape != ys[0].shape:

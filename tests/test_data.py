@@ -1,0 +1,457 @@
+"""Every source of `load`, against arrays made here, and the message of every refusal."""
+
+import gzip
+import hashlib
+import importlib.resources
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from vae_jax.data import NAMES, Dataset, load
+from vae_jax.data.datasets import DEBIAN
+from vae_jax.data.images import as_images, held_out, resized
+
+HAS_DEBIAN = pytest.mark.skipif(
+    not DEBIAN.is_dir(), reason=f"no {DEBIAN}: install Debian's package dataset-fashion-mnist"
+)
+
+
+def pictures(n: int, h: int = 4, w: int = 5, channels: int = 1) -> np.ndarray:
+    """Random levels 0..255; h is not w, so that a swap shows."""
+    rng = np.random.default_rng(0)
+    return rng.integers(0, 256, (n, h, w, channels), dtype=np.uint8)
+
+
+def idx_bytes(array: np.ndarray) -> bytes:
+    sizes = np.array(array.shape, dtype=">u4").tobytes()
+    return bytes([0, 0, 8, array.ndim]) + sizes + array.astype(np.uint8).tobytes()
+
+
+def save_pictures(folder, ys, names=None):
+    folder.mkdir(parents=True, exist_ok=True)
+    names = [f"{i:03}.png" for i in range(len(ys))] if names is None else names
+    for name, y in zip(names, ys, strict=True):
+        Image.fromarray(y[..., 0] if y.shape[-1] == 1 else y).save(folder / name)
+    return folder
+
+
+def save_npz(path, **arrays):
+    np.savez(path, **arrays)
+    return path
+
+
+def is_well_formed(data: Dataset) -> bool:
+    n = len(data.ys)
+    labels = data.labels is None or (data.labels.dtype == np.int32 and data.labels.shape == (n,))
+    return data.ys.dtype == np.uint8 and data.ys.ndim == 4 and n > 0 and labels
+
+
+# The carried arrays.
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "shape", "per_class", "classes"),
+    [
+        ("fashion_mnist_mini", "train", (5000, 28, 28, 1), 500, 10),
+        ("fashion_mnist_mini", "test", (1000, 28, 28, 1), 100, 10),
+        ("emoji_mini", "train", (396, 32, 32, 3), 44, 9),
+        ("emoji_mini", "test", (99, 32, 32, 3), 11, 9),
+    ],
+)
+def test_carried_sizes_and_label_counts(name, split, shape, per_class, classes):
+    data = load(name, split)
+    assert is_well_formed(data)
+    assert data.ys.shape == shape
+    assert data.labels is not None and data.label_names is not None
+    assert np.bincount(data.labels).tolist() == [per_class] * classes
+    assert len(data.label_names) == len(set(data.label_names)) == classes
+    assert (data.name, data.split) == (name, split)
+    assert "carried" in data.source
+    assert data.ys.min() == 0 and data.ys.max() == 255
+
+
+@pytest.mark.parametrize(
+    ("name", "sha256"),
+    [
+        ("fashion_mnist_mini", "9b92376c3176c285a177dc125ab59ad30772d788d949f3007432a19fbf089598"),
+        ("emoji_mini", "b79e5714b7cfeae1c026cd7f47890b2988a5703aef12bc719d55ff9572a62c81"),
+    ],
+)
+def test_carried_files_are_those_of_their_readme(name, sha256):
+    folder = importlib.resources.files("vae_jax.data") / "files"
+    assert hashlib.sha256((folder / f"{name}.npz").read_bytes()).hexdigest() == sha256
+    assert sha256 in (folder / "README.md").read_text(encoding="utf8")
+
+
+def test_notices_are_shipped():
+    folder = importlib.resources.files("vae_jax.data") / "files"
+    text = (folder / "NOTICES.md").read_text(encoding="utf8")
+    for words in (
+        "Copyright (c) 2017 Zalando SE",
+        "Permission is hereby granted, free of charge, to any person obtaining a\ncopy of this",
+        "Google Inc.",
+        "Apache License, Version 2.0",
+        "UNICODE LICENSE V3",
+        "Unicode, Inc.",
+    ):
+        assert words in text
+
+
+def test_emoji_train_and_test_share_no_picture():
+    ys = np.concatenate([load("emoji_mini", "train").ys, load("emoji_mini", "test").ys])
+    assert len(np.unique(ys, axis=0)) == len(ys) == 495
+
+
+@HAS_DEBIAN
+@pytest.mark.parametrize(("split", "per_class"), [("train", 500), ("test", 100)])
+def test_mini_is_the_first_of_each_class_of_fashion_mnist(split, per_class):
+    whole, mini = load("fashion_mnist", split), load("fashion_mnist_mini", split)
+    first = [np.flatnonzero(whole.labels == k)[:per_class] for k in range(10)]
+    index = np.sort(np.concatenate(first))
+    np.testing.assert_array_equal(mini.ys, whole.ys[index])
+    np.testing.assert_array_equal(mini.labels, whole.labels[index])
+    assert mini.label_names == whole.label_names
+
+
+@HAS_DEBIAN
+@pytest.mark.parametrize(("split", "n"), [("train", 60_000), ("test", 10_000)])
+def test_debian_fashion_mnist(split, n):
+    data = load("fashion_mnist", split)
+    assert is_well_formed(data)
+    assert data.ys.shape == (n, 28, 28, 1)
+    assert np.bincount(data.labels).tolist() == [n // 10] * 10
+    assert "Debian" in data.source and "MIT" in data.source
+    if split == "train":  # the mean and standard deviation that its users quote
+        assert round(data.ys.mean() / 255, 4) == 0.2860
+        assert round(float(data.ys.std() / 255), 4) == 0.3530
+
+
+# Files.
+
+
+@pytest.mark.parametrize(
+    ("image", "label"),
+    [("{}_image", "{}_label"), ("{}_images", "{}_labels"), ("x_{}", "y_{}")],
+)
+def test_npz_with_splits(tmp_path, image, label):
+    ys = pictures(7)
+    path = save_npz(
+        tmp_path / "own.npz",
+        **{
+            image.format("train"): ys[:5, ..., 0],
+            label.format("train"): np.array([2, 0, 1, 2, 0]),
+            image.format("test"): ys[5:],
+            label.format("test"): np.array([[1], [0]]),
+            "label_names": np.array(["a", "b", "c"]),
+        },
+    )
+    train, test = load(path, "train"), load(str(path), "test")
+    assert is_well_formed(train) and is_well_formed(test)
+    np.testing.assert_array_equal(train.ys, ys[:5])
+    np.testing.assert_array_equal(test.ys, ys[5:])
+    assert train.labels.tolist() == [2, 0, 1, 2, 0] and test.labels.tolist() == [1, 0]
+    assert train.label_names == test.label_names == ("a", "b", "c")
+    assert str(path) in train.source
+
+
+@pytest.mark.parametrize("key", ["image", "images", "ys", "x", "data", "arr_0"])
+def test_npz_of_one_array_holds_out_every_tenth(tmp_path, key):
+    ys = pictures(23)
+    path = save_npz(tmp_path / "own.npz", **{key: ys, "label": np.arange(23)})
+    train, test = load(path, "train"), load(path, "test")
+    np.testing.assert_array_equal(test.ys, ys[[0, 10, 20]])
+    assert test.labels.tolist() == [0, 10, 20]
+    assert train.labels.tolist() == [i for i in range(23) if i not in (0, 10, 20)]
+    np.testing.assert_array_equal(train.ys, ys[train.labels])
+    assert "every tenth" in train.source
+
+
+@pytest.mark.parametrize("dtype", [np.uint8, np.int64, np.uint16])
+def test_npy_of_any_integers(tmp_path, dtype):
+    ys = pictures(20, channels=3)
+    np.save(tmp_path / "own.npy", ys.astype(dtype))
+    data = load(tmp_path / "own.npy", "test")
+    assert is_well_formed(data) and data.labels is None
+    np.testing.assert_array_equal(data.ys, ys[[0, 10]])
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_file(tmp_path, zipped):
+    ys = pictures(12)
+    content = idx_bytes(ys[..., 0])
+    path = tmp_path / ("own-images.gz" if zipped else "own-images")
+    path.write_bytes(gzip.compress(content) if zipped else content)
+    np.testing.assert_array_equal(load(path, "test").ys, ys[[0, 10]])
+
+
+@pytest.mark.parametrize("zipped", [False, True])
+def test_idx_folder(tmp_path, zipped):
+    ys, labels = pictures(9), np.arange(9)
+    parts = {"train": slice(0, 6), "t10k": slice(6, 9)}
+    for prefix, part in parts.items():
+        for kind, array in (("images-idx3", ys[part, ..., 0]), ("labels-idx1", labels[part])):
+            content = idx_bytes(array)
+            path = tmp_path / f"{prefix}-{kind}-ubyte{'.gz' if zipped else ''}"
+            path.write_bytes(gzip.compress(content) if zipped else content)
+    for split, part in zip(("train", "test"), parts.values(), strict=True):
+        data = load(tmp_path, split)
+        assert is_well_formed(data)
+        np.testing.assert_array_equal(data.ys, ys[part])
+        assert data.labels.tolist() == labels[part].tolist()
+
+
+# Folders of images.
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_flat_folder(tmp_path, channels):
+    ys = pictures(12, channels=channels)
+    folder = save_pictures(tmp_path / "own", ys)
+    (folder / "notes.txt").write_text("not an image")
+    (folder / ".hidden.png").write_text("nor this")
+    train, test = load(folder, "train"), load(folder, "test")
+    assert is_well_formed(train) and train.labels is None and train.label_names is None
+    np.testing.assert_array_equal(test.ys, ys[[0, 10]])
+    np.testing.assert_array_equal(train.ys, np.delete(ys, [0, 10], axis=0))
+
+
+def test_folder_with_splits(tmp_path):
+    ys = pictures(5)
+    save_pictures(tmp_path / "train", ys[:3])
+    save_pictures(tmp_path / "test", ys[3:])
+    np.testing.assert_array_equal(load(tmp_path, "train").ys, ys[:3])
+    np.testing.assert_array_equal(load(tmp_path, "test").ys, ys[3:])
+
+
+def test_folder_of_classes(tmp_path):
+    ys = pictures(11)
+    save_pictures(tmp_path / "dogs", ys[6:])
+    save_pictures(tmp_path / "cats", ys[:6])
+    train, test = load(tmp_path, "train"), load(tmp_path, "test")
+    assert train.label_names == test.label_names == ("cats", "dogs")
+    assert train.labels.tolist() == [0] * 5 + [1] * 4 and test.labels.tolist() == [0, 1]
+    np.testing.assert_array_equal(test.ys, ys[[0, 10]])
+
+
+def test_folder_of_splits_and_classes_labels_both_splits_alike(tmp_path):
+    ys = pictures(4)
+    for i, folder in enumerate(("train/a", "train/b", "train/c", "test/c")):
+        save_pictures(tmp_path / folder, ys[i : i + 1])
+    train, test = load(tmp_path, "train"), load(tmp_path, "test")
+    assert train.labels.tolist() == [0, 1, 2] and test.labels.tolist() == [2]
+    assert train.label_names == test.label_names == ("a", "b", "c")
+    np.testing.assert_array_equal(test.ys, ys[3:])
+
+
+def test_grey_beside_colour_becomes_rgb(tmp_path):
+    save_pictures(tmp_path, pictures(1), ["0.png"])
+    save_pictures(tmp_path, pictures(1), ["1.png"])
+    save_pictures(tmp_path, pictures(1, channels=3), ["2.png"])
+    train = load(tmp_path, "train").ys
+    np.testing.assert_array_equal(train[0], np.repeat(pictures(1)[0], 3, axis=-1))
+    np.testing.assert_array_equal(train[1], pictures(1, channels=3)[0])
+
+
+@pytest.mark.parametrize(("mode", "levels"), [("LA", [255]), ("RGBA", [255, 155, 155])])
+def test_transparency_is_laid_on_white(tmp_path, mode, levels):
+    pixel = (100, 0) if mode == "LA" else (255, 0, 0, 100)
+    for i in range(2):
+        Image.new(mode, (3, 2), pixel).save(tmp_path / f"{i}.png")
+    data = load(tmp_path, "test")
+    assert data.ys.shape == (1, 2, 3, len(levels))
+    assert data.ys[0, 0, 0].tolist() == levels
+
+
+def test_size_resizes_images_of_several_sizes(tmp_path):
+    save_pictures(tmp_path, [*pictures(2, 4, 5), *pictures(2, 9, 7)])
+    data = load(tmp_path, "train", size=(6, 8))
+    assert is_well_formed(data) and data.ys.shape == (3, 6, 8, 1)
+    constant = np.full((4, 5, 3), 77, np.uint8)
+    np.testing.assert_array_equal(resized(constant, (6, 8)), np.full((6, 8, 3), 77))
+
+
+def test_size_resizes_arrays_too():
+    assert load("emoji_mini", "test", size=(8, 12)).ys.shape == (99, 8, 12, 3)
+
+
+# Refusals: each says what was got, what was wanted and the usual cause.
+
+
+def refusal(error, words, *args, **options):
+    with pytest.raises(error) as caught:
+        load(*args, **options)
+    for word in words:
+        assert word in str(caught.value), f"{word!r} not in {caught.value}"
+
+
+def test_unknown_name_lists_the_known_ones():
+    refusal(ValueError, ["'fashion_mnst'", *NAMES, "npz", "folder", "data_dir"], "fashion_mnst")
+
+
+@pytest.mark.parametrize("name", ["./gone.npz", "gone.npy", "~/gone/folder", "my-images", "a/b/c"])
+def test_missing_path_says_so(name):
+    refusal(FileNotFoundError, [name, "does not exist", *NAMES], name)
+
+
+def test_bad_options():
+    refusal(ValueError, ["split='valid'", "train", "test"], "emoji_mini", "valid")
+    refusal(ValueError, ["name is empty"], "")
+    refusal(ValueError, ["size=(0, 3)", "(h, w)"], "emoji_mini", size=(0, 3))
+
+
+@pytest.mark.parametrize(
+    ("array", "words"),
+    [
+        (np.zeros((0, 4, 4), np.uint8), ["empty", "(0, 4, 4)"]),
+        (np.zeros((20, 784), np.uint8), ["(18, 784)", "(n, h, w, channels)", "reshape"]),
+        (np.zeros((20, 2, 2, 2, 2), np.uint8), ["(18, 2, 2, 2, 2)", "(n, h, w)"]),
+        (np.uint8(3), ["one number", "(n, h, w)"]),
+        (np.zeros((20, 3, 8, 8), np.uint8), ["(18, 3, 8, 8)", "channels last", "moveaxis"]),
+        (np.full((20, 4, 4), 0.5), ["float64", "(x * 255).round().astype(np.uint8)"]),
+        (np.full((20, 4, 4), 200.0), ["float64", "[200, 200]", "x.round().astype(np.uint8)"]),
+        (np.full((20, 4, 4), np.nan, np.float32), ["float32", "NaN", "288"]),
+        (np.full((20, 4, 4), 256), ["[256, 256]", "[0, 255]"]),
+        (np.full((20, 4, 4), -1), ["[-1, -1]", "[0, 255]"]),
+        (np.ones((20, 4, 4), np.uint8), ["0 or 1", "x * 255"]),
+        (np.ones((20, 4, 4), bool), ["bool", "uint8"]),
+        (np.full((20, 4, 4), "a"), ["<U1", "uint8"]),
+        (np.full((20, 4, 4), None), ["Python objects", "never read"]),
+    ],
+)
+def test_arrays_refused(tmp_path, array, words):
+    np.save(tmp_path / "own.npy", array, allow_pickle=True)
+    refusal(ValueError, ["own.npy", *words], tmp_path / "own.npy")
+
+
+def test_npz_refusals(tmp_path):
+    ys = pictures(4)
+    refusal(
+        ValueError,
+        ["['pics', 'tags']", "test_image", "label"],
+        save_npz(tmp_path / "keys.npz", pics=ys, tags=ys),
+        "test",
+    )
+    half = save_npz(tmp_path / "half.npz", train_image=ys)
+    refusal(ValueError, ["['train_image']", "test_image"], half, "test")
+    objects = save_npz(tmp_path / "objects.npz", image=np.full(3, None))
+    refusal(ValueError, ["objects.npz", "Python objects"], objects)
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (np.arange(3), ["int64", "(3,)", "(4,)"]),
+        (np.eye(4, dtype=int), ["(4, 4)", "(4,)"]),
+        (np.zeros(4), ["float64", "integers"]),
+        (np.array([0, 1, -1, 0]), ["-1", "negative"]),
+        (np.array([0, 1, 2, 0]), ["label 2", "no name", "2 label_names"]),
+    ],
+)
+def test_labels_refused(tmp_path, labels, words):
+    path = save_npz(
+        tmp_path / "own.npz",
+        train_image=pictures(4),
+        train_label=labels,
+        label_names=np.array(["a", "b"]),
+    )
+    refusal(ValueError, ["own.npz", *words], path)
+
+
+def test_one_array_with_too_few_labels(tmp_path):
+    path = save_npz(tmp_path / "own.npz", image=pictures(30), label=np.arange(5))
+    refusal(ValueError, ["5 labels", "30 images"], path)
+
+
+def test_damaged_files(tmp_path):
+    whole = {
+        "own.npz": save_npz(tmp_path / "own.npz", image=pictures(20)).read_bytes(),
+        "own.idx": idx_bytes(pictures(20)[..., 0]),
+        "own.gz": gzip.compress(idx_bytes(pictures(20)[..., 0])),
+    }
+    for name, content in whole.items():
+        (tmp_path / name).write_bytes(content[:-9])
+        refusal(ValueError, [name, "damaged"], tmp_path / name)
+    (tmp_path / "short.idx").write_bytes(bytes([0, 0, 8, 3, 0, 0]))
+    refusal(ValueError, ["short.idx", "damaged"], tmp_path / "short.idx")
+    (tmp_path / "float.idx").write_bytes(bytes([0, 0, 13, 1, 0, 0, 0, 0]))
+    refusal(ValueError, ["float.idx", "unsigned bytes", "00 00 0d 01"], tmp_path / "float.idx")
+
+
+def test_other_files_are_refused(tmp_path):
+    save_pictures(tmp_path, pictures(1), ["one.png"])
+    refusal(ValueError, ["one.png", "neither npz, npy nor IDX", "folder"], tmp_path / "one.png")
+    (tmp_path / "empty").write_bytes(b"")
+    refusal(ValueError, ["empty", "neither npz"], tmp_path / "empty")
+
+
+def test_idx_folder_without_the_other_split(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").write_bytes(idx_bytes(pictures(2)[..., 0]))
+    refusal(FileNotFoundError, ["t10k-images-idx3-ubyte", "does not exist"], tmp_path, "test")
+    refusal(FileNotFoundError, ["train-labels-idx1-ubyte", "does not exist"], tmp_path, "train")
+    (tmp_path / "train-labels-idx1-ubyte.gz").write_bytes(gzip.compress(b"\0" * 99)[:-9])
+    refusal(ValueError, ["train-labels-idx1-ubyte.gz", "damaged"], tmp_path, "train")
+
+
+def test_folder_refusals(tmp_path):
+    (tmp_path / "none").mkdir()
+    refusal(ValueError, ["none", "no images", ".png"], tmp_path / "none")
+
+    save_pictures(tmp_path / "half" / "train", pictures(2))
+    refusal(FileNotFoundError, ["test", "does not exist", "half"], tmp_path / "half", "test")
+
+    save_pictures(tmp_path / "both", pictures(2))
+    save_pictures(tmp_path / "both" / "cats", pictures(2))
+    refusal(ValueError, ["both images", "folders of images", "cats"], tmp_path / "both")
+
+    folder = save_pictures(tmp_path / "sizes", [*pictures(3, 4, 5), *pictures(2, 5, 4)])
+    refusal(ValueError, ["003.png", "(5, 4)", "001.png", "(4, 5)", "size=(h, w)"], folder)
+
+    save_pictures(tmp_path / "torn", pictures(3))
+    (tmp_path / "torn" / "001.png").write_bytes(b"no png")
+    refusal(ValueError, ["001.png", "cannot be read"], tmp_path / "torn")
+
+    (tmp_path / "deep").mkdir()
+    for i in range(2):
+        Image.fromarray(np.full((2, 2), 999, np.uint16)).save(tmp_path / "deep" / f"{i}.png")
+    refusal(ValueError, ["1.png", "more than 8 bits"], tmp_path / "deep")
+
+
+# Properties.
+
+
+@given(n=st.integers(1, 400))
+@settings(deadline=None, max_examples=30)
+def test_held_out_splits_are_a_partition(n):
+    train, test = held_out(n, "train"), held_out(n, "test")
+    assert sorted([*train, *test]) == list(range(n))
+    assert len(test) == -(-n // 10)
+
+
+@given(
+    shape=st.tuples(st.integers(1, 4), st.integers(2, 6), st.integers(1, 6)),
+    channels=st.sampled_from([None, 1, 3]),
+    dtype=st.sampled_from([np.uint8, np.int16, np.int32, np.uint64]),
+    seed=st.integers(0, 2**16),
+)
+@settings(deadline=None, max_examples=30)
+def test_integer_images_keep_their_values(shape, channels, dtype, seed):
+    full = shape if channels is None else (*shape, channels)
+    array = np.random.default_rng(seed).integers(0, 256, full).astype(dtype)
+    array.flat[0] = 255
+    ys = as_images(array, "here")
+    assert ys.dtype == np.uint8 and ys.shape == (*shape, channels or 1)
+    np.testing.assert_array_equal(ys.reshape(array.shape), array)
+
+
+def test_loading_carried_arrays_imports_neither_tfds_nor_pillow():
+    code = (
+        "import sys; from vae_jax.data import load; load('emoji_mini');"
+        "print([m for m in ('tensorflow_datasets', 'tensorflow', 'PIL') if m in sys.modules])"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "[]"
