@@ -368,7 +368,9 @@ def test_one_array_with_too_few_labels(tmp_path):
 
 
 def test_damaged_files(tmp_path):
+    np.save(tmp_path / "own.npy", pictures(20))
     whole = {
+        "own.npy": (tmp_path / "own.npy").read_bytes(),
         "own.npz": save_npz(tmp_path / "own.npz", image=pictures(20)).read_bytes(),
         "own.idx": idx_bytes(pictures(20)[..., 0]),
         "own.gz": gzip.compress(idx_bytes(pictures(20)[..., 0])),
@@ -376,6 +378,8 @@ def test_damaged_files(tmp_path):
     for name, content in whole.items():
         (tmp_path / name).write_bytes(content[:-9])
         refusal(ValueError, [name, "damaged"], tmp_path / name)
+    (tmp_path / "header.npy").write_bytes(whole["own.npy"][:60])
+    refusal(ValueError, ["header.npy", "damaged"], tmp_path / "header.npy")
     (tmp_path / "short.idx").write_bytes(bytes([0, 0, 8, 3, 0, 0]))
     refusal(ValueError, ["short.idx", "damaged"], tmp_path / "short.idx")
     (tmp_path / "float.idx").write_bytes(bytes([0, 0, 13, 1, 0, 0, 0, 0]))

@@ -140,7 +140,7 @@ def test_prepared_as_tfrecord_says_so(prepared, tmp_path, no_download):
     info = json.loads((copy / "dataset_info.json").read_text())
     info["fileFormat"] = "tfrecord"
     (copy / "dataset_info.json").write_text(json.dumps(info))
-    with pytest.raises(ValueError, match="only TensorFlow reads.*array_record"):
+    with pytest.raises(ValueError, match=r"only TensorFlow reads.*array_record"):
         load("fashion_mnist", data_dir=tmp_path)
 
 

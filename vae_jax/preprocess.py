@@ -161,9 +161,8 @@ def _bernoulli(key: jax.Array, y: Levels) -> Bool[Array, "*shape"]:
 def _content_key(seed: int, y: Levels) -> jax.Array:
     """A Threefry key that depends on the seed and the levels of y only.
 
-    Its two words are multilinear hashes sum_i a_i y_i mod 2^32 with coefficients drawn from the
-    seed: two different examples get the same key with a probability of at most 2^-50 (Carter and
-    Wegman 1979).
+    Its two words are multilinear hashes sum_i a_i y_i mod 2^32 (Carter and Wegman 1979), a drawn
+    from the seed: two different examples get the same key with a probability of at most 2^-50.
     """
     coefficients = _bits(jax.random.key(seed, impl="threefry2x32"), (2, y.size))
     words = jnp.sum(
@@ -176,7 +175,7 @@ def _bits(key: jax.Array, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """`jax.random.bits(key, shape)`: for a Threefry key the same bits in one fused kernel.
 
     On CPU jax's own Threefry is a rolled loop that goes through memory at each turn, 4 to 5 times
-    slower: drawing the pixels' noise would take a tenth of a small model's training step.
+    slower: the pixels' noise would take a tenth of a small model's training step.
     """
     if str(jax.random.key_impl(key)) != "threefry2x32":
         return jax.random.bits(key, shape, jnp.uint32)

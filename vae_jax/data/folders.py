@@ -47,9 +47,9 @@ def read_image_folder(folder: Path, split: str, size: tuple[int, int] | None) ->
 
 
 def _visible(folder: Path) -> list[Path]:
-    return (
-        sorted(p for p in folder.iterdir() if not p.name.startswith(".")) if folder.is_dir() else []
-    )
+    if not folder.is_dir():
+        return []
+    return sorted(p for p in folder.iterdir() if not p.name.startswith("."))
 
 
 def _files(folder: Path) -> list[Path]:
@@ -93,7 +93,7 @@ def _read(path: Path) -> UInt8[np.ndarray, "h w channels"]:
         with Image.open(path) as opened:
             image = ImageOps.exif_transpose(opened)
             image.load()
-    except OSError as error:
+    except Exception as error:  # pillow's readers raise what they like on damaged files
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     if image.mode[0] in "IF":
         raise ValueError(

@@ -1,10 +1,10 @@
 """npz, npy and IDX files, told by their first bytes, and folders with MNIST's four IDX files."""
 
+import contextlib
 import gzip
 import math
 import struct
-import zipfile
-import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -27,47 +27,56 @@ def read_file(path: Path, split: str) -> Found:
     """
     with path.open("rb") as file:
         magic = file.read(6)
-    try:
-        if magic[:4] == b"PK\x03\x04":
-            return _read_npz(path, split)
-        if magic == b"\x93NUMPY":
+    if magic[:4] == b"PK\x03\x04":
+        return _read_npz(path, split)
+    if magic == b"\x93NUMPY":
+        with _naming(path):
             ys = np.load(path, allow_pickle=False)
-            return _split_single(ys, None, None, f"file {path}", split)
-        if magic[:2] in (b"\x1f\x8b", b"\x00\x00"):
-            return _split_single(read_idx(path), None, None, f"file {path}", split)
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
-        raise ValueError(f"{path} is damaged: {error}") from error
-    except ValueError as error:
-        if "allow_pickle" not in str(error):
-            raise
-        raise ValueError(
-            f"{path} holds Python objects (a pickle), which are never read: save plain arrays of "
-            "numbers, with images all of one size"
-        ) from error
+        return _split_single(ys, None, None, f"file {path}", split)
+    if magic[:2] in (b"\x1f\x8b", b"\x00\x00"):
+        return _split_single(read_idx(path), None, None, f"file {path}", split)
     raise ValueError(
         f"{path} is neither npz, npy nor IDX (raw or gz); for images give the folder they are in"
     )
 
 
+@contextlib.contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Whatever the parsers of damaged files raise becomes a `ValueError` that names the file."""
+    try:
+        yield
+    except Exception as error:
+        if "allow_pickle" in str(error):
+            raise ValueError(
+                f"{path} holds Python objects (a pickle), which are never read: save plain arrays "
+                "of numbers, with images all of one size"
+            ) from error
+        raise ValueError(f"{path} is damaged: {error}") from error
+
+
 def _read_npz(path: Path, split: str) -> Found:
     """`train_image`, `train_label`, ... and `label_names`; or one array, split by `held_out`."""
-    with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+    image_keys = [key.format(split=split) for key in IMAGE_KEYS]
+    label_keys = [key.format(split=split) for key in LABEL_KEYS]
+    wanted = {*image_keys, *label_keys, *SINGLE_IMAGE_KEYS, *SINGLE_LABEL_KEYS, "label_names"}
+    with _naming(path), path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        keys = sorted(arrays)
+        found = {key: arrays[key] for key in keys if key in wanted}
 
-        def first(keys: tuple[str, ...]) -> np.ndarray | None:
-            return next(
-                (arrays[k] for key in keys if (k := key.format(split=split)) in arrays), None
-            )
+    def first(names: Sequence[str]) -> np.ndarray | None:
+        return next((found[name] for name in names if name in found), None)
 
-        ys, labels, names = first(IMAGE_KEYS), first(LABEL_KEYS), first(("label_names",))
-        if ys is not None:
-            return Found(ys, labels, names, f"file {path}")
-        ys, labels = first(SINGLE_IMAGE_KEYS), first(SINGLE_LABEL_KEYS)
-        if ys is not None:
-            return _split_single(ys, labels, names, f"file {path}", split)
-        raise ValueError(
-            f"{path} has the keys {sorted(arrays)}; want {split}_image (and {split}_label, "
-            f"label_names), or one array under one of {list(SINGLE_IMAGE_KEYS)} (and label)"
-        )
+    label_names = found.get("label_names")
+    ys = first(image_keys)
+    if ys is not None:
+        return Found(ys, first(label_keys), label_names, f"file {path}")
+    ys = first(SINGLE_IMAGE_KEYS)
+    if ys is not None:
+        return _split_single(ys, first(SINGLE_LABEL_KEYS), label_names, f"file {path}", split)
+    raise ValueError(
+        f"{path} has the keys {keys}; want {split}_image (and {split}_label, label_names), or one "
+        f"array under one of {list(SINGLE_IMAGE_KEYS)} (and label)"
+    )
 
 
 def _split_single(
@@ -97,7 +106,10 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
     """
     with path.open("rb") as file:
         zipped = file.read(2) == b"\x1f\x8b"
-    content = gzip.decompress(path.read_bytes()) if zipped else path.read_bytes()
+    content = path.read_bytes()
+    if zipped:
+        with _naming(path):
+            content = gzip.decompress(content)
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
         raise ValueError(
             f"{path} is no IDX file of unsigned bytes: it starts with [{content[:4].hex(' ')}]"
@@ -132,10 +144,7 @@ def read_idx_folder(
             raise FileNotFoundError(
                 f"{folder / f'{IDX_PREFIX[split]}-{kind}-ubyte'}[.gz] does not exist"
             )
-        try:
-            arrays.append(read_idx(path))
-        except (zlib.error, EOFError, OSError) as error:
-            raise ValueError(f"{path} is damaged: {error}") from error
+        arrays.append(read_idx(path))
     return Found(arrays[0], arrays[1], label_names, source)
 
 
