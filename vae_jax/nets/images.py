@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from vae_jax.nets.conv import Conv, ConvTranspose, Size, as_images, halved
-from vae_jax.nets.mlp import Batch, Shape, check_positive, flat, output, shape_of
+from vae_jax.nets.mlp import Batch, Shape, check_positive, dense, flat, output, shape_of
 
 SMALLEST = 4  # pixels a side
 
@@ -149,7 +149,8 @@ class ResDecoder(nn.Module):
                 h = ResBlock(features, 1, self.kernel, self.activation, self.dtype)(h)
             h = _doubled(h, size)
         h = self.activation(_norm(h, self.dtype))
-        return output(Conv(math.prod(self.shape[2:]), self.kernel, dtype=self.dtype)(h), self.shape)
+        # few channels out: the transposed form handles kh kw b numbers a pixel, where patches are kh kw a
+        return output(ConvTranspose(math.prod(self.shape[2:]), self.kernel, 1, dtype=self.dtype)(h), self.shape)
 
 
 class ResBlock(nn.Module):
@@ -194,12 +195,11 @@ def _doubled(x, size):
 
 
 def _head(h, conditions, shape, dtype):
-    y = nn.Dense(math.prod(shape), dtype=dtype)(flat(h, *conditions, dtype=dtype))
-    return output(y, shape)
+    return output(dense(flat(h, *conditions, dtype=dtype), math.prod(shape), dtype), shape)
 
 
 def _from_flat(z, conditions, size, features, dtype):
-    h = nn.Dense(math.prod(size) * features, dtype=dtype)(flat(z, *conditions, dtype=dtype))
+    h = dense(flat(z, *conditions, dtype=dtype), math.prod(size) * features, dtype)
     return h.reshape(h.shape[0], *size, features)
 
 

@@ -43,9 +43,18 @@ class MLP(nn.Module):
     def __call__(self, x: Batch, *conditions: Batch) -> Float[Array, "n ..."]:
         h = flat(x, *conditions, dtype=self.dtype)
         for width in self.hidden:
-            h = self.activation(nn.Dense(width, dtype=self.dtype)(h))
-        y = nn.Dense(math.prod(shape_of(self.out)), dtype=self.dtype)(h)
-        return output(y, shape_of(self.out))
+            h = self.activation(dense(h, width, self.dtype))
+        return output(dense(h, math.prod(shape_of(self.out)), self.dtype), shape_of(self.out))
+
+
+def dense(h: Float[Array, "n d"], features: int, dtype: Any) -> Float[Array, "n features"]:
+    """A dense layer of the module that calls this.
+
+    One example (n = 1, as under the library's vmap) goes through as a vector: around the axis of size 1 XLA would
+    transpose whole activations, which costs 15 % of a training step on CPU.
+    """
+    layer = nn.Dense(features, dtype=dtype)
+    return layer(h[0])[None] if h.shape[0] == 1 else layer(h)
 
 
 def flat(*inputs: Batch, dtype: Any) -> Float[Array, "n d"]:
