@@ -98,9 +98,7 @@ trees = st.recursive(
     ),
     max_leaves=6,
 ).filter(jax.tree.leaves)
-metas = st.dictionaries(
-    st.text(), st.none() | st.integers() | st.floats(allow_nan=False) | st.text()
-)
+metas = st.dictionaries(st.text(), st.none() | st.integers() | st.floats(allow_nan=False) | st.text())
 
 
 @settings(max_examples=25, deadline=None, derandomize=True)
@@ -137,9 +135,7 @@ def test_leaves_return_to_the_sharding_asked_for(tmp_path):
         "key": jax.device_put(jax.random.key(0), whole),
     }
     checkpoint.save(tmp_path, 1, state, {}, best=False)
-    like = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state
-    )
+    like = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), state)
     for asked in (state, like):
         found = checkpoint.restore(tmp_path, asked).state
         assert_same(found, state)
@@ -306,8 +302,7 @@ def test_sigkill_leaves_a_good_checkpoint(tmp_path):
     command = [sys.executable, "-W", "ignore", __file__, str(tmp_path)]
     pipe, log = subprocess.PIPE, (tmp_path / "stderr").open("w")
     children = [
-        subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, stderr=log, text=True)
-        for _ in range(4)
+        subprocess.Popen(command, cwd=REPOSITORY, stdin=pipe, stdout=pipe, stderr=log, text=True) for _ in range(4)
     ]
     newest, leftovers = 0, set()
     try:
@@ -337,9 +332,7 @@ def test_sigkill_leaves_a_good_checkpoint(tmp_path):
     assert newest >= 2 * len(children)
 
 
-@pytest.mark.parametrize(
-    ("function", "newest"), [("_write_arrays", 3), ("_seal", 3), ("_prune", 4)]
-)
+@pytest.mark.parametrize(("function", "newest"), [("_write_arrays", 3), ("_seal", 3), ("_prune", 4)])
 def test_interrupted_before_each_stage(tmp_path, monkeypatch, function, newest):
     save_steps(tmp_path, 1, 2, 3)
 

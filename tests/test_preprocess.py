@@ -178,9 +178,7 @@ def test_dequantisation_is_uniform_within_the_level():
 
 
 def test_dequantisation_of_white_never_reaches_one(monkeypatch):
-    monkeypatch.setattr(
-        preprocess, "_bits", lambda key, shape: jnp.full(shape, 2**32 - 1, jnp.uint32)
-    )
+    monkeypatch.setattr(preprocess, "_bits", lambda key, shape: jnp.full(shape, 2**32 - 1, jnp.uint32))
     x = OF_LEVELS["dequantisation"].apply(jax.random.key(0), ALL_LEVELS)
     assert x.max() == 1 - 2**-24
     np.testing.assert_array_equal(np.floor(np.asarray(x) * 256), ALL_LEVELS)

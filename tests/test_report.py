@@ -286,9 +286,7 @@ def _write(path, **changes):
 
 
 def test_the_page_escapes_everything_it_is_given(tmp_path):
-    section = Section(
-        NASTY, NASTY, [Picture(PNG, NASTY, NASTY)], TextTable([NASTY], [[NASTY], [NASTY]])
-    )
+    section = Section(NASTY, NASTY, [Picture(PNG, NASTY, NASTY)], TextTable([NASTY], [[NASTY], [NASTY]]))
     path = _write(
         tmp_path / "r.html",
         title=NASTY,

@@ -24,9 +24,7 @@ def test_a_new_or_empty_directory_becomes_the_run(tmp_path, exists):
 
 def test_a_run_is_continued_only_on_request(tmp_path):
     claim(tmp_path, CONFIG, resume=True)  # nothing there yet: a new run
-    with pytest.raises(
-        FileExistsError, match=r"holds this run already.*--resume.*another directory"
-    ):
+    with pytest.raises(FileExistsError, match=r"holds this run already.*--resume.*another directory"):
         claim(tmp_path, CONFIG, resume=False)
 
 
@@ -44,9 +42,7 @@ def test_another_configuration_is_refused_with_its_differences(tmp_path, resume)
     ]
     claim(tmp_path, other, resume=True, ignore=["data", "epochs", "optimiser", "ema"])
     with pytest.raises(ValueError, match="data: 'mnist' there"):
-        claim(
-            tmp_path, other, resume=True, ignore=["dat", "epochs", "optimiser.clip", "ema"]
-        )
+        claim(tmp_path, other, resume=True, ignore=["dat", "epochs", "optimiser.clip", "ema"])
 
 
 def test_a_directory_that_is_no_run_is_left_alone(tmp_path):

@@ -36,9 +36,7 @@ def split_generators(builder, downloads):
     files = downloads.download(urls)  # found in the manual folder; their checksums are compared
 
     def examples(prefix):
-        images, labels = (
-            gzip.decompress(files[f"{prefix}-{kind}-ubyte.gz"].read_bytes()) for kind in KINDS
-        )
+        images, labels = (gzip.decompress(files[f"{prefix}-{kind}-ubyte.gz"].read_bytes()) for kind in KINDS)
         ys = np.frombuffer(images, np.uint8, offset=16).reshape(-1, 28, 28)
         for i, (y, label) in enumerate(zip(ys, labels[8:], strict=True)):
             yield i, {"image": Image.fromarray(y), "label": label}
@@ -104,9 +102,7 @@ def test_prepared_fashion_mnist_equals_its_source(prepared, no_download, split):
     assert data.ys.shape == (N, 28, 28, 1) and data.ys.dtype == np.uint8
     assert data.labels.shape == (N,) and data.labels.dtype == np.int32
     assert data.label_names == source.label_names
-    assert by_content(data) == by_content(
-        source._replace(ys=source.ys[:N], labels=source.labels[:N])
-    )
+    assert by_content(data) == by_content(source._replace(ys=source.ys[:N], labels=source.labels[:N]))
     assert "tensorflow" not in sys.modules
 
 

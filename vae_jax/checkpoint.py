@@ -81,9 +81,7 @@ def save(directory: PathLike, step: int, state: Any, meta: dict[str, Any], *, be
     _prune(folder)
 
 
-def restore(
-    directory: PathLike, like: Any, *, which: Literal["last", "best"] = "last"
-) -> Restored | None:
+def restore(directory: PathLike, like: Any, *, which: Literal["last", "best"] = "last") -> Restored | None:
     """The newest good checkpoint, or the newest good one saved as best; None before the first.
 
     Damaged and unfinished ones on the way are skipped, each with a warning. Nothing is deleted.

@@ -139,7 +139,8 @@ def _of_units(detail: Any) -> dict[str, Any]:
 def mean(values: np.ndarray) -> Mean:
     """Mean and standard error over examples; the error of a single example is NaN, as nothing is known of it."""
     values = np.asarray(values, np.float64)
-    spread = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    with np.errstate(invalid="ignore"):  # infinite values have a mean, and NaN for a spread
+        spread = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
     return Mean(float(values.mean()), float(spread))
 
 

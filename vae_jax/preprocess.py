@@ -79,9 +79,7 @@ def threshold_binarisation(level: float | int = 0.5) -> Preprocess:
         ValueError: level is not in (0, 1], so that all pixels would be equal.
     """
     if not 0 < level <= 1:
-        raise ValueError(
-            f"level is a share of white in (0, 1]; got {level} (divide a level in 0..255 by 255)"
-        )
+        raise ValueError(f"level is a share of white in (0, 1]; got {level} (divide a level in 0..255 by 255)")
     lowest = next(v for v in range(256) if v / 255 >= level)
 
     def apply(key, y: Levels) -> Float32[Array, "*shape"]:
@@ -165,9 +163,7 @@ def _content_key(seed: int, y: Levels) -> jax.Array:
     from the seed: two different examples get the same key with a probability of at most 2^-50.
     """
     coefficients = _bits(jax.random.key(seed, impl="threefry2x32"), (2, y.size))
-    words = jnp.sum(
-        coefficients * jnp.asarray(y).reshape(1, -1).astype(jnp.uint32), axis=1, dtype=jnp.uint32
-    )
+    words = jnp.sum(coefficients * jnp.asarray(y).reshape(1, -1).astype(jnp.uint32), axis=1, dtype=jnp.uint32)
     return jax.random.wrap_key_data(words, impl="threefry2x32")
 
 

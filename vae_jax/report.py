@@ -65,9 +65,7 @@ def number_text(value: Number, standard_error: Number | None = None) -> tuple[st
         return _significant(float(value)), ""
     value, error = float(value), float(standard_error)
     if error < 0:
-        raise ValueError(
-            f"standard_error: got {error}, wanted at least 0, or None for a number without one"
-        )
+        raise ValueError(f"standard_error: got {error}, wanted at least 0, or None for a number without one")
     if error == 0 or not (math.isfinite(error) and math.isfinite(value)):
         return _significant(value), _significant(error)
     decimals = 1 - int(f"{error:.1e}".split("e")[1])
@@ -80,9 +78,7 @@ def table_text(rows: Sequence[Row]) -> str:
     """Returns the table for a terminal: name, value ± standard error, meaning, aligned."""
     cells = [(row.name, *_cells(row), row.meaning) for row in rows]
     n, v, e, _ = (max(map(len, column), default=0) for column in zip(*cells, [""] * 4, strict=True))
-    lines = (
-        f"{name:<{n}}   {value:>{v}} {error:<{e}}   {text}" for name, value, error, text in cells
-    )
+    lines = (f"{name:<{n}}   {value:>{v}} {error:<{e}}   {text}" for name, value, error, text in cells)
     return "\n".join(line.rstrip() for line in lines)
 
 
@@ -201,10 +197,7 @@ def _text_table(where: str, table: TextTable) -> str:
 
 
 def _origin(configuration: Mapping[str, object], command: str) -> str:
-    options = "".join(
-        f"<div><dt>{escape(name)}<dd>{escape(str(value))}</div>"
-        for name, value in _flat(configuration)
-    )
+    options = "".join(f"<div><dt>{escape(name)}<dd>{escape(str(value))}</div>" for name, value in _flat(configuration))
     return _block(
         "Configuration",
         "The command makes this report again; every option is listed.",

@@ -16,9 +16,7 @@ PathLike = str | os.PathLike[str]
 PARTIAL = ".partial"
 
 
-def claim(
-    directory: PathLike, config: dict[str, Any], *, resume: bool, ignore: Iterable[str] = ()
-) -> None:
+def claim(directory: PathLike, config: dict[str, Any], *, resume: bool, ignore: Iterable[str] = ()) -> None:
     """Makes `directory` the run of `config`, or makes sure that it is that run already.
 
     Args:
@@ -55,8 +53,7 @@ def claim(
         )
     if not resume:
         raise FileExistsError(
-            f"{root} holds this run already: continue it with --resume (resume=True), or choose "
-            "another directory"
+            f"{root} holds this run already: continue it with --resume (resume=True), or choose another directory"
         )
 
 

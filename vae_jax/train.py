@@ -166,9 +166,7 @@ def make_train_step(
             ema=ema,
             skipped=state.skipped + (1 - finite),
             in_a_row=jnp.where(finite, 0, state.in_a_row + 1),
-            culprit=jax.lax.cond(
-                finite, lambda: state.culprit, lambda: _first_non_finite(losses, grads, state.params)
-            ),
+            culprit=jax.lax.cond(finite, lambda: state.culprit, lambda: _first_non_finite(losses, grads, state.params)),
         )
         metrics = {
             **losses,

@@ -107,7 +107,11 @@ def torch_peer(name: str, pixels: np.ndarray, **options) -> dict[str, Callable[[
     from experiments.bench import torch_peers
 
     module = getattr(torch_peers, name)()
-    return {f"PyTorch, eager{' channels-last' * bool(options)}": torch_peers.make_epoch(module, pixels[..., 0], BATCH, **options)}
+    return {
+        f"PyTorch, eager{' channels-last' * bool(options)}": torch_peers.make_epoch(
+            module, pixels[..., 0], BATCH, **options
+        )
+    }
 
 
 def compare(title: str, contestants: dict[str, Callable[[], float]], images: int, rounds: int) -> None:
@@ -132,7 +136,12 @@ def compare(title: str, contestants: dict[str, Callable[[], float]], images: int
 def seconds_of(code: str, rounds: int) -> list[list[float]]:
     """What fresh processes that run this code print, round by round."""
     return [
-        [float(word) for word in subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()]
+        [
+            float(word)
+            for word in subprocess.run(
+                [sys.executable, "-c", code], capture_output=True, text=True, check=True
+            ).stdout.split()
+        ]
         for _ in range(rounds)
     ]
 
@@ -163,7 +172,10 @@ def main(config: Config) -> None:
     pixels = load_pixels(config.data)
     if config.only in ("all", "fc"):
         some = pixels[: config.images]
-        contestants = {"vae_jax": ours(nets.MLP((500,), 40), nets.MLP((500,), (28, 28, 1)), some), "plain JAX by hand": by_hand(some)}
+        contestants = {
+            "vae_jax": ours(nets.MLP((500,), 40), nets.MLP((500,), (28, 28, 1)), some),
+            "plain JAX by hand": by_hand(some),
+        }
         contestants |= torch_peer("FullyConnected", some)
         compare("FC-VAE 784-500-20, dynamic binarisation", contestants, len(some) // BATCH * BATCH, config.rounds)
     if config.only in ("all", "conv"):

@@ -7,9 +7,7 @@ from jaxtyping import UInt8
 
 from vae_jax.data.images import SPLITS, Found, held_out, resized
 
-SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
+SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"})
 
 
 def read_image_folder(folder: Path, split: str, size: tuple[int, int] | None) -> Found:
@@ -27,9 +25,7 @@ def read_image_folder(folder: Path, split: str, size: tuple[int, int] | None) ->
     """
     if any((folder / s).is_dir() for s in SPLITS):
         if not (folder / split).is_dir():
-            raise FileNotFoundError(
-                f"{folder / split} does not exist, though {folder} has the other split"
-            )
+            raise FileNotFoundError(f"{folder / split} does not exist, though {folder} has the other split")
         classes = sorted({c for s in SPLITS for c in _classes(folder / s)})
         paths = _images(folder / split, classes)
         source = f"folder {folder / split}"
@@ -39,9 +35,7 @@ def read_image_folder(folder: Path, split: str, size: tuple[int, int] | None) ->
         paths = [paths[i] for i in held_out(len(paths), split)]
         source = f"folder {folder}, every tenth image held out as test"
     if not paths:
-        raise ValueError(
-            f"{source}: no images for {split!r}; want files with one of {sorted(SUFFIXES)}"
-        )
+        raise ValueError(f"{source}: no images for {split!r}; want files with one of {sorted(SUFFIXES)}")
     labels = np.array([classes.index(p.parent.name) for p in paths]) if classes else None
     return Found(_stack(paths, size), labels, tuple(classes) or None, source)
 
@@ -63,10 +57,7 @@ def _classes(folder: Path) -> list[str]:
 def _images(folder: Path, classes: list[str]) -> list[Path]:
     flat = _files(folder)
     if flat and classes:
-        raise ValueError(
-            f"{folder} holds both images ({flat[0].name}, ...) and folders of images "
-            f"({classes[0]}, ...)"
-        )
+        raise ValueError(f"{folder} holds both images ({flat[0].name}, ...) and folders of images ({classes[0]}, ...)")
     return flat or [path for c in classes for path in _files(folder / c)]
 
 
@@ -96,9 +87,7 @@ def _read(path: Path) -> UInt8[np.ndarray, "h w channels"]:
     except Exception as error:  # pillow's readers raise what they like on damaged files
         raise ValueError(f"{path} cannot be read as an image: {error}") from error
     if image.mode[0] in "IF":
-        raise ValueError(
-            f"{path} has more than 8 bits a channel (pillow's mode {image.mode}); want 8-bit images"
-        )
+        raise ValueError(f"{path} has more than 8 bits a channel (pillow's mode {image.mode}); want 8-bit images")
     grey = image.mode in ("1", "L", "LA")
     if image.has_transparency_data:
         white = Image.new("RGBA", image.size, "white")

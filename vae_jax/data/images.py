@@ -46,9 +46,7 @@ def as_dataset(found: Found, name: str, split: str, size: tuple[int, int] | None
     labels = None if found.labels is None else as_labels(found.labels, len(ys), found.source)
     names = None if found.label_names is None else tuple(str(n) for n in found.label_names)
     if labels is not None and names is not None and labels.max() >= len(names):
-        raise ValueError(
-            f"{found.source}: label {labels.max()} has no name; there are {len(names)} label_names"
-        )
+        raise ValueError(f"{found.source}: label {labels.max()} has no name; there are {len(names)} label_names")
     return Dataset(ys, labels, names, name, split, found.source)
 
 
@@ -71,18 +69,12 @@ def as_images(array: Shaped[np.ndarray, "..."], where: str) -> UInt8[np.ndarray,
         raise ValueError(f"{where}: empty, images have shape {array.shape}")
     _check_type(ys, where)
     if ys.shape[1] in (1, 3) and ys.shape[3] > 4:
-        raise ValueError(
-            f"{where}: images have shape {ys.shape}; want channels last, so np.moveaxis(x, 1, -1)"
-        )
+        raise ValueError(f"{where}: images have shape {ys.shape}; want channels last, so np.moveaxis(x, 1, -1)")
     lowest, highest = ys.min(), ys.max()
     if lowest < 0 or highest > 255:
-        raise ValueError(
-            f"{where}: images have values in [{lowest}, {highest}]; want levels in [0, 255]"
-        )
+        raise ValueError(f"{where}: images have values in [{lowest}, {highest}]; want levels in [0, 255]")
     if highest == 1:
-        raise ValueError(
-            f"{where}: all images are 0 or 1; want levels in [0, 255], so save x * 255"
-        )
+        raise ValueError(f"{where}: all images are 0 or 1; want levels in [0, 255], so save x * 255")
     return np.ascontiguousarray(ys, dtype=np.uint8)
 
 
@@ -93,15 +85,9 @@ def _check_type(array: Shaped[np.ndarray, "..."], where: str) -> None:
         raise ValueError(f"{where}: images are {array.dtype}; want uint8 levels in [0, 255]")
     bad = array.size - np.count_nonzero(np.isfinite(array))
     if bad:
-        raise ValueError(
-            f"{where}: images are {array.dtype} with {bad} NaN or infinite values; want uint8"
-        )
+        raise ValueError(f"{where}: images are {array.dtype} with {bad} NaN or infinite values; want uint8")
     low, high = array.min(), array.max()
-    hint = (
-        "(x * 255).round().astype(np.uint8)"
-        if low >= 0 and high <= 1
-        else "x.round().astype(np.uint8)"
-    )
+    hint = "(x * 255).round().astype(np.uint8)" if low >= 0 and high <= 1 else "x.round().astype(np.uint8)"
     raise ValueError(
         f"{where}: images are {array.dtype} with values in [{low:g}, {high:g}]; "
         f"want uint8 levels in [0, 255], for instance {hint}"
@@ -112,25 +98,20 @@ def as_labels(array: Shaped[np.ndarray, "..."], n: int, where: str) -> Int32[np.
     """The labels as int32 (n,), also from a column (n, 1); `ValueError` for anything else."""
     if array.shape not in ((n,), (n, 1)) or not np.issubdtype(array.dtype, np.integer):
         raise ValueError(
-            f"{where}: labels are {array.dtype} of shape {array.shape}; "
-            f"want integers of shape ({n},), one an image"
+            f"{where}: labels are {array.dtype} of shape {array.shape}; want integers of shape ({n},), one an image"
         )
     if array.min() < 0:
         raise ValueError(f"{where}: label {array.min()} is negative; want 0, 1, 2, ...")
     return array.reshape(n).astype(np.int32)
 
 
-def resized(
-    y: UInt8[np.ndarray, "h w channels"], size: tuple[int, int]
-) -> UInt8[np.ndarray, "h2 w2 channels"]:
+def resized(y: UInt8[np.ndarray, "h w channels"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 channels"]:
     """One image at `size = (h, w)` (Lanczos, each channel by itself)."""
     from PIL import Image
 
     h, w = size
     channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(y, -1, 0)]
-    return np.stack(
-        [np.asarray(c.resize((w, h), Image.Resampling.LANCZOS)) for c in channels], axis=-1
-    )
+    return np.stack([np.asarray(c.resize((w, h), Image.Resampling.LANCZOS)) for c in channels], axis=-1)
 
 
 def held_out(n: int, split: str) -> Int[np.ndarray, " m"]:

@@ -35,9 +35,7 @@ def read_file(path: Path, split: str) -> Found:
         return _split_single(ys, None, None, f"file {path}", split)
     if magic[:2] in (b"\x1f\x8b", b"\x00\x00"):
         return _split_single(read_idx(path), None, None, f"file {path}", split)
-    raise ValueError(
-        f"{path} is neither npz, npy nor IDX (raw or gz); for images give the folder they are in"
-    )
+    raise ValueError(f"{path} is neither npz, npy nor IDX (raw or gz); for images give the folder they are in")
 
 
 @contextlib.contextmanager
@@ -111,15 +109,11 @@ def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:
         with _naming(path):
             content = gzip.decompress(content)
     if len(content) < 4 or content[:3] != b"\x00\x00\x08":
-        raise ValueError(
-            f"{path} is no IDX file of unsigned bytes: it starts with [{content[:4].hex(' ')}]"
-        )
+        raise ValueError(f"{path} is no IDX file of unsigned bytes: it starts with [{content[:4].hex(' ')}]")
     start = 4 + 4 * content[3]
     shape = struct.unpack_from(f">{content[3]}I", content.ljust(start, b"\x00"), 4)
     if len(content) - start != math.prod(shape):
-        raise ValueError(
-            f"{path} is damaged: its header says {shape}; it holds {len(content) - start} values"
-        )
+        raise ValueError(f"{path} is damaged: its header says {shape}; it holds {len(content) - start} values")
     return np.frombuffer(content, np.uint8, offset=start).reshape(shape)
 
 
@@ -128,9 +122,7 @@ def is_idx_folder(folder: Path) -> bool:
     return any(_idx_file(folder, p, "images-idx3") is not None for p in IDX_PREFIX.values())
 
 
-def read_idx_folder(
-    folder: Path, split: str, source: str, label_names: tuple[str, ...] | None = None
-) -> Found:
+def read_idx_folder(folder: Path, split: str, source: str, label_names: tuple[str, ...] | None = None) -> Found:
     """One split from `train-images-idx3-ubyte[.gz]`, `train-labels-idx1-ubyte[.gz]`, `t10k-...`.
 
     Raises:
@@ -141,9 +133,7 @@ def read_idx_folder(
     for kind in ("images-idx3", "labels-idx1"):
         path = _idx_file(folder, IDX_PREFIX[split], kind)
         if path is None:
-            raise FileNotFoundError(
-                f"{folder / f'{IDX_PREFIX[split]}-{kind}-ubyte'}[.gz] does not exist"
-            )
+            raise FileNotFoundError(f"{folder / f'{IDX_PREFIX[split]}-{kind}-ubyte'}[.gz] does not exist")
         arrays.append(read_idx(path))
     return Found(arrays[0], arrays[1], label_names, source)
 

@@ -75,11 +75,7 @@ def _keys(features: Any, name: str) -> tuple[str, str | None]:
     import tensorflow_datasets as tfds
 
     images = [key for key, feature in features.items() if isinstance(feature, tfds.features.Image)]
-    labels = [
-        key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)
-    ]
+    labels = [key for key, feature in features.items() if isinstance(feature, tfds.features.ClassLabel)]
     if not images:
-        raise ValueError(
-            f"{name} has the features {sorted(features)}, and none of them is an image"
-        )
+        raise ValueError(f"{name} has the features {sorted(features)}, and none of them is an image")
     return images[0], next(iter(labels), None)
