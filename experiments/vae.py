@@ -13,7 +13,7 @@ import shlex
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -22,9 +22,11 @@ import optax
 import tyro
 
 import vae_jax
-from vae_jax import data, nets, objectives, pictures, preprocess, report
-from vae_jax.evaluate import Evaluation, active_units, bits_per_dimension, evaluate, mean
-from vae_jax.fit import Fitted, fit
+from experiments import vae_report
+from experiments.vae_report import Pictured, Split
+from vae_jax import data, nets, objectives, preprocess, report
+from vae_jax.evaluate import evaluate
+from vae_jax.fit import fit
 
 
 @dataclasses.dataclass(frozen=True)
@@ -115,25 +117,6 @@ class Config:
 NOT_THE_RUN = ("out", "resume", "k")
 
 
-class System(NamedTuple):
-    """A model, its parts and how data reach it."""
-
-    model: vae_jax.Model
-    encoder: vae_jax.Conditional
-    generator: vae_jax.Model  # gives means, for pictures
-    shown: vae_jax.Model  # the model with that generator
-    preprocess: preprocess.Preprocess
-    white: float  # the value of y that is shown as white
-
-
-class Split(NamedTuple):
-    """Images (n, h, w, channels) as levels, one-hot labels (n, classes) if the model is conditional, labels."""
-
-    ys: np.ndarray
-    cs: np.ndarray | None
-    labels: np.ndarray | None
-
-
 def networks(config: Config, shape: tuple[int, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:
     """`encoder_net(out)` and `generator_net(*extra)`, whose output has the shape of an image and extra axes."""
     dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
@@ -153,8 +136,8 @@ def networks(config: Config, shape: tuple[int, ...]) -> tuple[Callable[..., Any]
     )
 
 
-def build(config: Config, train: Split) -> System:
-    """The model of the lecture: an encoder, a prior and a generator."""
+def build(config: Config, train: Split) -> tuple[vae_jax.Model, Pictured]:
+    """The model of the lecture, an encoder, a prior and a generator; and the same for pictures."""
     shape = train.ys.shape[1:]
     encoder_net, generator_net = networks(config, shape)
     encoder = vae_jax.gaussian(encoder_net(2 * config.latent))
@@ -166,8 +149,8 @@ def build(config: Config, train: Split) -> System:
         model = vae_jax.vae(encoder, prior, generator, estimator=estimator[config.estimator])
         return vae_jax.share(model, "enc", "pri/enc") if config.prior == "vamp" else model
 
-    pictured = vae_jax.means(generator)
-    return System(assemble(generator), encoder, pictured, assemble(pictured), prepare, white)
+    shown = vae_jax.means(generator)
+    return assemble(generator), Pictured(encoder, shown, assemble(shown), prepare, white)
 
 
 def build_generator(config: Config, net: Callable[..., Any]):
@@ -283,18 +266,18 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         config = dataclasses.replace(config, epochs=min(config.epochs, 2), k=min(config.k, 10))
     train, valid, test, source = load_splits(config)
-    system = build(config, train)
+    model, pictured = build(config, train)
     steps_per_epoch = max(1, len(train.ys) // config.batch_size)
     key = jax.random.key(config.seed)
     fitted = fit(
-        system.model,
+        model,
         build_optimizer(config, config.epochs * steps_per_epoch),
         train.ys,
         train.cs,
         key=jax.random.fold_in(key, 0),
         epochs=config.epochs,
         batch_size=config.batch_size,
-        preprocess=system.preprocess,
+        preprocess=pictured.preprocess,
         validation=(valid.ys, valid.cs),
         patience=config.patience,
         directory=config.out,
@@ -307,52 +290,17 @@ def main(config: Config) -> dict[str, Any]:
         micro_batches=config.micro_batches,
     )
     result = evaluate(
-        system.model,
+        model,
         fitted.params,
         jax.random.fold_in(key, 1),
         test.ys,
         test.cs,
-        preprocess=system.preprocess,
+        preprocess=pictured.preprocess,
         k=config.k,
         progress=True,
     )
-    rows = table(result, fitted, len(test.ys))
-    path = write_report(config, system, fitted, result, rows, train, test, source)
-    overview = draw_overview(system, fitted.params, jax.random.fold_in(key, 2), test)
-    (Path(config.out) / "overview.png").write_bytes(pictures.png(overview, max(1, 56 // test.ys.shape[1])))
-    print(report.table_text(rows))
-    print(f"\nreport: {path}")
-    return {row.name: row.value for row in rows}
-
-
-def table(result: Evaluation, fitted: Fitted, n: int) -> list[report.Row]:
-    """The numbers of the run, with what they mean."""
-    where = f"nats per image, {n} test images, {result.convention}"
-    rows = [
-        report.Row("test ELBO", *mean(result.elbo), f"{where}; higher is better"),
-        report.Row("rate", *mean(result.rate), "nats; ln enc(z|y) - ln pri(z)"),
-        report.Row("distortion", *mean(result.distortion), "nats; -ln gen(y|z), ln Z included"),
-    ]
-    if result.log_likelihood is not None:
-        rows.append(
-            report.Row(
-                f"ln P(y) at least (k={result.k})", *mean(result.log_likelihood), "nats; importance-weighted bound"
-            )
-        )
-    bits = bits_per_dimension(result)
-    if bits is not None:
-        rows.append(report.Row("bits/dim at most", *bits, f"from the ELBO; {result.dimensions} dimensions"))
-    active = active_units(result)
-    if active is not None and result.unit_variance is not None:
-        units = len(result.unit_variance)
-        rows.append(report.Row("active units", active, None, f"of {units}; variance of the posterior mean > 0.01"))
-    rows.append(report.Row("training speed", fitted.images_per_second, None, "images/s, median epoch after the first"))
-    return rows
-
-
-def write_report(config, system, fitted, result, rows, train, test, source) -> Path:
-    """One HTML page: the numbers, the learning curve and what the model makes."""
-    return report.write(
+    rows = vae_report.table(result, fitted, len(test.ys))
+    path = report.write(
         Path(config.out) / "report.html",
         title=f"A variational auto-encoder on {config.data}",
         lead=(
@@ -361,157 +309,20 @@ def write_report(config, system, fitted, result, rows, train, test, source) -> P
             f"{fitted.history[-1]['epoch']} epochs. Data: {source.source}."
         ),
         table=rows,
-        sections=sections(config, system, fitted, result, test, source),
+        sections=vae_report.sections(
+            pictured, fitted, result, jax.random.fold_in(key, 2), test, source.label_names, Path(config.out)
+        ),
         configuration=dataclasses.asdict(config),
         command=command(),
     )
+    print(report.table_text(rows))
+    print(f"\nreport: {path}")
+    return {row.name: row.value for row in rows}
 
 
 def command() -> str:
     """The command line of this run."""
     return "python -m experiments.vae " + shlex.join(sys.argv[1:]) if sys.argv[0].endswith("vae.py") else "main(config)"
-
-
-def sections(config, system, fitted, result, test, source) -> list[report.Section]:
-    """The pictures of the report."""
-    key = jax.random.key(config.seed)
-    zoom = max(1, 56 // test.ys.shape[1])
-    picture = lambda images, alt: report.Picture(pictures.png(images, zoom), alt)  # noqa: E731
-    epochs = [row["epoch"] for row in fitted.history]
-    lines = {"training": (epochs, [-row["elbo"] for row in fitted.history])}
-    validated = [row for row in fitted.history if "valid_elbo" in row]
-    xs = [row["epoch"] for row in validated]
-    lines["validation"] = (xs, [-row["valid_elbo"] for row in validated])
-    parts = {
-        "rate": (xs, [row["valid_rate"] for row in validated]),
-        "distortion": (xs, [row["valid_distortion"] for row in validated]),
-    }
-    found = [
-        report.Section(
-            "Learning curve",
-            "The bound -ELBO in nats per image (lower is better), and its two parts on the validation images.",
-            [
-                report.Picture(pictures.curves(as_arrays(lines), y="-ELBO, nats per image"), "bound by epoch"),
-                report.Picture(pictures.curves(as_arrays(parts), y="nats per image"), "rate and distortion by epoch"),
-            ],
-        ),
-        report.Section(
-            "Samples",
-            "z from the prior, then the generator's mean" + (", a column for each class." if test.cs is not None else "."),
-            [picture(pictures.grid(draw_samples(system, fitted.params, key, test.cs), 10), "samples from the model")],
-        ),
-        report.Section(
-            "Reconstructions",
-            "Test images, and beside each the generator's mean for one z drawn from the encoder.",
-            [picture(pictures.pairs(*draw_pairs(system, fitted.params, key, test)), "originals and reconstructions")],
-        ),
-        report.Section(
-            "Interpolations",
-            "In each row the first and the last picture are the generator's means for the codes of two test images; "
-            "between them, the straight line from one code to the other.",
-            [picture(pictures.grid(draw_interpolations(system, fitted.params, key, test), 10), "interpolations")],
-        ),
-        latent_map(system, fitted.params, key, test, source),
-    ]
-    if result.unit_rate is not None:
-        rates = np.sort(result.unit_rate)[::-1]
-        found.append(
-            report.Section(
-                "Rate per unit",
-                "How many nats each unit of z carries on average over the test images; a unit at 0 is not used.",
-                [report.Picture(pictures.bars(rates, y="nats"), "rate of each latent unit")],
-            )
-        )
-    return found
-
-
-def as_arrays(lines: dict[str, tuple[list[float], list[float]]]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Only what is finite can be drawn: an epoch in which every update was skipped has no mean."""
-    drawn = {}
-    for name, (xs, ys) in lines.items():
-        keep = np.isfinite(ys)
-        drawn[name] = (np.asarray(xs)[keep], np.asarray(ys)[keep])
-    return drawn
-
-
-def over_batch(function: Callable[..., Any], params: Any, keys: jax.Array, *batch: Any) -> Any:
-    """`function(params, key, *example)` of every example; None where an input is None."""
-    axes = (None, 0, *(None if x is None else 0 for x in batch))
-    return jax.jit(jax.vmap(function, in_axes=axes))(params, keys, *batch)
-
-
-def show(system: System, means: jax.Array) -> np.ndarray:
-    """Means in the model's units as pictures in [0, 1]."""
-    return np.clip(np.asarray(means, np.float32) / system.white, 0, 1)
-
-
-def draw_samples(system: System, params: Any, key: jax.Array, cs: np.ndarray | None, n: int = 60) -> np.ndarray:
-    """n pictures (n, h, w, channels): the generator's means at z from the prior."""
-    classes = None if cs is None else np.eye(cs.shape[1], dtype=np.float32)[np.arange(n) % cs.shape[1]]
-    return show(system, over_batch(system.shown.sample, params, jax.random.split(key, n), classes))
-
-
-def draw_pairs(system: System, params: Any, key: jax.Array, test: Split, n: int = 40) -> tuple[np.ndarray, np.ndarray]:
-    """(originals, reconstructions), as many as there are up to n."""
-    ys = test.ys[:n]
-    cs = None if test.cs is None else test.cs[:n]
-
-    def one(params, key, y, c):
-        k_data, k_model = jax.random.split(key)
-        seen = system.preprocess.apply(k_data, y)
-        return vae_jax.reconstruct(system.encoder, system.generator, params, k_model, seen, c)
-
-    return ys / np.float32(255), show(system, over_batch(one, params, jax.random.split(key, len(ys)), ys, cs))
-
-
-def draw_overview(system: System, params: Any, key: jax.Array, test: Split) -> np.ndarray:
-    """The run in one picture: ten test images, their reconstructions below them, then twenty samples."""
-    originals, reconstructions = draw_pairs(system, params, key, test, 10)
-    samples = draw_samples(system, params, jax.random.fold_in(key, 1), test.cs, 20)
-    return pictures.grid(np.concatenate([originals, reconstructions, samples]), len(originals))
-
-
-def encode(system: System, params: Any, key: jax.Array, split: Split) -> np.ndarray:
-    """(n, latent): the encoder's mean of each image."""
-
-    def one(params, key, y, c):
-        return system.encoder.dist(params["enc"], vae_jax.join(system.preprocess.apply(key, y), c)).mean
-
-    return np.asarray(over_batch(one, params, jax.random.split(key, len(split.ys)), split.ys, split.cs))
-
-
-def draw_interpolations(system: System, params: Any, key: jax.Array, test: Split, rows: int = 6, columns: int = 10):
-    """(rows * columns, h, w, channels): straight lines between the codes of neighbouring test images."""
-    first = Split(test.ys[: 2 * rows], None if test.cs is None else test.cs[: 2 * rows], None)
-    codes = encode(system, params, key, first)
-    rows = len(codes) // 2
-    steps = np.linspace(0, 1, columns, dtype=np.float32)[None, :, None]
-
-    def mix(ends: np.ndarray) -> np.ndarray:
-        line = (1 - steps) * ends[0::2][:rows, None] + steps * ends[1::2][:rows, None]
-        return line.reshape(-1, ends.shape[-1])
-
-    def one(params, key, z, c):
-        return system.generator.sample(params["gen"], key, vae_jax.join(z, c))
-
-    cs = None if first.cs is None else mix(first.cs)
-    return show(system, over_batch(one, params, jax.random.split(key, rows * columns), mix(codes), cs))
-
-
-def latent_map(system: System, params: Any, key: jax.Array, test: Split, source: data.Dataset) -> report.Section:
-    """The test images' codes in the plane: z itself where it has two dimensions, else its two principal axes."""
-    codes = encode(system, params, key, test).reshape(len(test.ys), -1)
-    x, y = "z₁", "z₂"
-    if codes.shape[1] == 1:
-        codes, y = np.concatenate([codes, np.zeros_like(codes)], axis=1), ""
-    if codes.shape[1] > 2:
-        centred = codes - codes.mean(axis=0)
-        codes = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
-        x, y = "first principal axis", "second principal axis"
-    labels = None if test.labels is None else test.labels[:2000]
-    drawn = pictures.scatter(codes[:2000], labels, source.label_names, x=x, y=y)
-    caption = "The encoder's mean for each test image, in the two directions in which the codes vary most."
-    return report.Section("Latent map", caption, [report.Picture(drawn, "map of the latent space")])
 
 
 if __name__ == "__main__":

@@ -258,7 +258,7 @@ sticking = Estimator(_sampled_terms(_bounds, stick=True), _one_sample)
 2017, sticking the landing). Its `importance` is the ordinary one: with k > 1 samples the shortcut is biased."""
 
 analytic = Estimator(_analytic_terms, _one_sample)
-"""As `sampled`, with KL(enc || pri) in closed form (Kingma & Welling 2014, equation 7); the prior is a `Conditional`."""
+"""As `sampled`, with KL(enc || pri) in closed form (Kingma & Welling 2014, eq. 7); the prior is a `Conditional`."""
 
 enumerated = Estimator(_enumerated_terms, _enumerated_importance)
 """The exact expectation over a latent with finitely many values; `importance` is then the exact likelihood."""

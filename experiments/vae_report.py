@@ -1,0 +1,222 @@
+"""What the report of `experiments.vae` shows: the table of numbers, and pictures of what the model makes."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import vae_jax
+from vae_jax import pictures, report
+from vae_jax.evaluate import Evaluation, active_units, bits_per_dimension, mean
+from vae_jax.fit import Fitted
+from vae_jax.preprocess import Preprocess
+
+
+class Split(NamedTuple):
+    """Images (n, h, w, channels) as levels, one-hot labels (n, classes) if the model is conditional, labels."""
+
+    ys: np.ndarray
+    cs: np.ndarray | None
+    labels: np.ndarray | None
+
+
+class Pictured(NamedTuple):
+    """A model whose generator gives means, with its parts and how data reach it.
+
+    `white` is the value of y that is shown as white.
+    """
+
+    encoder: vae_jax.Conditional
+    generator: vae_jax.Model
+    model: vae_jax.Model
+    preprocess: Preprocess
+    white: float
+
+
+def table(result: Evaluation, fitted: Fitted, n: int) -> list[report.Row]:
+    """The numbers of the run, with what they mean."""
+    where = f"nats per image, {n} test images, {result.convention}"
+    rows = [
+        report.Row("test ELBO", *mean(result.elbo), f"{where}; higher is better"),
+        report.Row("rate", *mean(result.rate), "nats; ln enc(z|y) - ln pri(z)"),
+        report.Row("distortion", *mean(result.distortion), "nats; -ln gen(y|z), ln Z included"),
+    ]
+    if result.log_likelihood is not None:
+        rows.append(
+            report.Row(
+                f"ln P(y) at least (k={result.k})", *mean(result.log_likelihood), "nats; importance-weighted bound"
+            )
+        )
+    bits = bits_per_dimension(result)
+    if bits is not None:
+        rows.append(report.Row("bits/dim at most", *bits, f"from the ELBO; {result.dimensions} dimensions"))
+    active = active_units(result)
+    if active is not None and result.unit_variance is not None:
+        units = len(result.unit_variance)
+        rows.append(report.Row("active units", active, None, f"of {units}; variance of the posterior mean > 0.01"))
+    rows.append(report.Row("training speed", fitted.images_per_second, None, "images/s, median epoch after the first"))
+    return rows
+
+
+def sections(
+    pictured: Pictured,
+    fitted: Fitted,
+    result: Evaluation,
+    key: jax.Array,
+    test: Split,
+    label_names: Sequence[str] | None,
+    directory: Path,
+) -> list[report.Section]:
+    """The pictures of the report; `overview.png`, the run in one picture, is also written to the directory."""
+    k_samples, k_pairs, k_lines, k_map, k_overview = jax.random.split(key, 5)
+    zoom = max(1, 56 // test.ys.shape[1])
+    columns = 10 if test.cs is None else test.cs.shape[1]
+    samples = draw_samples(pictured, fitted.params, k_samples, test.cs, 6 * columns)
+    pairs = draw_pairs(pictured, fitted.params, k_pairs, test)
+    lines = draw_interpolations(pictured, fitted.params, k_lines, test)
+    overview = draw_overview(pictured, fitted.params, k_overview, test)
+    (directory / "overview.png").write_bytes(pictures.png(overview, zoom))
+
+    def picture(image: np.ndarray, alt: str) -> list[report.Picture]:
+        return [report.Picture(pictures.png(image, zoom), alt)]
+
+    return [
+        learning_curve(fitted),
+        report.Section(
+            "Samples",
+            "z from the prior, then the generator's mean" + ("." if test.cs is None else ", a column for each class."),
+            picture(pictures.grid(samples, columns), "samples from the model"),
+        ),
+        report.Section(
+            "Reconstructions",
+            "Test images, and beside each the generator's mean for one z drawn from the encoder.",
+            picture(pictures.pairs(*pairs), "originals and reconstructions"),
+        ),
+        report.Section(
+            "Interpolations",
+            "In each row the first and the last picture are the generator's means for the codes of two test images; "
+            "between them, the straight line from one code to the other.",
+            picture(pictures.grid(lines, 10), "interpolations"),
+        ),
+        latent_map(pictured, fitted.params, k_map, test, label_names),
+        *unit_rates(result),
+    ]
+
+
+def learning_curve(fitted: Fitted) -> report.Section:
+    """-ELBO by epoch, and its two parts."""
+
+    def line(name: str, sign: int = 1) -> tuple[np.ndarray, np.ndarray]:
+        rows = [row for row in fitted.history if np.isfinite(row.get(name, np.nan))]  # an epoch can be all skipped
+        return np.array([row["epoch"] for row in rows]), np.array([sign * row[name] for row in rows])
+
+    bound = {"training": line("elbo", -1), "validation": line("valid_elbo", -1)}
+    parts = {"rate": line("valid_rate"), "distortion": line("valid_distortion")}
+    return report.Section(
+        "Learning curve",
+        "The bound -ELBO in nats per image (lower is better), and its two parts on the validation images.",
+        [
+            report.Picture(pictures.curves(bound, y="-ELBO, nats per image"), "bound by epoch"),
+            report.Picture(pictures.curves(parts, y="nats per image"), "rate and distortion by epoch"),
+        ],
+    )
+
+
+def unit_rates(result: Evaluation) -> list[report.Section]:
+    """The rate of each unit of z, largest first, where the model has one."""
+    if result.unit_rate is None:
+        return []
+    drawn = pictures.bars(np.sort(result.unit_rate)[::-1], y="nats")
+    return [
+        report.Section(
+            "Rate per unit",
+            "How many nats each unit of z carries on average over the test images; a unit at 0 is not used.",
+            [report.Picture(drawn, "rate of each latent unit")],
+        )
+    ]
+
+
+def latent_map(
+    pictured: Pictured, params: Any, key: jax.Array, test: Split, label_names: Sequence[str] | None
+) -> report.Section:
+    """The test images' codes in the plane: z itself where it has two dimensions, else its two principal axes."""
+    codes = encode(pictured, params, key, test).reshape(len(test.ys), -1)
+    x, y = "z₁", "z₂"
+    if codes.shape[1] == 1:
+        codes, y = np.concatenate([codes, np.zeros_like(codes)], axis=1), ""
+    if codes.shape[1] > 2:
+        centred = codes - codes.mean(axis=0)
+        codes = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
+        x, y = "first principal axis", "second principal axis"
+    labels = None if test.labels is None else test.labels[:2000]
+    drawn = pictures.scatter(codes[:2000], labels, label_names, x=x, y=y)
+    caption = "The encoder's mean for each test image, in the two directions in which the codes vary most."
+    return report.Section("Latent map", caption, [report.Picture(drawn, "map of the latent space")])
+
+
+def over_batch(function: Callable[..., Any], params: Any, keys: jax.Array, *batch: Any) -> Any:
+    """`function(params, key, *example)` of every example; None where an input is None."""
+    axes = (None, 0, *(None if x is None else 0 for x in batch))
+    return jax.jit(jax.vmap(function, in_axes=axes))(params, keys, *batch)
+
+
+def show(pictured: Pictured, means: jax.Array) -> np.ndarray:
+    """Means in the model's units as pictures in [0, 1]."""
+    return np.clip(np.asarray(means, np.float32) / pictured.white, 0, 1)
+
+
+def draw_samples(pictured: Pictured, params: Any, key: jax.Array, cs: np.ndarray | None, n: int = 60) -> np.ndarray:
+    """n pictures (n, h, w, channels): the generator's means at z from the prior."""
+    classes = None if cs is None else np.eye(cs.shape[1], dtype=np.float32)[np.arange(n) % cs.shape[1]]
+    return show(pictured, over_batch(pictured.model.sample, params, jax.random.split(key, n), classes))
+
+
+def draw_pairs(
+    pictured: Pictured, params: Any, key: jax.Array, test: Split, n: int = 40
+) -> tuple[np.ndarray, np.ndarray]:
+    """(originals, reconstructions), as many as there are up to n."""
+    ys = test.ys[:n]
+    cs = None if test.cs is None else test.cs[:n]
+
+    def one(params, key, y, c):
+        k_data, k_model = jax.random.split(key)
+        seen = pictured.preprocess.apply(k_data, y)
+        return vae_jax.reconstruct(pictured.encoder, pictured.generator, params, k_model, seen, c)
+
+    return ys / np.float32(255), show(pictured, over_batch(one, params, jax.random.split(key, len(ys)), ys, cs))
+
+
+def draw_overview(pictured: Pictured, params: Any, key: jax.Array, test: Split) -> np.ndarray:
+    """The run in one picture: ten test images, their reconstructions below them, then twenty samples."""
+    originals, reconstructions = draw_pairs(pictured, params, key, test, 10)
+    samples = draw_samples(pictured, params, jax.random.fold_in(key, 1), test.cs, 20)
+    return pictures.grid(np.concatenate([originals, reconstructions, samples]), len(originals))
+
+
+def encode(pictured: Pictured, params: Any, key: jax.Array, split: Split) -> np.ndarray:
+    """(n, latent): the encoder's mean of each image."""
+
+    def one(params, key, y, c):
+        return pictured.encoder.dist(params["enc"], vae_jax.join(pictured.preprocess.apply(key, y), c)).mean
+
+    return np.asarray(over_batch(one, params, jax.random.split(key, len(split.ys)), split.ys, split.cs))
+
+
+def draw_interpolations(pictured: Pictured, params: Any, key: jax.Array, test: Split, rows: int = 6, columns: int = 10):
+    """(rows * columns, h, w, channels): straight lines between the codes of neighbouring test images."""
+    first = Split(test.ys[: 2 * rows], None if test.cs is None else test.cs[: 2 * rows], None)
+    codes = encode(pictured, params, key, first)
+    rows = len(codes) // 2
+    steps = np.linspace(0, 1, columns, dtype=np.float32)[None, :, None]
+
+    def mix(ends: np.ndarray) -> np.ndarray:
+        line = (1 - steps) * ends[0::2][:rows, None] + steps * ends[1::2][:rows, None]
+        return line.reshape(-1, ends.shape[-1])
+
+    def one(params, key, z, c):
+        return pictured.generator.sample(params["gen"], key, vae_jax.join(z, c))
+
+    cs = None if first.cs is None else mix(first.cs)
+    return show(pictured, over_batch(one, params, jax.random.split(key, rows * columns), mix(codes), cs))
