@@ -1,5 +1,8 @@
 """What a user hands in is checked once, here, before anything is compiled; the inside trusts it."""
 
+import contextlib
+import functools
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -14,7 +17,14 @@ _SUPPORT_EXAMPLES = 512
 
 
 def check_data(
-    model: Model, ys: Any, cs: Any, preprocess: Preprocess, *, params: Params | None = None, batch_size: int = 1
+    model: Model,
+    ys: Any,
+    cs: Any,
+    preprocess: Preprocess,
+    *,
+    params: Params | None = None,
+    batch_size: int = 1,
+    where: str = "",
 ) -> None:
     """Make sure that this model can be trained or evaluated on these data.
 
@@ -23,27 +33,49 @@ def check_data(
         cs: (n, *condition), or None.
         params: the model's parameters, if they are made already: they have to fit the data.
         batch_size: examples in a batch; not more than n.
+        where: how messages name these data: f"{where}ys" and f"{where}cs".
 
     Raises:
         ValueError: no data, NaN, a batch larger than the data, conditions that do not match, values outside the
             likelihood's support, parameters made for other shapes, or terms that are not scalars.
+        Exception: whatever the user's own functions raise on one example, with a note of what they were given.
     """
-    n = _length("ys", ys)
-    _check_finite("ys", ys)
+    n = _length(f"{where}ys", ys)
+    _check_finite(f"{where}ys", ys)
     if batch_size < 1 or batch_size > n:
         raise ValueError(f"batch_size={batch_size} does not fit data of {n} examples: take one from 1 to {n}")
     if cs is not None:
-        _check_finite("cs", cs)
-        if _length("cs", cs) != n:
-            raise ValueError(f"ys has {n} examples and cs {_length('cs', cs)}: give one condition for each example")
+        given = _length(f"{where}cs", cs)
+        if given != n:
+            raise ValueError(f"{where}ys has {n} examples and {where}cs {given}: give one condition for each example")
+        _check_finite(f"{where}cs", cs)
     y, c = jax.tree.map(lambda x: x[0], (ys, cs))
     key = jax.random.key(0)
     seen = jax.eval_shape(preprocess.apply, key, y)
-    fresh = jax.eval_shape(model.init, key, seen, c)
+    with _noting(where, seen, c):
+        fresh = jax.eval_shape(model.init, key, seen, c)
+        terms = jax.eval_shape(model.terms, fresh, key, seen, c)
     if params is not None:
         _check_params(fresh, params)
-    _check_terms(jax.eval_shape(model.terms, fresh, key, seen, c))
-    _check_support(model, fresh, ys, c, preprocess)
+    _check_terms(terms)
+    _check_support(model, fresh, ys, c, preprocess, where)
+
+
+@contextlib.contextmanager
+def _noting(where: str, y: Any, c: Any) -> Iterator[None]:
+    """Add to an error from inside the model, perhaps from a user's network, what the model was given."""
+    try:
+        yield
+    except Exception as error:
+        given = f"c {_shapes(c)}" if c is not None else "no c; a conditional model wants cs, one for each example"
+        error.add_note(
+            f"This came up when the model was tried on the shapes of one example: {where}y {_shapes(y)}, {given}"
+        )
+        raise
+
+
+def _shapes(tree: Any) -> str:
+    return ", ".join(f"{x.dtype}{list(np.shape(x))}" for x in jax.tree.leaves(tree))
 
 
 def _length(name: str, xs: Any) -> int:
@@ -61,7 +93,7 @@ def _length(name: str, xs: Any) -> int:
 
 def _check_finite(name: str, xs: Any) -> None:
     for x in jax.tree.leaves(xs):
-        if not np.issubdtype(np.asarray(x[:1]).dtype, np.floating):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
             continue
         bad = ~np.isfinite(np.asarray(x)).reshape(len(x), -1).all(axis=1)
         if bad.any():
@@ -94,7 +126,7 @@ def _check_terms(terms: Any) -> None:
             raise ValueError(f"Model.terms is for ONE example: its {name} has to be a scalar and has shape {shape}")
 
 
-def _check_support(model: Model, fresh: Any, ys: Any, c: Any, preprocess: Preprocess) -> None:
+def _check_support(model: Model, fresh: Any, ys: Any, c: Any, preprocess: Preprocess, where: str) -> None:
     """Hold some preprocessed examples against the likelihood's support; all of them where nothing is preprocessed."""
     support = _support_of(model, fresh, c)
     if support is None:
@@ -102,13 +134,21 @@ def _check_support(model: Model, fresh: Any, ys: Any, c: Any, preprocess: Prepro
     if preprocess.name != "as given":
         first = jax.tree.map(lambda x: jnp.asarray(x[:_SUPPORT_EXAMPLES]), ys)
         keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(first)[0]))
-        ys = jax.vmap(preprocess.apply)(keys, first)
+        ys = _prepare(preprocess)(keys, first)
     inside = np.asarray(support(np.asarray(ys)))
     if inside.all():
         return
     values = np.asarray(ys, np.float64)
-    got = f"data have values in [{values.min():g}, {values.max():g}]"
-    raise ValueError(f"{got} ({preprocess.name}); the likelihood wants {_describe(support)}. {_advice(support, values)}")
+    got = f"{where}ys has values in [{values.min():g}, {values.max():g}]"
+    raise ValueError(
+        f"{got} ({preprocess.name}); the likelihood wants {_describe(support)}. {_advice(support, values)}"
+    )
+
+
+@functools.lru_cache(maxsize=16)
+def _prepare(preprocess: Preprocess) -> Callable[..., Any]:
+    """`(keys, ys) -> ys` of a batch, compiled once: every validation asks for it."""
+    return jax.jit(jax.vmap(preprocess.apply))
 
 
 def _support_of(model: Model, fresh: Any, c: Any) -> Any:
@@ -151,4 +191,3 @@ def _advice(support: Any, values: np.ndarray) -> str:
             "preprocess=dynamic_binarisation()), or use l2(...) or discretised_logistic(...)"
         )
     return "Use a preprocess= of vae_jax.preprocess that gives such values, or another likelihood"
-

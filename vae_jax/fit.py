@@ -4,8 +4,10 @@ What is computed is decided by `make_train_step` and the key alone; this file on
 is resumed ends with the same parameters, bit for bit: the place in the data and the noise follow from the step.
 """
 
+import contextlib
 import json
 import time
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -28,6 +30,7 @@ from vae_jax.run_directory import claim
 from vae_jax.train import TrainState, init_state, leaf_names, make_scan, make_train_step, replicated
 
 STEPS_PER_CALL = 100
+Row = dict[str, int | float]  # one epoch of a run, by name
 _AVERAGED = ("loss", "elbo", "rate", "distortion", "penalty", "grad_norm")
 
 
@@ -45,7 +48,7 @@ class Fitted(NamedTuple):
 
     state: TrainState
     params: Params
-    history: list[dict[str, float]]
+    history: list[Row]
     images_per_second: float
 
 
@@ -98,20 +101,29 @@ def fit(
         raise ValueError(f"want epochs >= 1 and validate_every >= 1; got {epochs} and {validate_every}")
     if patience is not None and validation is None:
         raise ValueError("patience counts validations: pass validation=(ys, cs)")
+    if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
+        raise ValueError(
+            f"validation wants a pair (ys, cs), cs None without conditions; got {type(validation).__name__}"
+        )
     check_data(model, ys, cs, preprocess, batch_size=batch_size)
     if validation is not None:
-        check_data(model, *validation, preprocess)
+        check_data(model, *validation, preprocess, where="validation ")
     train_step = make_train_step(model, optimizer, preprocess=preprocess, **step_options)
     k_init, k_train, k_valid = jax.random.split(key, 3)
     y, c = jax.tree.map(lambda x: jnp.asarray(x[0]), (ys, cs))
     seen = jax.eval_shape(preprocess.apply, k_init, y)
     example = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), seen)
     with_ema = step_options.get("ema_decay") is not None
-    state = init_state(model, optimizer, k_init, example, c, ema=with_ema)
 
-    run = _Run(directory, _full_config(config, key, epochs, batch_size, ys, cs), resume, state)
+    def start(key):
+        return init_state(model, optimizer, key, example, c, ema=with_ema)
+
+    # One step in the abstract: options that do not fit each other or the model show here, before the directory is made.
+    one_step = make_scan(train_step, batch_size, 1, mesh=mesh)
+    jax.eval_shape(one_step, jax.eval_shape(start, k_init), k_train, ys, cs)
+    run = _Run(directory, _full_config(config, key, epochs, batch_size, ys, cs), resume, start(k_init))
     state, history = run.state, run.history
-    best = run.best
+    best = jax.tree.map(jnp.copy, run.best)  # the state's own buffers are given away to the first step
     if mesh is not None:
         state, ys, cs = jax.device_put((state, ys, cs), replicated(mesh))
     ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
@@ -119,30 +131,30 @@ def fit(
 
     speeds = []
     bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress)
-    for epoch in range(len(history), epochs):
-        if _out_of_patience(history, patience):
-            break
-        started = time.perf_counter()
-        before = int(state.skipped)
-        parts = []
-        for state, metrics in epoch_of(state, k_train, ys, cs):  # noqa: B020  the state goes round
-            parts.append(jax.device_get(metrics))
-            _stop_if_stuck(state, parts[-1]["in_a_row"], max_skipped_in_a_row, run)
-        metrics = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-        seconds = time.perf_counter() - started
-        row = _row(epoch, state, before, metrics, len(metrics["loss"]) * batch_size / seconds)
-        speeds.append(row["images_per_second"])
-        params = state.params if state.ema is None else state.ema
-        if validation is not None and ((epoch + 1) % validate_every == 0 or epoch + 1 == epochs):
-            row |= _validate(model, params, k_valid, validation, preprocess)
-        improved = _improved(history, row)
-        history = [*history, row]
-        if improved:
-            best = jax.tree.map(jnp.copy, params)
-        run.record(state, history, best=improved)
-        bar.set_postfix_str(_postfix(row))
-        bar.update()
-    bar.close()
+    with contextlib.closing(run), bar:
+        for epoch in range(len(history), epochs):
+            if _out_of_patience(history, patience):
+                break
+            started = time.perf_counter()
+            before = int(state.skipped)
+            parts = []
+            for state, metrics in epoch_of(state, k_train, ys, cs):  # noqa: B020  the state goes round
+                parts.append(jax.device_get(metrics))
+                _stop_if_stuck(state, parts[-1]["in_a_row"], max_skipped_in_a_row, run)
+            metrics = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            seconds = time.perf_counter() - started
+            row = _row(epoch, state, before, metrics, len(metrics["loss"]) * batch_size / seconds)
+            speeds.append(row["images_per_second"])
+            params = state.params if state.ema is None else state.ema
+            if validation is not None and ((epoch + 1) % validate_every == 0 or epoch + 1 == epochs):
+                row |= _validate(model, params, k_valid, validation, preprocess)
+            improved = _improved(history, row)
+            history = [*history, row]
+            if improved:
+                best = jax.tree.map(jnp.copy, params)
+            run.record(state, history, best=improved)
+            bar.set_postfix_str(_postfix(row))
+            bar.update()
     speed = float(np.median(speeds[1:])) if len(speeds) > 1 else float("nan")
     return Fitted(state, best, history, speed)
 
@@ -165,9 +177,7 @@ def _full_config(config, key, epochs, batch_size, ys, cs) -> dict[str, Any]:
 def _epoch(train_step, per_epoch: int, batch_size: int, mesh: Mesh | None) -> Callable[..., Iterator[Any]]:
     """One epoch as a few compiled calls of at most about 100 steps; an iterator of (state, metrics)."""
     sizes = call_sizes(per_epoch)
-    scans = {
-        size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh), donate_argnums=0) for size in set(sizes)
-    }
+    scans = {size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh), donate_argnums=0) for size in set(sizes)}
 
     def epoch(state, key, ys, cs):
         for size in sizes:
@@ -186,7 +196,7 @@ def call_sizes(per_epoch: int, most: int = STEPS_PER_CALL) -> list[int]:
     return [most] * full + [rest] * (rest > 0)
 
 
-def _row(epoch, state: TrainState, before: int, metrics, speed: float) -> dict[str, float]:
+def _row(epoch, state: TrainState, before: int, metrics, speed: float) -> Row:
     taken = metrics["in_a_row"] == 0
     averages = {name: float(np.mean(metrics[name][taken])) if taken.any() else float("nan") for name in _AVERAGED}
     return {
@@ -198,7 +208,7 @@ def _row(epoch, state: TrainState, before: int, metrics, speed: float) -> dict[s
     }
 
 
-def _validate(model, params, key, validation, preprocess) -> dict[str, float]:
+def _validate(model, params, key, validation, preprocess) -> Row:
     result = evaluate(model, params, key, *validation, preprocess=preprocess, batch_size=250)
     elbo = mean(result.elbo)
     return {
@@ -209,23 +219,23 @@ def _validate(model, params, key, validation, preprocess) -> dict[str, float]:
     }
 
 
-def _improved(history: list[dict[str, float]], row: dict[str, float]) -> bool:
+def _improved(history: list[Row], row: Row) -> bool:
     """Whether this epoch's parameters are the ones to use: the best validated, or the last where none is validated."""
     if "valid_elbo" not in row:
         return not any("valid_elbo" in r for r in history)
     return row["valid_elbo"] > max((r["valid_elbo"] for r in history if _is_valid(r)), default=-np.inf)
 
 
-def _is_valid(row: dict[str, float]) -> bool:
+def _is_valid(row: Row) -> bool:
     return bool(np.isfinite(row.get("valid_elbo", np.nan)))
 
 
-def _out_of_patience(history: list[dict[str, float]], patience: int | None) -> bool:
+def _out_of_patience(history: list[Row], patience: int | None) -> bool:
     elbos = [row["valid_elbo"] if _is_valid(row) else -np.inf for row in history if "valid_elbo" in row]
     return patience is not None and len(elbos) > patience and len(elbos) - 1 - int(np.argmax(elbos)) >= patience
 
 
-def _postfix(row: dict[str, float]) -> str:
+def _postfix(row: Row) -> str:
     valid = f", valid {row['valid_elbo']:.2f}" if "valid_elbo" in row else ""
     skipped = f", {row['skipped']} skipped" if row["skipped"] else ""
     return f"ELBO {row['elbo']:.2f}{valid} nats, {row['images_per_second']:,.0f} images/s{skipped}"
@@ -244,6 +254,16 @@ def _stop_if_stuck(state: TrainState, in_a_row: np.ndarray, limit: int, run: "_R
     )
 
 
+def _best_state(directory: Path, last: TrainState) -> TrainState:
+    """The state with the best validation ELBO that is on disk; where none is whole, the last, and the run goes on."""
+    try:
+        best = checkpoint.restore(directory, last, which="best")
+    except RuntimeError as error:
+        warnings.warn(f"the last parameters serve as the best, until better ones are found: {error}", stacklevel=2)
+        return last
+    return last if best is None else best.state
+
+
 class _Run:
     """The run directory: what is in it at the start, and what each epoch adds. Without a directory, nothing."""
 
@@ -257,13 +277,12 @@ class _Run:
         last = checkpoint.restore(self.directory, fresh)
         if last is not None:
             self.state, self.history = last.state, last.meta["history"]
-            best = checkpoint.restore(self.directory, fresh, which="best")
-            chosen = self.state if best is None else best.state
+            chosen = _best_state(self.directory, self.state)
             self.best = chosen.params if chosen.ema is None else chosen.ema
         self.metrics = self.directory / "metrics.jsonl"
         self.metrics.write_text("".join(json.dumps(row) + "\n" for row in self.history))
 
-    def record(self, state: TrainState, history: list[dict[str, float]], *, best: bool) -> None:
+    def record(self, state: TrainState, history: list[Row], *, best: bool) -> None:
         if self.directory is None:
             return
         checkpoint.save(self.directory, int(state.step), state, {"history": history}, best=best)
@@ -276,6 +295,10 @@ class _Run:
         for name, value in history[-1].items():
             self.events.add_scalar(name.replace("valid_", "valid/"), value, history[-1]["step"])
         self.events.flush()
+
+    def close(self) -> None:
+        if self.events is not None:
+            self.events.close()  # what flush() promises, it does not do: events still wait in a queue
 
     def where(self) -> str:
         """Where the last good parameters are."""

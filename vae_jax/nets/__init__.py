@@ -1,10 +1,20 @@
-"""Neural networks, as flax linen modules over a batch: net(x, *conditions), each argument of shape (n, ...).
+"""Neural networks: flax linen modules, called on a batch as net(x, *conditions), all (n, ...).
 
-The only room that imports flax. Networks of your own need nothing from here.
+The only room that imports flax. A network of your own needs nothing from here.
 """
 
-from vae_jax.nets.images import ConvDecoder, ConvEncoder, ResBlock, ResDecoder, ResEncoder
 from vae_jax.nets.conv import Conv, ConvTranspose
+from vae_jax.nets.images import ConvDecoder, ConvEncoder
 from vae_jax.nets.mlp import MLP
+from vae_jax.nets.residual import ResBlock, ResDecoder, ResEncoder
 
-__all__ = ["MLP", "Conv", "ConvDecoder", "ConvEncoder", "ConvTranspose", "ResBlock", "ResDecoder", "ResEncoder"]
+__all__ = [
+    "MLP",
+    "Conv",
+    "ConvDecoder",
+    "ConvEncoder",
+    "ConvTranspose",
+    "ResBlock",
+    "ResDecoder",
+    "ResEncoder",
+]

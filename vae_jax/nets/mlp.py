@@ -1,4 +1,4 @@
-"""Dense networks, and what all networks here share: flat inputs joined with conditions, an output of any shape."""
+"""Dense networks, and what all networks here share: inputs joined flat, outputs of any shape."""
 
 import math
 from collections.abc import Callable
@@ -17,14 +17,14 @@ Shape = int | tuple[int, ...]
 class MLP(nn.Module):
     """Dense layers between arrays of any shape: (n, ...) to (n, *out), float32.
 
-    Inputs may be integers; they and every condition are flattened and joined. The default activation is relu: on CPU it
-    is the cheapest by some percent, and on a classic VAE none is better by more than the seeds differ.
+    The input and the conditions, of any number type, are flattened and joined.
 
     Args:
         hidden: widths of the hidden layers; () is an affine map.
         out: a number of outputs, or their shape: 40, or (28, 28, 1).
-        activation: after each hidden layer.
-        dtype: of the computation, jnp.bfloat16 for instance; parameters are float32, the output at least float32.
+        activation: after each hidden layer; relu is the cheapest.
+        dtype: of the computation, jnp.bfloat16 for instance. Parameters are float32, and the output
+            is float32 at least.
 
     Raises:
         ValueError: a width is not positive.
@@ -36,32 +36,27 @@ class MLP(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        check_positive("MLP", hidden=self.hidden, out=shape_of(self.out))
+        check_sizes("MLP", hidden=self.hidden, out=shape_of(self.out))
         super().__post_init__()
 
     @nn.compact
     def __call__(self, x: Batch, *conditions: Batch) -> Float[Array, "n ..."]:
         h = flat(x, *conditions, dtype=self.dtype)
         for width in self.hidden:
-            h = self.activation(dense(h, width, self.dtype))
-        return output(dense(h, math.prod(shape_of(self.out)), self.dtype), shape_of(self.out))
-
-
-def dense(h: Float[Array, "n d"], features: int, dtype: Any) -> Float[Array, "n features"]:
-    """A dense layer of the module that calls this.
-
-    One example (n = 1, as under the library's vmap) goes through as a vector: around the axis of size 1 XLA would
-    transpose whole activations, which costs 15 % of a training step on CPU.
-    """
-    layer = nn.Dense(features, dtype=dtype)
-    return layer(h[0])[None] if h.shape[0] == 1 else layer(h)
+            h = self.activation(nn.Dense(width, dtype=self.dtype)(h))
+        return head(h, out=self.out, dtype=self.dtype)
 
 
 def flat(*inputs: Batch, dtype: Any) -> Float[Array, "n d"]:
-    """Inputs of shapes (n, ...), flattened but for the batch axis and joined."""
-    return jnp.concatenate(
-        [jnp.asarray(x, dtype).reshape(x.shape[0], math.prod(x.shape[1:])) for x in inputs], axis=1
-    )
+    """Inputs (n, ...), each flattened behind the batch axis, and joined."""
+    rows = [jnp.asarray(x, dtype).reshape(x.shape[0], math.prod(x.shape[1:])) for x in inputs]
+    return jnp.concatenate(rows, axis=1)
+
+
+def head(*inputs: Batch, out: Shape, dtype: Any) -> Float[Array, "n ..."]:
+    """A dense layer from all inputs to (n, *out); for use inside a compact module."""
+    shape = shape_of(out)
+    return output(nn.Dense(math.prod(shape), dtype=dtype)(flat(*inputs, dtype=dtype)), shape)
 
 
 def output(y: Float[Array, "n ..."], shape: tuple[int, ...]) -> Float[Array, "n ..."]:
@@ -74,8 +69,10 @@ def shape_of(out: Shape) -> tuple[int, ...]:
     return (out,) if isinstance(out, int) else tuple(out)
 
 
-def check_positive(name: str, **sizes: tuple[int, ...]) -> None:
-    """Raise a ValueError that names the first argument with a size below 1."""
-    for argument, values in sizes.items():
-        if any(value < 1 for value in values):
-            raise ValueError(f"{name} wants {argument} of positive sizes, got {values}")
+def check_sizes(net: str, **sizes: Any) -> None:
+    """Raise a ValueError that names the first argument that is not a tuple of positive sizes."""
+    for name, value in sizes.items():
+        if not isinstance(value, tuple | list):
+            raise ValueError(f"{net} wants {name} as a tuple, got {value}: write ({value},)")
+        if any(size < 1 for size in value):
+            raise ValueError(f"{net} wants positive sizes in {name}, got {value}")

@@ -1,0 +1,262 @@
+"""Every system that the library ships, in one table: `SYSTEMS`. A new system is a new line there, and `test_laws` does the rest.
+
+Everything is tiny: affine networks, latents of one or two numbers, data with so few values that they can be listed. So
+ln P(y) is known by summing over z, a way that shares no code with the estimators.
+"""
+
+import functools
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import numpyro.distributions as dist
+from jax.scipy.special import logsumexp
+
+from vae_jax import (
+    Conditional,
+    Estimator,
+    Model,
+    analytic,
+    bernoulli,
+    categorical,
+    conditional,
+    discretised_logistic,
+    enumerated,
+    fixed_encoder,
+    gaussian,
+    join,
+    l2,
+    learned_normal,
+    lift,
+    mixture_of_gaussians,
+    nets,
+    sampled,
+    share,
+    standard_normal,
+    sticking,
+    vae,
+    vampprior,
+)
+from vae_jax.distributions import bounded_log_std
+
+BATCH = 8
+
+# Compiling takes nearly all of the time in tests, and what they compile is too small to profit from XLA's optimisations.
+compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+class Grid(NamedTuple):
+    """Points (m, *shape) and the log volume that each stands for: a sum over them is an integral; 0 for discrete x."""
+
+    points: np.ndarray
+    log_volume: float
+
+
+class Data(NamedTuple):
+    """Examples (8, *example), all values that an example can have (or None), and examples at the edge of the support."""
+
+    ys: np.ndarray
+    values: Grid | None
+    extreme: np.ndarray
+
+
+class System(NamedTuple):
+    """One line of the table.
+
+    Fields:
+        model: what the laws are about.
+        data: what it is a model of.
+        density: `(params, y, c) -> ln P(y|c)`, by summing over the latent, or None where that takes too long.
+        cs: (8, *condition), or None.
+        held: paths of parameters whose gradient is 0 by design.
+        on_average: paths whose gradient is right on average, not for each draw.
+        same_as: name of the system with the same parts and another estimator.
+        deterministic: whether the terms have no noise.
+    """
+
+    model: Model
+    data: Data
+    density: Callable[..., Any] | None = None
+    cs: np.ndarray | None = None
+    held: tuple[str, ...] = ()
+    on_average: tuple[str, ...] = ()
+    same_as: str | None = None
+    deterministic: bool = False
+
+
+def affine(*shape: int, scale: float = 0.4, bias: Any = 0.0):
+    """(init, apply) of weights @ (all inputs, flat) + bias, as an array of that shape."""
+
+    def init(key, *inputs):
+        size = sum(math.prod(jnp.shape(x)) for x in inputs)
+        weights = scale * jax.random.normal(key, (math.prod(shape), size))
+        return {"weights": weights, "bias": jnp.broadcast_to(jnp.float32(bias), shape).ravel()}
+
+    def apply(params, *inputs):
+        flat = jnp.concatenate([jnp.ravel(x).astype(params["weights"].dtype) for x in inputs])
+        return (params["weights"] @ flat + params["bias"]).reshape(shape)
+
+    return init, apply
+
+
+def encoder(units: int, scale: float = 0.2) -> Conditional:
+    """A Gaussian that is wide, so that importance weights have a variance."""
+    return gaussian(affine(2 * units, scale=scale, bias=[0.0] * units + [0.3] * units))
+
+
+def grid(size: int, reach: float = 8.0, step: float = 0.25) -> Grid:
+    """Vectors of `size` numbers. Sums over an even grid are exact to e^-25 for densities as smooth as these."""
+    line = np.arange(-reach, reach + step / 2, step)
+    return Grid(np.stack(np.meshgrid(*[line] * size), axis=-1).reshape(-1, size), size * math.log(step))
+
+
+def words(letters: int, length: int) -> Grid:
+    """All vectors of `length` numbers from 0 .. letters - 1."""
+    return Grid(np.array(list(itertools.product(range(letters), repeat=length))), 0.0)
+
+
+def integers(n: int, *shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(n, size=(BATCH, *shape))
+
+
+_reals = np.random.default_rng(0).normal(size=(BATCH, 2)).astype(np.float32) + np.float32([1, -1])
+BITS = Data(integers(2, 3).astype(np.float32), words(2, 3), integers(2, 3).astype(np.float32))
+CLASSES = Data(integers(3, 2), words(3, 2), np.tile([0, 2], (BATCH, 1)))
+LEVELS = Data(integers(8, 2), words(8, 2), np.tile([0, 7], (BATCH, 1)))
+COUNTS = Data(integers(5, 1), words(60, 1), np.full((BATCH, 1), 10_000))
+REALS = Data(_reals, grid(2, reach=9.0, step=0.4), 1e4 * _reals)
+IMAGES = Data(integers(2, 4, 4, 1).astype(np.float32), None, np.ones((BATCH, 4, 4, 1), np.float32))
+LABELS = np.eye(2, dtype=np.float32)[integers(2)]
+
+# Latents: all their values.
+LINE, PLANE, THREE, PAIRS, TWO_BITS = grid(1), grid(2), Grid(np.arange(3), 0.0), words(3, 2), words(2, 2)
+
+
+def latent(enc, pri, gen, data: Data, zs: Grid | None, *, estimator: Estimator = sampled, tied=False, **fields) -> System:
+    """The VAE of three parts, and its density by summing over `zs`. The prior may be a `System` itself."""
+    pri_model, pri_density = (pri.model, pri.density) if isinstance(pri, System) else (pri, density_of(pri))
+    gen_density = density_of(gen)
+    model = vae(enc, pri_model, gen, estimator=estimator)
+
+    def density(params, y, c):
+        pri_params = {**params["pri"], "enc": params["enc"]} if tied else params["pri"]
+
+        def joint(z):
+            return pri_density(pri_params, z, c) + gen_density(params["gen"], y, join(z, c))
+
+        return logsumexp(jax.vmap(joint)(jnp.asarray(zs.points))) + zs.log_volume
+
+    return System(
+        share(model, "enc", "pri/enc") if tied else model,
+        data,
+        density if zs else None,
+        **{
+            "held": ("enc",) if estimator is fixed_encoder else (),
+            "on_average": ("enc",) if estimator is sticking else (),
+            "deterministic": estimator is enumerated,
+            **fields,
+        },
+    )
+
+
+def density_of(part: Conditional) -> Callable[..., Any]:
+    return lambda params, x, c: part.dist(params, c).log_prob(x)
+
+
+def no_latent(part: Conditional, data: Data, cs: np.ndarray) -> System:
+    """A likelihood alone, given c."""
+    return System(lift(part), data, density_of(part), cs, deterministic=True)
+
+
+def poisson(net) -> Conditional:
+    return conditional(net, lambda raw: dist.Poisson(jnp.exp(bounded_log_std(raw))).to_event(1))
+
+
+def class_of(net) -> Conditional:
+    """One class, a scalar; `categorical` gives arrays of them."""
+    return conditional(net, lambda logits: dist.CategoricalLogits(logits))
+
+
+def uniform(shape: tuple[int, ...], make: Callable[[Any], dist.Distribution]) -> Conditional:
+    """make(zeros of that shape): a prior without parameters."""
+    return Conditional(lambda key, c=None: {}, lambda params, c=None: make(jnp.zeros(shape)))
+
+
+UNIFORM_CLASS = uniform((3,), dist.CategoricalLogits)
+UNIFORM_PAIR = uniform((2, 3), lambda logits: dist.CategoricalLogits(logits).to_event(1))
+UNIFORM_BITS = uniform((2,), lambda logits: dist.Bernoulli(logits=logits).to_event(1))
+NORMAL = (encoder(2), standard_normal(2), bernoulli(affine(3)), BITS, PLANE)
+DISCRETE = (class_of(affine(3)), UNIFORM_CLASS, bernoulli(affine(3, scale=1.0)), BITS, THREE)
+INNER = latent(encoder(1), standard_normal(1), l2(affine(1, scale=1.0), 1.0), REALS, LINE)
+SMOOTH = {"activation": nn.gelu, "dtype": None}  # for finite differences: no corner of relu, and the precision of the input
+
+SYSTEMS: dict[str, System] = {
+    # Estimators.
+    "sampled": latent(*NORMAL),
+    "analytic": latent(*NORMAL, estimator=analytic, same_as="sampled"),
+    "sticking": latent(*NORMAL, estimator=sticking, same_as="sampled"),
+    "fixed encoder": latent(*NORMAL, estimator=fixed_encoder, same_as="sampled"),
+    "enumerated classes": latent(*DISCRETE, estimator=enumerated),
+    "fixed encoder, classes": latent(*DISCRETE, estimator=fixed_encoder, same_as="enumerated classes"),
+    "enumerated pair of classes": latent(
+        categorical(affine(2, 3)), UNIFORM_PAIR, categorical(affine(2, 3)), CLASSES, PAIRS, estimator=enumerated
+    ),
+    "enumerated bits": latent(
+        bernoulli(affine(2)), UNIFORM_BITS, bernoulli(affine(3)), BITS, TWO_BITS, estimator=enumerated
+    ),
+    # Priors, each with one of the L2 generators.
+    "learned normal, l2 sigma learned": latent(encoder(1), learned_normal(1), l2(affine(2)), REALS, LINE),
+    "mixture, l2 sigma per dimension": latent(
+        encoder(1), mixture_of_gaussians(1, 3), l2(affine(2), "learned_per_dimension"), REALS, LINE
+    ),
+    "VampPrior, l2 sigma predicted": latent(
+        encoder(1), vampprior(encoder(1), _reals[:3]), l2(affine(4), "predicted"), REALS, LINE, tied=True
+    ),
+    "nested, l2 sigma fixed": latent(encoder(1), INNER, l2(affine(2), 0.8), REALS, LINE),
+    "conditional, l2 sigma optimal": latent(
+        encoder(1), standard_normal(1), l2(affine(2), "optimal"), REALS, LINE, cs=LABELS, held=("gen/log_sigma",)
+    ),
+    # Likelihoods.
+    "no latent": no_latent(gaussian(affine(4)), REALS, LABELS),
+    "categorical": latent(encoder(1), standard_normal(1), categorical(affine(2, 3)), CLASSES, LINE),
+    "discretised logistic": latent(
+        encoder(1, 0.05), standard_normal(1), discretised_logistic(affine(2, 2), levels=8), LEVELS, LINE
+    ),
+    "discretised logistic mixture": latent(
+        encoder(1, 0.05), standard_normal(1), discretised_logistic(affine(2, 9), levels=8, components=3), LEVELS, LINE
+    ),
+    "poisson": latent(encoder(1, 0.05), standard_normal(1), poisson(affine(1)), COUNTS, LINE),
+    # Networks.
+    "MLP": latent(
+        gaussian(nets.MLP((5,), 2, **SMOOTH)), standard_normal(1), bernoulli(nets.MLP((5,), 3, **SMOOTH)), BITS, LINE
+    ),
+    "convolutional": latent(
+        gaussian(nets.ConvEncoder((4,), 2, **SMOOTH)),
+        standard_normal(1),
+        bernoulli(nets.ConvDecoder((4,), (4, 4, 1), **SMOOTH)),
+        IMAGES,
+        LINE,
+    ),
+    "residual, conditional": latent(
+        gaussian(nets.ResEncoder((4,), 2, **SMOOTH)),
+        standard_normal(1),
+        bernoulli(nets.ResDecoder((4,), (4, 4, 1), **SMOOTH)),
+        IMAGES,
+        LINE,
+        cs=LABELS,
+    ),
+}
+
+# Checkpoints, devices and evaluation treat every model alike but for these differences: rates per unit or none, a
+# condition or none, tied parts, closed-form M-steps, parts without parameters or gradients. One of each kind is enough.
+REPRESENTATIVE = (
+    "analytic",
+    "fixed encoder, classes",
+    "VampPrior, l2 sigma predicted",
+    "conditional, l2 sigma optimal",
+)

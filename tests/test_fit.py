@@ -1,0 +1,311 @@
+"""The host loop: what a run computes, what it chooses, what it writes, how it stops and how it goes on."""
+
+import inspect
+import json
+import re
+import struct
+from collections import defaultdict
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.experimental.compilation_cache import compilation_cache
+from jax.sharding import Mesh
+from systems import affine, affine_normal
+
+from vae_jax import checkpoint, init_state, l2, make_train_step, standard_normal, vae
+from vae_jax.evaluate import evaluate, mean
+from vae_jax.fit import call_sizes, fit
+
+RNG = np.random.default_rng(0)
+MODEL = vae(affine_normal(1), standard_normal(1), l2(affine(2), 0.5))
+YS = (RNG.normal(size=(47, 1)) * [1.0, -0.5] + 0.3 * RNG.normal(size=(47, 2)) + 1).astype(np.float32)
+NEAR, FAR = YS[:9] + np.float32(0.1), -YS[:9]  # the better YS are known, the worse FAR are
+ADAM = optax.adam(1e-2)
+KEY = jax.random.key(0)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_once(tmp_path_factory):
+    """Most runs here compile the same programs: they share them."""
+    was = jax.config.jax_persistent_cache_min_compile_time_secs
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+    compilation_cache.reset_cache()
+    compilation_cache.set_cache_dir(str(tmp_path_factory.mktemp("programs")))
+    yield
+    jax.config.update("jax_compilation_cache_dir", None)
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", was)
+    compilation_cache.reset_cache()
+
+
+def run(ys=YS, optimizer=ADAM, *, model=MODEL, **options):
+    """A small run: 4 steps of 11 examples an epoch, 3 of the 47 examples wait for the next order."""
+    options = {"key": KEY, "epochs": 3, "batch_size": 11, "validation": (NEAR, None), "progress": False} | options
+    return fit(model, optimizer, ys, **options)
+
+
+def assert_same_bits(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
+        assert (a.dtype, a.shape, np.asarray(a).tobytes()) == (b.dtype, b.shape, np.asarray(b).tobytes())
+
+
+def differs(a, b):
+    return any(bool(jnp.any(x != y)) for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True))
+
+
+def without_speed(history):
+    return [{name: value for name, value in row.items() if name != "images_per_second"} for row in history]
+
+
+# What is computed
+
+
+def test_a_run_is_its_steps_in_order():
+    """The same written out: each epoch's order from its key, one jitted step after the other."""
+    fitted = run(validation=None)
+    step, (k_init, k_train, _) = jax.jit(make_train_step(MODEL, ADAM)), jax.random.split(KEY, 3)
+    k_order, k_steps = jax.random.split(k_train)
+    state, history = init_state(MODEL, ADAM, k_init, jnp.zeros(2)), []
+    for epoch in range(3):
+        order = jax.random.permutation(jax.random.fold_in(k_order, epoch), 47)
+        each = []
+        for batch in np.asarray(order)[:44].reshape(4, 11):
+            state, metrics = step(state, k_steps, YS[batch])
+            each.append(metrics)
+        history.append({name: np.mean([metrics[name] for metrics in each]) for name in metrics})
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), fitted.state, state)
+    assert_same_bits(fitted.params, fitted.state.params)  # nothing validated: the last ones
+    assert [(row["epoch"], row["step"], row["skipped"]) for row in fitted.history] == [(1, 4, 0), (2, 8, 0), (3, 12, 0)]
+    for row, wanted in zip(fitted.history, history, strict=True):
+        for name in ("loss", "elbo", "rate", "distortion", "penalty", "grad_norm"):
+            np.testing.assert_allclose(row[name], wanted[name], rtol=1e-4)
+    assert fitted.images_per_second == np.median([row["images_per_second"] for row in fitted.history[1:]])
+
+
+def test_the_key_decides_everything():
+    assert_same_bits(run(epochs=1).state, run(epochs=1).state)
+    assert differs(run(epochs=1).params, run(epochs=1, key=jax.random.key(1)).params)
+
+
+def test_four_devices_compute_what_one_does(tmp_path):
+    """Although 11 examples do not divide by 4; and a run on a mesh goes on as any other."""
+    mesh = Mesh(np.array(jax.devices()[:4]), ("batch",))
+    one = run(ema_decay=0.9)
+    run(ema_decay=0.9, epochs=2, mesh=mesh, directory=tmp_path / "run")
+    four = run(ema_decay=0.9, mesh=mesh, directory=tmp_path / "run", resume=True)
+    assert len(four.state.step.devices()) == 4
+    got, want = ((fitted.state, fitted.params, without_speed(fitted.history)) for fitted in (four, one))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), got, want)
+
+
+@given(st.integers(1, 10_000), st.integers(1, 300))
+def test_an_epoch_is_cut_into_few_sizes_of_calls(per_epoch, most):
+    sizes = call_sizes(per_epoch, most)
+    assert sum(sizes) == per_epoch
+    assert len(set(sizes)) <= 2
+    assert 1 <= min(sizes) <= max(sizes) <= most
+
+
+def test_calls_of_two_sizes_are_one_epoch(monkeypatch):
+    whole = run(epochs=2, validation=None)
+    monkeypatch.setattr("vae_jax.fit.call_sizes", lambda per_epoch: [3, per_epoch - 3])
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
+        run(epochs=2, validation=None).state,
+        whole.state,
+    )
+
+
+# What is chosen
+
+
+def test_the_best_validated_parameters_are_the_result(tmp_path):
+    """Training leads away from FAR, so the first epoch is the best; two epochs later patience is out."""
+    fitted = run(epochs=9, validation=(FAR, None), patience=2, directory=tmp_path)
+    elbos = [row["valid_elbo"] for row in fitted.history]
+    assert len(elbos) == 3 and np.argmax(elbos) == 0
+    first = run(epochs=1, validation=(FAR, None))
+    assert_same_bits(fitted.params, first.params)
+    assert differs(fitted.state.params, first.params)
+    assert_same_bits(checkpoint.restore(tmp_path, fitted.state, which="best").state, first.state)
+    assert_same_bits(checkpoint.restore(tmp_path, fitted.state, which="last").state, fitted.state)
+    again = run(epochs=9, validation=(FAR, None), patience=2, directory=tmp_path, resume=True)
+    assert_same_bits((again.state, again.params), (fitted.state, fitted.params))
+    assert again.history == fitted.history and np.isnan(again.images_per_second)
+
+
+def test_validation_is_of_the_moving_average_every_n_epochs_and_at_the_end():
+    fitted = run(epochs=3, validate_every=2, ema_decay=0.9)
+    assert ["valid_elbo" in row for row in fitted.history] == [False, True, True]
+    assert_same_bits(fitted.params, fitted.state.ema)  # NEAR is learned: the last is the best
+    result = evaluate(MODEL, fitted.state.ema, jax.random.split(KEY, 3)[2], NEAR)
+    row = fitted.history[-1]
+    assert (row["valid_elbo"], row["valid_elbo_standard_error"]) == mean(result.elbo)
+    assert row["valid_elbo"] == pytest.approx(-row["valid_rate"] - row["valid_distortion"], rel=1e-5)
+
+
+def test_parameters_without_a_finite_validation_are_the_first(monkeypatch):
+    monkeypatch.setattr("vae_jax.fit._validate", lambda *_: {"valid_elbo": float("nan")})
+    fitted = run(epochs=2, patience=9)
+    assert np.isfinite(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(fitted.params)])).all()
+
+
+# What is written
+
+
+def test_metrics_and_events_hold_the_history(tmp_path):
+    fitted = run(directory=tmp_path, config={"name": "small"})
+    lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == fitted.history
+    config = json.loads((tmp_path / "config.json").read_text())
+    assert config["name"] == "small" and config["fit"]["batch_size"] == 11
+    wanted = {
+        name.replace("valid_", "valid/"): [(row["step"], pytest.approx(row[name])) for row in fitted.history]
+        for name in fitted.history[0]
+    }
+    assert scalars(tmp_path / "tensorboard") == wanted
+    assert {"elbo", "rate", "distortion", "valid/elbo", "images_per_second"} <= wanted.keys()
+
+
+def scalars(folder):
+    """{tag: [(step, value)]} of TensorBoard's event files: records of length, its crc, the event and its crc."""
+    from tensorboardX.proto.event_pb2 import Event
+
+    found = defaultdict(list)
+    for file in sorted(folder.iterdir()):
+        data = file.read_bytes()
+        while data:
+            (length,) = struct.unpack_from("<Q", data)
+            event = Event.FromString(data[12 : 12 + length])
+            for value in event.summary.value:
+                found[value.tag].append((event.step, value.simple_value))
+            data = data[16 + length :]
+    return found
+
+
+def test_a_run_without_a_directory_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert len(run(epochs=1).history) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_bar_shows_elbo_and_speed(capsys):
+    history = run(epochs=2, progress=True).history
+    shown = re.findall(r"ELBO (\S+), valid (\S+) nats, (\S+) images/s", capsys.readouterr().err)
+    wanted = [(f"{r['elbo']:.2f}", f"{r['valid_elbo']:.2f}", f"{r['images_per_second']:,.0f}") for r in history]
+    assert list(dict.fromkeys(shown)) == wanted
+
+
+# How a run goes on
+
+
+def test_more_epochs_later_are_the_longer_run(tmp_path):
+    longer = run(epochs=5, ema_decay=0.9)
+    run(epochs=2, ema_decay=0.9, directory=tmp_path / "run", resume=True)  # nothing there yet: it starts
+    resumed = run(epochs=5, ema_decay=0.9, directory=tmp_path / "run", resume=True)
+    assert_same_bits((resumed.state, resumed.params), (longer.state, longer.params))
+    assert without_speed(resumed.history) == without_speed(longer.history)
+    assert len((tmp_path / "run/metrics.jsonl").read_text().splitlines()) == 5
+
+
+def test_the_best_on_disk_may_be_damaged(tmp_path):
+    """Epoch 1 is best and its checkpoint is lost: the run goes on, with a warning."""
+    run(epochs=3, validation=(FAR, None), directory=tmp_path)
+    (tmp_path / "checkpoints/000001-step-4/manifest.json").write_text("{")
+    with pytest.warns(UserWarning, match=r"the last parameters serve as the best.*\s.*000001-step-4"):
+        fitted = run(epochs=3, validation=(FAR, None), directory=tmp_path, resume=True)
+    assert_same_bits(fitted.params, fitted.state.params)
+
+
+@pytest.mark.parametrize(
+    ("changes", "error", "message"),
+    [
+        ({}, FileExistsError, "holds this run already.*resume=True"),
+        ({"resume": True, "config": {"latent": 3}}, ValueError, "latent: 2 there, 3 asked"),
+        ({"resume": True, "key": jax.random.key(1)}, ValueError, r"fit.key: \[0, 0\] there, \[0, 1\] asked"),
+        ({"resume": True, "ys": YS + 1}, ValueError, r"fit.data.crc32: \d+ there, \d+ asked"),
+        ({"resume": True, "batch_size": 10}, ValueError, "fit.batch_size: 11 there, 10 asked"),
+        ({"resume": True, "ema_decay": 0.9}, ValueError, "does not fit: .*ema"),
+    ],
+)
+def test_a_directory_takes_one_run(finished, changes, error, message):
+    with pytest.raises(error, match=message):
+        run(**{"epochs": 1, "config": {"latent": 2}, "directory": finished} | changes)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory, compiled_once):
+    directory = tmp_path_factory.mktemp("finished")
+    run(epochs=1, config={"latent": 2}, directory=directory)
+    return directory
+
+
+# How a run stops
+
+
+def test_updates_that_are_not_finite_stop_the_run(tmp_path):
+    """Step 4, the first of the second epoch, is absurdly long: no step after it can be taken."""
+    explodes = optax.sgd(lambda step: jnp.where(step < 4, 1e-3, 1e30))
+    with pytest.raises(FloatingPointError) as caught:
+        run(optimizer=explodes, epochs=9, max_skipped_in_a_row=3, directory=tmp_path)
+    message = str(caught.value)
+    assert "3 updates in a row were not finite, from step 5 on" in message
+    assert "the first leaf that was not finite: loss" in message
+    assert f"{tmp_path / 'checkpoints'} holds the last good checkpoints" in message
+    first = run(optimizer=explodes, epochs=1)
+    found = checkpoint.restore(tmp_path, first.state)
+    assert found.step == 4
+    assert_same_bits(found.state, first.state)
+
+
+def test_the_leaf_that_is_not_finite_is_named_and_skipped_updates_are_counted(capsys):
+    """|w| has no derivative where it is written sqrt(w^2) and w = 0: the loss is finite, its gradient is not."""
+    init, apply = affine(2)
+    net = (
+        lambda key, z: init(key, z) | {"zero": jnp.zeros(())},
+        lambda params, z: apply(params, z) + jnp.sqrt(params["zero"] ** 2),
+    )
+    model = vae(affine_normal(1), standard_normal(1), l2(net, 0.5))
+    fitted = run(model=model, epochs=1, max_skipped_in_a_row=9, progress=True)
+    assert fitted.history[0]["skipped"] == 4 and int(fitted.state.skipped) == 4
+    assert np.isnan(fitted.history[0]["elbo"]) and "4 skipped" in capsys.readouterr().err
+    assert_same_bits(fitted.params, init_state(model, ADAM, jax.random.split(KEY, 3)[0], jnp.zeros(2)).params)
+    with pytest.raises(FloatingPointError, match=r"from step 0 on.*not finite: gradient of gen/zero\..*directory=None"):
+        run(model=model, epochs=2, max_skipped_in_a_row=6)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"clip_nrom": 1.0}, TypeError, "clip_nrom"),
+        ({"epochs": 0}, ValueError, "epochs >= 1.*got 0"),
+        ({"validate_every": 0}, ValueError, "validate_every >= 1.*and 0"),
+        ({"patience": 2, "validation": None}, ValueError, r"pass validation=\(ys, cs\)"),
+        ({"validation": (NEAR * np.nan, None)}, ValueError, "validation ys holds NaN"),
+        ({"clip_norm": -1.0}, ValueError, "clip_norm.*got -1"),
+        ({"ema_decay": 1.0}, ValueError, "ema_decay.*got 1"),
+        ({"micro_batches": 3}, ValueError, "batch of 11 does not divide into micro_batches=3"),
+        ({"parts": ("prior",)}, ValueError, r"parts=\('prior',\).*\['enc', 'gen', 'pri'\]"),
+    ],
+)
+def test_options_that_do_not_fit_are_errors_before_anything_is_made(tmp_path, caplog, options, error, message):
+    with jax.log_compiles(), pytest.raises(error, match=message):
+        run(directory=tmp_path / "run", **options)
+    assert not (tmp_path / "run").exists()
+    assert not re.search("Compiling .*(init|scan)", caplog.text)
+
+
+def test_validation_data_without_their_pair_are_an_error():
+    with pytest.raises(ValueError, match=r"validation wants a pair \(ys, cs\).*ndarray"):
+        inspect.unwrap(fit)(MODEL, ADAM, YS, key=KEY, epochs=1, validation=NEAR)  # before jaxtyping sees it
+
+
+def test_what_the_absence_of_compilation_is_judged_by(caplog):
+    with jax.log_compiles():
+        run(epochs=1, validation=None)
+    assert {"init", "scan"} <= set(re.findall(r"Compiling \W*(?:jit)?\W*(\w+)", caplog.text))

@@ -1,0 +1,333 @@
+"""The laws that every system keeps, over the whole table of `laws.py`.
+
+Statistical laws fix their keys and allow 5 standard errors. Exempt from finite differences: `held` parameters (their
+gradient is 0 by design, which is checked) and the encoder of `sticking` (its gradient is right on average, which is
+checked as well).
+"""
+
+from functools import cached_property, partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from jax.sharding import Mesh
+from laws import BATCH, REPRESENTATIVE, SYSTEMS, System, compiled
+
+from vae_jax import checkpoint, init_state, make_train_step
+from vae_jax.evaluate import evaluate
+from vae_jax.objectives import batch_terms
+from vae_jax.train import batch_sharding, replicated
+
+DRAWS = 4000
+
+
+class Case:
+    """A system with parameters and the functions that several laws use, each compiled once."""
+
+    def __init__(self, system: System):
+        self.system, self.model = system, system.model
+        self.ys = jnp.asarray(system.data.ys)
+        self.cs = None if system.cs is None else jnp.asarray(system.cs)
+        self.y, self.c = jax.tree.map(lambda x: x[0], (self.ys, self.cs))
+        self.optimizer = optax.adam(0.03)
+        self.traces = {"graded": 0, "step": 0}
+        self.init = compiled(lambda key: init_state(self.model, self.optimizer, key, self.y, self.c))
+        self.params = self.fresh().params
+
+    def fresh(self, seed: int = 0):
+        with jax.debug_key_reuse(True):
+            return self.init(jax.random.key(seed))
+
+    @cached_property
+    def graded(self):
+        """`(params, keys, ys, cs) -> (gradients of nats, terms)`, each with the batch along axis 0."""
+
+        def loss(params, key, y, c):
+            terms = self.model.terms(params, key, y, c)
+            return terms.nats, terms
+
+        def of_batch(params, keys, ys, cs):
+            self.traces["graded"] += 1
+            return batch_terms(jax.grad(loss, has_aux=True), params, keys, ys, cs)
+
+        return compiled(of_batch)
+
+    def at(self, seed: int = 1, *, params=None, ys=None):
+        ys = self.ys if ys is None else jnp.asarray(ys)
+        params = self.params if params is None else params
+        with jax.debug_key_reuse(True):
+            return self.graded(params, jax.random.split(jax.random.key(seed), BATCH), ys, self.cs)
+
+    @cached_property
+    def draws(self):
+        """(nats of the bound, nats of importance, samples) at the first example, with `DRAWS` keys each."""
+
+        def one(keys):
+            k_terms, k_importance, k_sample = jax.random.split(keys, 3)
+            bound = self.model.terms(self.params, k_terms, self.y, self.c).nats
+            importance = self.model.importance(self.params, k_importance, self.y, self.c).nats
+            return bound, importance, self.model.sample(self.params, k_sample, self.c)
+
+        with jax.debug_key_reuse(True):
+            return jax.device_get(compiled(jax.vmap(one))(jax.random.split(jax.random.key(2), DRAWS)))
+
+    @cached_property
+    def log_p(self):
+        """(ln P(y) of the first example, ln P of every value that an example can have)."""
+        values = self.system.data.values
+        ys = self.y[None] if values is None else np.concatenate([self.y[None], values.points])
+        log_p = compiled(jax.vmap(lambda y: self.system.density(self.params, y, self.c)))(ys)
+        return float(log_p[0]), np.asarray(log_p[1:], np.float64)
+
+    def make_step(self, optimizer, **options):
+        def counted(state, key, ys, cs):
+            self.traces["step"] += 1
+            return make_train_step(self.model, optimizer, **options)(state, key, ys, cs)
+
+        return counted
+
+    @cached_property
+    def step(self):
+        return compiled(self.make_step(self.optimizer))
+
+    def trained(self, state, steps: int):
+        for _ in range(steps):
+            state, _ = self.step(state, jax.random.key(3), self.ys, self.cs)
+        return state
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def case(request):
+    return Case(SYSTEMS[request.param])
+
+
+@pytest.fixture(scope="module", params=REPRESENTATIVE)
+def representative(request):
+    return Case(SYSTEMS[request.param])
+
+
+def leaves(tree):
+    """{path: array}, the path joined by "/"."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): np.asarray(x) for path, x in flat}
+
+
+def begins(path: str, prefixes: tuple[str, ...]) -> bool:
+    return any(path == prefix or path.startswith(prefix + "/") for prefix in prefixes)
+
+
+def assert_identical(got, want):
+    assert jax.tree.structure(got) == jax.tree.structure(want)
+    for name, x in leaves(got).items():
+        np.testing.assert_array_equal(x, leaves(want)[name], err_msg=name)
+
+
+def assert_mean(draws: np.ndarray, want, what: str, slack: float = 2e-4):
+    """Is the mean of the draws (along axis 0) within 5 standard errors of what is wanted?"""
+    draws = np.asarray(draws, np.float64)
+    error = draws.std(axis=0, ddof=1) / np.sqrt(len(draws))
+    assert np.all(np.abs(draws.mean(axis=0) - want) <= 5 * error + slack), (
+        f"{what}: {draws.mean(axis=0)} +- {error}, want {want}"
+    )
+
+
+def test_init_and_shapes(case):
+    abstract = jax.eval_shape(case.model.init, jax.random.key(0), case.y, case.c)
+    assert jax.tree.map(jnp.shape, case.params) == jax.tree.map(jnp.shape, abstract)
+    assert all(x.dtype == np.float32 and np.all(np.isfinite(x)) for x in leaves(case.params).values())
+    other = leaves(case.fresh(seed=1).params)
+    random = [name for name, x in leaves(case.params).items() if "weights" in name or "kernel" in name]
+    assert any(np.any(other[name] != leaves(case.params)[name]) for name in random)
+
+    gradients, terms = case.at()
+    assert terms.distortion.shape == terms.nats.shape == (BATCH,)
+    assert terms.distortion.dtype == terms.nats.dtype == jnp.float32
+    assert jax.tree.map(lambda g: g.shape[1:], gradients) == jax.tree.map(jnp.shape, case.params)
+    y = jax.eval_shape(case.model.sample, case.params, jax.random.key(0), case.c)
+    assert y.shape == case.y.shape
+    assert jnp.issubdtype(y.dtype, jnp.integer) or y.dtype == jnp.float32
+
+
+def test_same_key_same_terms_another_key_others(case):
+    assert_identical(case.at(seed=1), case.at(seed=1))
+    one, other = case.at(seed=1)[1].nats, case.at(seed=2)[1].nats
+    if case.system.deterministic:
+        np.testing.assert_array_equal(one, other)
+    else:
+        assert np.any(one != other)
+    _, _, samples = case.draws
+    assert len(np.unique(samples.reshape(DRAWS, -1), axis=0)) > 1
+
+
+def test_values_and_gradients_are_finite(case):
+    """Also for data at the edges of their range and for parameters a hundred times as large."""
+    large = jax.tree.map(lambda x: 100 * x, case.params)
+    for result in (
+        case.at(),
+        case.at(ys=case.system.data.extreme),
+        case.at(params=large),
+        case.at(params=large, ys=case.system.data.extreme),
+    ):
+        for name, x in leaves(result).items():
+            assert np.all(np.isfinite(x)), name
+
+
+def test_gradients_are_derivatives(case, x64):
+    """Central differences along one random direction for each leaf of the parameters."""
+    rng = np.random.default_rng(0)
+    params, ys, cs = jax.tree.map(
+        lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, (case.params, case.ys[:2], case.cs)
+    )
+    keys = jax.random.key_data(jax.random.split(jax.random.key(4), 2))
+    cs = None if cs is None else cs[:2]
+
+    @compiled
+    def graded(params, keys, ys, cs):
+        def loss(params, key, y, c):
+            nats = case.model.terms(params, key, y, c).nats
+            return nats, nats
+
+        return batch_terms(jax.grad(loss, has_aux=True), params, keys, ys, cs)
+
+    def at(params):
+        return graded(params, jax.random.wrap_key_data(keys), ys, cs)
+
+    gradients, nats = at(params)
+    assert nats.dtype == jnp.float64
+    paths = list(leaves(params))
+    flat, structure = jax.tree.flatten(params)
+    for i, (path, x, gradient) in enumerate(zip(paths, flat, jax.tree.leaves(gradients), strict=True)):
+        if begins(path, case.system.held):
+            np.testing.assert_array_equal(gradient, 0, err_msg=path)
+        elif not begins(path, case.system.on_average):
+            direction = rng.normal(size=x.shape)
+            step = 1e-5
+            ahead, behind = (
+                at(jax.tree.unflatten(structure, [*flat[:i], x + s * direction, *flat[i + 1 :]]))[1]
+                for s in (step, -step)
+            )
+            want = (ahead - behind) / (2 * step)
+            got = np.sum(np.asarray(gradient) * direction, axis=tuple(range(1, gradient.ndim)))
+            np.testing.assert_allclose(got, want, rtol=1e-5, atol=1e-6, err_msg=path)
+
+
+def test_rows_do_not_touch_each_other(case):
+    """Another example in row 1: row 1 changes, and no other row does in any bit."""
+    ys = case.ys.at[1].set(case.ys[1] + 1 if case.ys[1].max() == 0 else 0 * case.ys[1])
+    before, after = case.at(), case.at(ys=ys)
+    rest = np.delete(np.arange(BATCH), 1)
+    assert_identical(*(jax.tree.map(lambda x: x[rest], result) for result in (after, before)))
+    assert before[1].nats[1] != after[1].nats[1]
+
+
+def test_nothing_is_compiled_twice(case):
+    """Other parameters, keys and data of the same shapes: no new trace. Nor for a state that the step made itself."""
+    case.at(seed=1)
+    case.at(seed=5, params=case.fresh(seed=1).params, ys=case.ys[::-1])
+    case.trained(case.fresh(), 2)
+    case.trained(case.fresh(seed=1), 1)
+    assert case.traces == {"graded": 1, "step": 1}
+
+
+def test_bound_and_importance(case):
+    """E nats >= -ln P(y) and E exp(-importance nats) = P(y), P(y) from a sum over the latent."""
+    if case.system.density is None:
+        pytest.skip("P(y) is not known exactly")
+    bound, importance, _ = case.draws
+    log_p, _ = case.log_p
+    gap = bound.astype(np.float64) + log_p
+    assert gap.mean() >= -5 * gap.std(ddof=1) / np.sqrt(DRAWS) - 2e-4
+    assert_mean(np.exp(-importance.astype(np.float64) - log_p), 1.0, "importance / P(y)")
+
+
+def test_samples_follow_the_density(case):
+    """E cos(w y) and E sin(w y) over samples against the sum over all y; at w = 0, that P sums to 1."""
+    if case.system.data.values is None:
+        pytest.skip("the values of y cannot be listed")
+    points, log_volume = case.system.data.values
+    weights = np.exp(case.log_p[1] + log_volume)
+    frequencies = np.random.default_rng(0).normal(size=(8, points.shape[1]))
+    assert abs(weights.sum() - 1) < 2e-4
+    samples = case.draws[2].astype(np.float64)
+    for wave in (np.cos, np.sin):
+        assert_mean(wave(samples @ frequencies.T), weights @ wave(points @ frequencies.T), wave.__name__)
+
+
+def test_loss_falls(case):
+    """30 steps of Adam; the same 20 draws before and after."""
+
+    def loss(params):
+        return np.mean([case.at(seed, params=params)[1].nats for seed in range(20)])
+
+    assert loss(case.trained(case.fresh(), 30).params) < loss(case.params) - 0.05
+
+
+def test_restored_run_equals_the_uninterrupted(representative, tmp_path):
+    """Bit for bit, the optimiser's state included."""
+    case = representative
+    state = case.trained(case.fresh(), 2)
+    checkpoint.save(tmp_path, 2, state, {}, best=False)
+    restored = checkpoint.restore(tmp_path, case.fresh(seed=1)).state
+    assert_identical(restored, state)
+    assert_identical(case.trained(restored, 1), case.trained(state, 1))
+
+
+def test_devices_agree(representative):
+    """One device, a batch sharded over two, and pmap over two: the same parameters after a step."""
+    case = representative
+    state = init_state(case.model, optax.sgd(0.1), jax.random.key(0), case.y, case.c)
+    key = jax.random.key(3)
+    data = (jax.random.key_data(key), case.ys, case.cs)
+    mesh = Mesh(jax.devices()[:2], ("data",))
+
+    def step(state, key, ys, cs, **options):
+        return case.make_step(optax.sgd(0.1), **options)(state, jax.random.wrap_key_data(key), ys, cs)
+
+    sharded_data = (data[0], *jax.device_put(data[1:], batch_sharding(mesh)))
+    one = compiled(step)
+    want, want_metrics = one(state, *data)
+    sharded, metrics = one(jax.device_put(state, replicated(mesh)), *sharded_data)
+    split = jax.tree.map(lambda x: x.reshape(2, BATCH // 2, *x.shape[1:]), data[1:])
+    mapped = jax.pmap(
+        partial(step, axis_name="devices"), "devices", in_axes=(None, None, 0, 0), out_axes=None, devices=jax.devices()[:2]
+    )
+    mapped_state, mapped_metrics = mapped(state, data[0], *split)
+    for got in ((sharded, metrics), (mapped_state, mapped_metrics)):
+        for name, x in leaves(got).items():
+            np.testing.assert_allclose(x, leaves((want, want_metrics))[name], rtol=2e-5, atol=2e-6, err_msg=name)
+    assert any(np.any(x != leaves(state.params)[name]) for name, x in leaves(want.params).items())
+
+
+@pytest.mark.parametrize("name", [name for name, system in SYSTEMS.items() if system.same_as])
+def test_estimators_agree_in_expectation(name):
+    """Mean bound and mean gradients of two estimators at the same parameters."""
+    case, other = Case(SYSTEMS[name]), Case(SYSTEMS[SYSTEMS[name].same_as])
+    held = case.system.held
+
+    def of(case, seed):
+        ys = jnp.broadcast_to(case.y, (DRAWS, *case.y.shape))
+        gradients, terms = case.graded(other.params, jax.random.split(jax.random.key(seed), DRAWS), ys, None)
+        kept = {path: g for path, g in leaves(gradients).items() if not begins(path, held)}
+        return {"nats": np.asarray(terms.nats), **kept}
+
+    ours, theirs = of(case, 5), of(other, 6)
+    assert len(ours) >= 3
+    for path, draws in ours.items():
+        assert_mean(draws - theirs[path], 0.0, path)
+
+
+@pytest.mark.parametrize("name", ["analytic", "conditional, l2 sigma optimal"])
+def test_evaluation_is_independent_of_batches_and_padding(name):
+    """7 examples in one batch, and in batches of 4 of which the last is padded."""
+    case = Case(SYSTEMS[name])
+    ys, cs = jax.tree.map(lambda x: np.asarray(x[:7]), (case.ys, case.cs))
+    whole, cut = (
+        evaluate(case.model, case.params, jax.random.key(7), ys, cs, k=3, batch_size=size) for size in (7, 4)
+    )
+    assert whole.elbo.shape == whole.log_likelihood.shape == (7,)
+    assert len(np.unique(whole.elbo)) > 1
+    for field, value in whole._asdict().items():
+        if isinstance(value, np.ndarray):
+            np.testing.assert_allclose(getattr(cut, field), value, rtol=1e-5, atol=1e-6, err_msg=field)

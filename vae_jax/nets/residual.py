@@ -1,0 +1,130 @@
+"""Residual encoders and decoders of images, with the interface of the convolutional ones.
+
+Pre-activation blocks (He et al. 2016, "Identity mappings in deep residual networks", fig. 4e) with
+GroupNorm (Wu and He 2018), which, unlike BatchNorm, treats every example for itself.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float
+
+from vae_jax.nets.conv import Conv, ConvTranspose, Size
+from vae_jax.nets.images import check_channels, check_image_shape, from_flat, grids, large_enough
+from vae_jax.nets.mlp import Batch, Shape, head, output, shape_of
+
+
+class ResEncoder(nn.Module):
+    """A convolution, then `blocks` residual blocks a level, the first of them with stride 2.
+
+    Shapes, arguments and errors are those of `ConvEncoder`.
+
+    Args:
+        blocks: residual blocks a level, each of two convolutions.
+    """
+
+    channels: tuple[int, ...]
+    out: Shape
+    blocks: int = 1
+    kernel: Size = (3, 3)
+    activation: Callable[[Array], Array] = nn.relu
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_channels("ResEncoder", self.channels, out=shape_of(self.out), blocks=(self.blocks,))
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, y: Batch, *conditions: Batch) -> Float[Array, "n ..."]:
+        h = large_enough(y, self.dtype, "ResEncoder")
+        h = Conv(self.channels[0], self.kernel, dtype=self.dtype)(h)
+        for features in self.channels:
+            for stride in (2, *(1,) * (self.blocks - 1)):
+                h = ResBlock(features, stride, self.kernel, self.activation, self.dtype)(h)
+        h = self.activation(_norm(h, self.dtype))
+        return head(h, *conditions, out=self.out, dtype=self.dtype)
+
+
+class ResDecoder(nn.Module):
+    """`blocks` residual blocks a level, after each level pixels repeated 2 x 2; a last convolution.
+
+    Shapes, arguments and errors are those of `ConvDecoder`.
+
+    Args:
+        blocks: residual blocks a level, each of two convolutions.
+    """
+
+    channels: tuple[int, ...]
+    shape: tuple[int, ...]
+    blocks: int = 1
+    kernel: Size = (3, 3)
+    activation: Callable[[Array], Array] = nn.relu
+    dtype: Any = jnp.float32
+
+    def __post_init__(self) -> None:
+        check_channels("ResDecoder", self.channels, shape=self.shape, blocks=(self.blocks,))
+        check_image_shape("ResDecoder", self.shape)
+        super().__post_init__()
+
+    @nn.compact
+    def __call__(self, z: Batch, *conditions: Batch) -> Float[Array, "n ..."]:
+        *sizes, smallest = grids(self.shape, len(self.channels))
+        h = from_flat(z, *conditions, grid=(*smallest, self.channels[-1]), dtype=self.dtype)
+        for features, size in zip(self.channels[::-1], sizes[::-1], strict=True):
+            for _ in range(self.blocks):
+                h = ResBlock(features, 1, self.kernel, self.activation, self.dtype)(h)
+            h = _doubled(h, size)
+        h = self.activation(_norm(h, self.dtype))
+        # To few channels the transposed form is the cheaper one on CPU: it holds kh kw b numbers a
+        # pixel, and patches are kh kw a.
+        last = ConvTranspose(math.prod(self.shape[2:]), self.kernel, stride=1, dtype=self.dtype)
+        return output(last(h), self.shape)
+
+
+class ResBlock(nn.Module):
+    """x + f(x), where f is twice GroupNorm, activation and a convolution.
+
+    The last convolution starts at zero, so the block starts as its shortcut: the identity, or where
+    the shape changes a 1 x 1 convolution of the activated input.
+    """
+
+    features: int
+    stride: int = 1
+    kernel: Size = (3, 3)
+    activation: Callable[[Array], Array] = nn.relu
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w a"]) -> Float[Array, "n oh ow b"]:
+        h = self.activation(_norm(x, self.dtype))
+        if self.stride != 1 or x.shape[-1] != self.features:
+            shortcut = Conv(self.features, (1, 1), self.stride, use_bias=False, dtype=self.dtype)
+            x = shortcut(h)
+        h = Conv(self.features, self.kernel, self.stride, dtype=self.dtype)(h)
+        h = self.activation(_norm(h, self.dtype))
+        zeros = nn.initializers.zeros
+        return x + Conv(self.features, self.kernel, dtype=self.dtype, kernel_init=zeros)(h)
+
+
+def groups(channels: int) -> int:
+    """How many groups GroupNorm makes of some channels: as many as divide them, but at most 32.
+
+    A group is 4 channels or more where there are so many: one channel alone would be normalised to
+    a constant on a grid of one pixel.
+    """
+    most = min(32, max(channels // 4, 1))
+    return max(g for g in range(1, most + 1) if channels % g == 0)
+
+
+def _norm(x: Array, dtype: Any) -> Array:
+    return nn.GroupNorm(groups(x.shape[-1]), use_fast_variance=False, dtype=dtype)(x)
+
+
+def _doubled(x: Array, size: Size) -> Array:
+    """Every pixel as 2 x 2 of them, cropped to size."""
+    h, w = size
+    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :h, :w]
