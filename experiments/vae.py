@@ -328,5 +328,5 @@ def command() -> str:
 if __name__ == "__main__":
     try:
         main(tyro.cli(Config))
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

@@ -1,4 +1,4 @@
-"""Every system that the library ships, in one table: `SYSTEMS`. A new system is a new line there, and `test_laws` does the rest.
+"""Every system that the library ships, in one table: `SYSTEMS`. A new system is one new line; `test_laws` does the rest.
 
 Everything is tiny: affine networks, latents of one or two numbers, data with so few values that they can be listed. So
 ln P(y) is known by summing over z, a way that shares no code with the estimators.
@@ -46,7 +46,7 @@ from vae_jax.distributions import bounded_log_std
 
 BATCH = 8
 
-# Compiling takes nearly all of the time in tests, and what they compile is too small to profit from XLA's optimisations.
+# Compiling takes nearly all of the time in tests, and what they compile is too small to profit from being optimised.
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -58,7 +58,7 @@ class Grid(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Examples (8, *example), all values that an example can have (or None), and examples at the edge of the support."""
+    """Examples (8, *example), all values that an example can have (or None), examples at the edge of the support."""
 
     ys: np.ndarray
     values: Grid | None
@@ -137,7 +137,9 @@ LABELS = np.eye(2, dtype=np.float32)[integers(2)]
 LINE, PLANE, THREE, PAIRS, TWO_BITS = grid(1), grid(2), Grid(np.arange(3), 0.0), words(3, 2), words(2, 2)
 
 
-def latent(enc, pri, gen, data: Data, zs: Grid | None, *, estimator: Estimator = sampled, tied=False, **fields) -> System:
+def latent(
+    enc, pri, gen, data: Data, zs: Grid | None, *, estimator: Estimator = sampled, tied=False, **fields
+) -> System:
     """The VAE of three parts, and its density by summing over `zs`. The prior may be a `System` itself."""
     pri_model, pri_density = (pri.model, pri.density) if isinstance(pri, System) else (pri, density_of(pri))
     gen_density = density_of(gen)
@@ -193,7 +195,9 @@ UNIFORM_BITS = uniform((2,), lambda logits: dist.Bernoulli(logits=logits).to_eve
 NORMAL = (encoder(2), standard_normal(2), bernoulli(affine(3)), BITS, PLANE)
 DISCRETE = (class_of(affine(3)), UNIFORM_CLASS, bernoulli(affine(3, scale=1.0)), BITS, THREE)
 INNER = latent(encoder(1), standard_normal(1), l2(affine(1, scale=1.0), 1.0), REALS, LINE)
-SMOOTH = {"activation": nn.gelu, "dtype": None}  # for finite differences: no corner of relu, and the precision of the input
+
+# For finite differences: no corner of relu, and the precision of the input.
+SMOOTH = {"activation": nn.gelu, "dtype": None}
 
 SYSTEMS: dict[str, System] = {
     # Estimators.

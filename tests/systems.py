@@ -37,7 +37,7 @@ class Solvable(NamedTuple):
 
 
 class NormalAt(dist.Normal):
-    """N(loc, scale^2) whose noise is given: every "sample" is loc + scale * eps. For exact expectations by quadrature."""
+    """N(loc, scale^2) whose noise is given: every "sample" is loc + scale * eps, for expectations by quadrature."""
 
     pytree_data_fields = ("eps",)
 
@@ -124,10 +124,10 @@ def linear_gaussian_model(size: int, latent: int, sigma: Any, estimator: Estimat
 def linear_gaussian(
     weights, variance: float, ys, *, widen: float = 1.3, shift: float = 0.2, estimator: Estimator = sampled
 ) -> Solvable:
-    """z ~ N(0, I), y = weights z + noise of the given variance: probabilistic PCA; weights (d, q) with orthogonal columns.
+    """z ~ N(0, I), y = weights z + noise of the given variance: probabilistic PCA.
 
-    The posterior is then N(M^-1 W' y, variance M^-1) with M = W'W + variance I diagonal. `params` has its standard
-    deviations times `widen` and its mean moved by `shift`.
+    The columns of weights (d, q) are orthogonal. The posterior is then N(M^-1 W' y, variance M^-1), M = W'W + variance
+    times I diagonal. `params` has its standard deviations times `widen` and its mean moved by `shift`.
     """
     weights, ys = np.asarray(weights, float), np.asarray(ys, float)
     d, q = weights.shape
@@ -247,7 +247,7 @@ EIGENVALUES = np.array([4.0, 2.0, 1.0, 0.5, 0.5])
 
 
 def data_with_covariance(eigenvalues=EIGENVALUES, *, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """(ys (2 d, d), axes (d, d)): data of mean 0 whose covariance has exactly these eigenvalues along the axes' columns."""
+    """(ys (2 d, d), axes (d, d)): data of mean 0 whose covariance has exactly these eigenvalues, along the columns."""
     d = len(eigenvalues)
     axes = np.linalg.qr(np.random.default_rng(seed).normal(size=(d, d)))[0]
     points = np.sqrt(d * np.asarray(eigenvalues))[:, None] * axes.T

@@ -227,7 +227,7 @@ sample = jax.jit(lambda distribution, keys: jax.vmap(distribution.sample)(keys))
     ],
 )
 def test_samples_follow_the_probabilities(x64, make, output, options, values):
-    """40,000 samples, key 0; chi-square over values expected 5 times or more, within 4 standard deviations of its mean."""
+    """40,000 samples, key 0; chi-square over values expected 5 times or more: 4 standard deviations above its mean."""
     n, distribution = 40_000, of(output, make, **options)
     samples = np.asarray(sample(distribution, jax.random.split(jax.random.key(0), n)))
     assert samples.shape == (n, 1)

@@ -7,7 +7,6 @@ universality: free tables of logits can represent every distribution.
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 import optax
 import pytest
 from scipy.special import log_softmax, logsumexp, rel_entr, softmax
@@ -239,8 +238,8 @@ def test_fixed_encoder_training_makes_the_model_the_population(x64):
     """pri*, gen* = argmin E -ln P_pri(z) P_gen(y|z); under universality P_pri*,gen*(z, y) = Pop(y) enc(z|y), so
     P_pri*,gen*(y) = Pop(y).
 
-    Trained from random tables with sampled z (estimator=fixed_encoder, parts=("pri", "gen"), key 1); 400,000 z in all, so
-    that a cell of the joint has a standard error below 0.0008: allowed 0.004.
+    Trained from random tables with sampled z (estimator=fixed_encoder, parts=("pri", "gen"), key 1); 400,000 z in all,
+    so that a cell of the joint has a standard error below 0.0008: allowed 0.004.
     """
     system = discrete(estimator=fixed_encoder)
     ys = jnp.asarray(np.tile(POPULATION, 100))
@@ -267,7 +266,7 @@ def test_fixed_encoder_training_without_noise_is_exact(x64):
 def test_training_the_encoder_alone_makes_it_the_posterior(x64):
     """enc* = argmin_enc E_y KL(P_enc(z|y), P_pri,gen(z|y)) + a constant: trained alone, enc drives the KL to zero."""
     system = discrete()
-    log_joint, log_enc = joint_tables(system.params)
+    log_joint, _ = joint_tables(system.params)
 
     def kl(params):
         return rel_entr(np.exp(joint_tables(params)[1]), np.exp(log_joint - system.log_p)).sum(axis=0)
@@ -487,7 +486,7 @@ def test_reparameterised_gradient_is_the_exact_gradient(x64, estimator):
 
 
 def test_z_is_the_mean_plus_sigma_times_noise(x64):
-    """eps ~ N(0, I), z_enc(y, eps) = zhat_enc(y) + sigma eps: the same key is the same eps, whatever y and parameters."""
+    """eps ~ N(0, I), z_enc(y, eps) = zhat_enc(y) + sigma eps: one key is one eps, whatever y and parameters."""
     encoder, key = gaussian(affine(4)), jax.random.key(10)
     y = jnp.array([1.0, -2.0])
     for seed in range(3):
@@ -498,7 +497,7 @@ def test_z_is_the_mean_plus_sigma_times_noise(x64):
 
 
 def test_z_is_a_smooth_function_of_the_encoders_parameters_and_of_y(x64):
-    """z_enc(y, eps) is a smooth function of the parameters (and of y): its jvp equals central differences, as does L's."""
+    """z_enc(y, eps) is a smooth function of the parameters (and of y): its jvp equals differences; so does L's."""
     encoder, key = gaussian(affine(4)), jax.random.key(11)
     y = jnp.array([1.0, -2.0])
     model = vae(encoder, standard_normal(2), l2(affine(2), 0.5))
@@ -526,7 +525,7 @@ def test_discrete_z_has_no_reparameterisation(estimator):
 
 
 def test_discrete_z_trains_by_enumeration(x64):
-    """For finite z the gradient of E_z L with respect to the encoder is exact: it equals finite differences of numpy's."""
+    """For finite z the gradient of E_z L with respect to the encoder is exact: it equals differences of numpy's."""
     system = discrete(estimator=enumerated)
     gradient = jax.grad(lambda enc: expected_loss({**system.params, "enc": enc}))(system.params["enc"])
 

@@ -207,7 +207,7 @@ def hand_written_loss(params, y, nodes, weights):
 
 
 def test_shared_vampprior_has_the_gradient_written_out(x64):
-    """`share(..., "enc", "pri/enc")`: the tree has no pri/enc, and the encoder's gradient comes through both its uses."""
+    """`share(..., "enc", "pri/enc")`: the tree has no pri/enc; the encoder's gradient comes through both its uses."""
     encoder, us, y = affine_normal(1), np.random.default_rng(9).normal(size=(3, 2)), jnp.array([0.4, -1.1])
     untied = vae(encoder, vampprior(encoder, us), l2(affine(2), 0.7))
     tied = share(untied, "enc", "pri/enc")
@@ -274,12 +274,11 @@ def test_sharing_names_what_is_missing():
 
 
 def test_a_vae_as_a_prior(x64):
-    """Its bound takes the place of ln P_pri(z): L = ln q(z1|y) + L_pri(z1) - ln P_gen(y|z1), and sampling goes through it."""
+    """Its bound takes the place of -ln P_pri(z), looser by the inner KL on average, and sampling goes through it."""
     system = two_layers()
     prior_params, y = system.params["pri"], system.ys[0]
     inner = vae(affine_normal(1), standard_normal(1), l2(affine(2), 0.6))
 
-    # The same density as a plain prior gives a smaller rate, by the inner KL, on average over the same draws of z1.
     weights = np.asarray(prior_params["gen"]["weights"])
     covariance = weights @ weights.T + 0.36 * np.eye(2)
     keys = jax.random.split(jax.random.key(0), 2000)

@@ -43,7 +43,7 @@ class Fitted(NamedTuple):
             kept); without validation data, the last.
         history: one dict for each epoch: epoch, step, skipped, images_per_second, the step's metrics averaged over
             the epoch, and `valid_elbo`, `valid_rate`, `valid_distortion`, where validated. Nats.
-        images_per_second: median over this call's epochs without the first, which compiles; NaN after one epoch.
+        images_per_second: median over the epochs without the first, which compiles; NaN after one epoch.
     """
 
     state: TrainState
@@ -129,7 +129,6 @@ def fit(
     ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
     epoch_of = _epoch(train_step, len(jax.tree.leaves(ys)[0]) // batch_size, batch_size, mesh)
 
-    speeds = []
     bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress)
     with contextlib.closing(run), bar:
         for epoch in range(len(history), epochs):
@@ -144,7 +143,6 @@ def fit(
             metrics = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
             seconds = time.perf_counter() - started
             row = _row(epoch, state, before, metrics, len(metrics["loss"]) * batch_size / seconds)
-            speeds.append(row["images_per_second"])
             params = state.params if state.ema is None else state.ema
             if validation is not None and ((epoch + 1) % validate_every == 0 or epoch + 1 == epochs):
                 row |= _validate(model, params, k_valid, validation, preprocess)
@@ -155,7 +153,8 @@ def fit(
             run.record(state, history, best=improved)
             bar.set_postfix_str(_postfix(row))
             bar.update()
-    speed = float(np.median(speeds[1:])) if len(speeds) > 1 else float("nan")
+    speeds = [row["images_per_second"] for row in history[1:]]
+    speed = float(np.median(speeds)) if speeds else float("nan")
     return Fitted(state, best, history, speed)
 
 

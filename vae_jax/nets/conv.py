@@ -140,7 +140,7 @@ class Conv(nn.Module):
 class ConvTranspose(nn.Module):
     """Transpose of a SAME convolution: (n, oh, ow, a) to (n, h, w, features).
 
-    oh = ceil(h / stride) for several h: `size` is the (h, w) that is wanted, by default the largest.
+    Several h have the same oh = ceil(h / stride): `size` is the (h, w) wanted, the largest if None.
     The parameters are those of `Conv`, `kernel` (kh, kw, a, features) and `bias` (features,).
 
     Raises:

@@ -10,6 +10,7 @@ from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 from jaxtyping import Float
 
@@ -99,7 +100,8 @@ class ResBlock(nn.Module):
     dtype: Any = jnp.float32
 
     @nn.compact
-    def __call__(self, x: Float[Array, "n h w a"]) -> Float[Array, "n oh ow b"]:
+    def __call__(self, x: Float[Array | np.ndarray, "n h w a"]) -> Float[Array, "n oh ow b"]:
+        x = jnp.asarray(x, self.dtype)
         h = self.activation(_norm(x, self.dtype))
         if self.stride != 1 or x.shape[-1] != self.features:
             shortcut = Conv(self.features, (1, 1), self.stride, use_bias=False, dtype=self.dtype)

@@ -1,0 +1,206 @@
+"""The house, read from its imports: arrows point down, and each heavy library has one room."""
+
+import ast
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import vae_jax
+
+PACKAGE = Path(vae_jax.__file__).parent
+REPOSITORY = Path(__file__).parents[1]
+
+# A room imports from its own floor and from those above it in this list. A new room is a new name here.
+FLOORS = [
+    {"_version", "distributions", "network", "preprocess", "run_directory"},
+    {"model"},
+    {"conditionals", "l2", "priors"},
+    {"vae"},
+    {"objectives"},
+    {"train"},
+    {"check", "checkpoint", "evaluate", "data", "nets", "pictures", "report"},
+    {"fit"},
+]
+FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
+
+# Which room may import what. Those in LAZY do it inside functions, so that `import vae_jax.data` costs nothing.
+ONLY = {
+    "flax": "nets",
+    "tensorflow_datasets": "data",
+    "orbax": "checkpoint",
+    "matplotlib": "pictures",
+    "tensorboardX": "fit",
+    "tensorflow": None,
+    "torch": None,
+    "pickle": None,
+    "experiments": None,
+    "tests": None,
+}
+LAZY = {"tensorflow_datasets", "orbax", "matplotlib", "tensorboardX"}
+
+
+def imports(file: Path, package: Path) -> list[tuple[str, bool]]:
+    """(dotted name, whether inside a function) of each import; `from a import b` is a.b where that is a module."""
+    found = []
+
+    def visit(node: ast.AST, inside: bool) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.Import):
+                found.extend((alias.name, inside) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                assert child.level == 0, f"{file.name} has a relative import: name the module in full"
+                for alias in child.names:
+                    whole = f"{child.module}.{alias.name}"
+                    found.append((whole if module_file(whole, package) else child.module, inside))
+            visit(child, inside or isinstance(child, ast.FunctionDef | ast.Lambda))
+
+    visit(ast.parse(file.read_text()), False)
+    return found
+
+
+def module_file(name: str, package: Path) -> Path | None:
+    """The file of a module of the package; None of anything else."""
+    path = package.parent.joinpath(*name.split("."))
+    candidates = (path.with_suffix(".py"), path / "__init__.py")
+    return next((file for file in candidates if file.is_file() and package in file.parents), None)
+
+
+def files(package: Path) -> list[Path]:
+    return sorted(package.rglob("*.py"))
+
+
+def room(file: Path, package: Path) -> str:
+    """The first part of the path inside the package: a module, or a folder of them."""
+    return file.relative_to(package).parts[0].removesuffix(".py")
+
+
+def violations(package: Path) -> list[str]:
+    """Every import that breaks a rule of the house."""
+    found = []
+    for file in files(package):
+        here = room(file, package)
+        if here != "__init__" and here not in FLOOR:
+            found.append(f"{here} is on no floor: add it to FLOORS")
+            continue
+        for name, inside in imports(file, package):
+            top, *rest = name.split(".")
+            where = f"{file.relative_to(package)} imports {name}"
+            if top == package.name and here != "__init__":
+                if not rest or rest[0] not in FLOOR:
+                    found.append(f"{where}: import from the room")
+                elif FLOOR[rest[0]] > FLOOR[here]:
+                    found.append(f"{where}: arrows point down")
+            elif top in ONLY and ONLY[top] != here:
+                found.append(f"{where}: only {ONLY[top] or 'nobody'} does")
+            elif top in LAZY and not inside:
+                found.append(f"{where}: inside a function, please")
+    return found
+
+
+def cycle(package: Path) -> list[str]:
+    """Modules that import each other in a circle, or []. Imports inside functions count as well."""
+    arrows = {
+        file: [other for name, _ in imports(file, package) if (other := module_file(name, package))]
+        for file in files(package)
+    }
+    done: set[Path] = set()
+
+    def walk(file: Path, path: tuple[Path, ...]) -> list[str]:
+        if file in path:
+            return [str(f.relative_to(package)) for f in (*path[path.index(file) :], file)]
+        if file in done:
+            return []
+        circle = next((found for other in arrows[file] if (found := walk(other, (*path, file)))), [])
+        done.add(file)
+        return circle
+
+    return next((found for file in arrows if (found := walk(file, ()))), [])
+
+
+def test_arrows_point_down_and_heavy_libraries_have_one_room():
+    assert violations(PACKAGE) == []
+
+
+def test_no_cycles():
+    assert cycle(PACKAGE) == []
+
+
+def test_every_floor_is_lived_in():
+    """No rule about rooms that are gone; and the imports are found at all."""
+    assert {room(file, PACKAGE) for file in files(PACKAGE)} == {*FLOOR, "__init__"}
+    assert ("vae_jax.model", False) in imports(PACKAGE / "vae.py", PACKAGE)
+    used = {name.split(".")[0] for file in files(PACKAGE) for name, _ in imports(file, PACKAGE)}
+    assert used >= {name for name, owner in ONLY.items() if owner}
+
+
+def test_no_room_for_everything():
+    names = {file.stem for file in files(PACKAGE)}
+    assert not names & {"utils", "util", "helpers", "misc", "common", "core", "base", "registry"}
+
+
+def test_init_is_sorted_re_exports():
+    body = ast.parse((PACKAGE / "__init__.py").read_text()).body
+    docstring, *imported, exported = body
+    assert isinstance(docstring, ast.Expr) and all(isinstance(node, ast.ImportFrom) for node in imported)
+    names = [alias.name for node in imported for alias in node.names]
+    assert sorted(names) == sorted(ast.literal_eval(exported.value)) == sorted(set(vae_jax.__all__))
+    assert all(hasattr(vae_jax, name) for name in names)
+
+
+@pytest.mark.parametrize(
+    ("path", "line", "complaint"),
+    [
+        ("model.py", "from vae_jax.vae import vae", "arrows point down"),
+        ("model.py", "def f():\n    import vae_jax.train", "arrows point down"),
+        ("train.py", "from vae_jax import fit", "arrows point down"),
+        ("train.py", "from vae_jax import Model", "import from the room"),
+        ("network.py", "import flax.linen", "only nets does"),
+        ("fit.py", "def f():\n    from matplotlib import pyplot", "only pictures does"),
+        ("pictures.py", "import matplotlib", "inside a function"),
+        ("data/images.py", "import tensorflow as tf", "only nobody does"),
+        ("data/images.py", "from vae_jax.fit import fit", "arrows point down"),
+        ("checkpoint.py", "import pickle", "only nobody does"),
+        ("extra.py", "import jax", "on no floor"),
+    ],
+)
+def test_a_planted_violation_is_seen(tmp_path, path, line, complaint):
+    for file in files(PACKAGE):
+        copy = tmp_path / "vae_jax" / file.relative_to(PACKAGE)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(file.read_text())
+    planted = tmp_path / "vae_jax" / path
+    planted.write_text((planted.read_text() if planted.exists() else "") + f"\n{line}\n")
+    (only,) = violations(tmp_path / "vae_jax")
+    assert complaint in only
+
+
+def test_a_planted_cycle_is_seen(tmp_path):
+    package = tmp_path / "vae_jax"
+    package.mkdir()
+    (package / "l2.py").write_text("from vae_jax.priors import x")
+    (package / "priors.py").write_text("def f():\n    from vae_jax import l2")
+    assert violations(package) == []
+    assert cycle(package) == ["l2.py", "priors.py", "l2.py"]
+
+
+HEAVY = ("tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "flax", "tensorboardX", "PIL", "torch", "tqdm")
+
+
+def imported_with(statement: str) -> set[str]:
+    """Which of `HEAVY` a new Python has imported after a statement."""
+    code = f"{statement}; import sys; print(*[name for name in {HEAVY} if name in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.split())
+
+
+def test_importing_the_library_imports_nothing_heavy():
+    """And neither do the rooms for data and pictures, until they are used."""
+    already = imported_with("import jax, numpyro.distributions, optax")
+    rooms = ", ".join(f"vae_jax.{room}" for room in ("data", "pictures", "checkpoint", "report"))
+    assert imported_with(f"import vae_jax, {rooms}") == already
+    assert not already & {"tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "flax", "tensorboardX", "torch"}
