@@ -270,8 +270,9 @@ def test_scan_equals_single_steps_also_over_a_mesh(job):
 
     mesh = Mesh(jax.devices(), ("data",))
     whole = jax.device_put((job.state, ys, cs), replicated(mesh))
-    meshed = compiled(make_scan(train_step, 4, 3, mesh=mesh))
+    meshed = compiled(make_scan(train_step, 4, 3, mesh=mesh)).lower(whole[0], KEY, *whole[1:]).compile()
     assert_close(meshed(whole[0], KEY, *whole[1:]), scanned)
+    assert "all-reduce" in meshed.as_text()  # the devices share the work
 
 
 def visited(n: int, batch_size: int, calls: list[int]) -> list[set[int]]:
