@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float
 
 from vae_jax.nets.conv import Conv, ConvTranspose, Size, as_images, halved
-from vae_jax.nets.mlp import Batch, Shape, check_sizes, flat, head, output, shape_of
+from vae_jax.nets.mlp import Batch, Shape, check_sizes, dense, flat, head, output, shape_of
 
 SMALLEST = 4  # pixels a side
 
@@ -97,7 +97,7 @@ class ConvDecoder(nn.Module):
 
 def from_flat(*inputs: Batch, grid: tuple[int, ...], dtype: Any) -> Float[Array, "n h w a"]:
     """A dense layer from all inputs to a grid (h, w, a); for use inside a compact module."""
-    h = nn.Dense(math.prod(grid), dtype=dtype)(flat(*inputs, dtype=dtype))
+    h = dense(flat(*inputs, dtype=dtype), math.prod(grid), dtype)
     return h.reshape(h.shape[0], *grid)
 
 

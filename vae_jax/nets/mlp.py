@@ -43,8 +43,18 @@ class MLP(nn.Module):
     def __call__(self, x: Batch, *conditions: Batch) -> Float[Array, "n ..."]:
         h = flat(x, *conditions, dtype=self.dtype)
         for width in self.hidden:
-            h = self.activation(nn.Dense(width, dtype=self.dtype)(h))
+            h = self.activation(dense(h, width, self.dtype))
         return head(h, out=self.out, dtype=self.dtype)
+
+
+def dense(h: Float[Array, "n d"], features: int, dtype: Any) -> Float[Array, "n features"]:
+    """A dense layer; for use inside a compact module.
+
+    One example (n = 1, as under the library's vmap) goes through as a vector: around the axis of size 1 XLA would
+    transpose whole activations, which costs 15 % of a training step on CPU.
+    """
+    layer = nn.Dense(features, dtype=dtype)
+    return layer(h[0])[None] if h.shape[0] == 1 else layer(h)
 
 
 def flat(*inputs: Batch, dtype: Any) -> Float[Array, "n d"]:
@@ -56,7 +66,7 @@ def flat(*inputs: Batch, dtype: Any) -> Float[Array, "n d"]:
 def head(*inputs: Batch, out: Shape, dtype: Any) -> Float[Array, "n ..."]:
     """A dense layer from all inputs to (n, *out); for use inside a compact module."""
     shape = shape_of(out)
-    return output(nn.Dense(math.prod(shape), dtype=dtype)(flat(*inputs, dtype=dtype)), shape)
+    return output(dense(flat(*inputs, dtype=dtype), math.prod(shape), dtype), shape)
 
 
 def output(y: Float[Array, "n ..."], shape: tuple[int, ...]) -> Float[Array, "n ..."]:
