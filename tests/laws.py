@@ -140,10 +140,11 @@ LINE, PLANE, THREE, PAIRS, TWO_BITS = grid(1), grid(2), Grid(np.arange(3), 0.0),
 def latent(
     enc, pri, gen, data: Data, zs: Grid | None, *, estimator: Estimator = sampled, tied=False, **fields
 ) -> System:
-    """The VAE of three parts, and its density by summing over `zs`. The prior may be a `System` itself."""
-    pri_model, pri_density = (pri.model, pri.density) if isinstance(pri, System) else (pri, density_of(pri))
-    gen_density = density_of(gen)
-    model = vae(enc, pri_model, gen, estimator=estimator)
+    """The VAE of three parts, and its density by summing over `zs`. Prior and generator may be `System`s themselves."""
+    (pri, pri_density), (gen, gen_density) = (
+        (part.model, part.density) if isinstance(part, System) else (part, density_of(part)) for part in (pri, gen)
+    )
+    model = vae(enc, pri, gen, estimator=estimator)
 
     def density(params, y, c):
         pri_params = {**params["pri"], "enc": params["enc"]} if tied else params["pri"]
@@ -194,7 +195,9 @@ UNIFORM_PAIR = uniform((2, 3), lambda logits: dist.CategoricalLogits(logits).to_
 UNIFORM_BITS = uniform((2,), lambda logits: dist.Bernoulli(logits=logits).to_event(1))
 NORMAL = (encoder(2), standard_normal(2), bernoulli(affine(3)), BITS, PLANE)
 DISCRETE = (class_of(affine(3)), UNIFORM_CLASS, bernoulli(affine(3, scale=1.0)), BITS, THREE)
-INNER = latent(encoder(1), standard_normal(1), l2(affine(1, scale=1.0), 1.0), REALS, LINE, estimator=analytic)
+# A prior and a generator that are VAEs.
+DEEP_PRIOR = latent(encoder(1), standard_normal(1), l2(affine(1, scale=1.0), 1.0), REALS, LINE, estimator=analytic)
+DEEP_GENERATOR = latent(encoder(1), standard_normal(1), l2(affine(2), 0.8), REALS, LINE)
 
 # For finite differences: no corner of relu, and the precision of the input.
 SMOOTH = {"activation": nn.gelu, "dtype": None}
@@ -221,7 +224,7 @@ SYSTEMS: dict[str, System] = {
     "VampPrior, l2 sigma predicted": latent(
         encoder(1), vampprior(encoder(1), _reals[:3]), l2(affine(4), "predicted"), REALS, LINE, tied=True
     ),
-    "nested, l2 sigma fixed": latent(encoder(1), INNER, l2(affine(2), 0.8), REALS, LINE),
+    "VAE of VAEs, l2 sigma fixed": latent(encoder(1), DEEP_PRIOR, DEEP_GENERATOR, REALS, LINE),
     "conditional, l2 sigma optimal": latent(
         encoder(1), standard_normal(1), l2(affine(2), "optimal"), REALS, LINE, cs=LABELS, held=("gen/log_sigma",)
     ),

@@ -63,6 +63,14 @@ def test_conditions_follow_their_examples():
     np.testing.assert_allclose(result.distortion, 1.5 * np.log(2 * np.pi * 0.1**2), rtol=1e-5)
 
 
+def test_the_second_evaluation_compiles_nothing(caplog):
+    run()
+    with jax.log_compiles():
+        run()
+    assert "Finished tracing" in caplog.text  # the log is on
+    assert "Compiling" not in caplog.text
+
+
 # Numbers by numpy
 
 

@@ -36,9 +36,7 @@ NETS = [  # network, input, output
     (ResEncoder((4, 8), (3, 2)), (9, 6, 2), (3, 2)),
     (ResDecoder((4, 8), (6, 9)), (5,), (6, 9)),
 ]
-each_net = pytest.mark.parametrize(
-    ("net", "inputs", "outputs"), NETS, ids=[type(net).__name__ for net, _, _ in NETS]
-)
+each_net = pytest.mark.parametrize(("net", "inputs", "outputs"), NETS, ids=[type(net).__name__ for net, _, _ in NETS])
 
 
 def normal(seed, *shape):
@@ -93,10 +91,7 @@ def test_matrix_form_is_the_native_convolution(kernel, stride, x64):
 )
 def test_convolution_is_its_definition(size, kernel, stride):
     x, k = normal(0, 2, *size), normal(1, *kernel)
-    before = [
-        max((-(-n // stride) - 1) * stride + m - n, 0) // 2
-        for n, m in zip(size, kernel, strict=True)
-    ]
+    before = [max((-(-n // stride) - 1) * stride + m - n, 0) // 2 for n, m in zip(size, kernel, strict=True)]
     expected = np.zeros((2, *halved(size, stride)))
     for o in np.ndindex(*expected.shape[1:]):
         for i in np.ndindex(*kernel):
@@ -311,9 +306,7 @@ def test_pixels_are_repeated():
     assert np.std(y[:, ::2, ::2]) > 1e-2
 
 
-@pytest.mark.parametrize(
-    "make", [lambda n: ResEncoder((4, 8), 3, n), lambda n: ResDecoder((4, 8), (6, 9), n)]
-)
+@pytest.mark.parametrize("make", [lambda n: ResEncoder((4, 8), 3, n), lambda n: ResDecoder((4, 8), (6, 9), n)])
 def test_blocks_a_level(make):
     x = jnp.zeros((1, 6, 9, 1))
     for blocks in (1, 3):
@@ -325,6 +318,14 @@ def test_block_starts_as_its_shortcut():
     x = normal(0, 2, 5, 4, 8)
     y = jit(lambda key: ResBlock(8).init_with_output(key, x)[0])(jax.random.key(0))
     np.testing.assert_array_equal(y, x)
+
+
+def test_block_does_not_see_a_constant():
+    """Far from zero the variance keeps its digits: f(x + 1000) = f(x)."""
+    x = normal(0, 2, 5, 4, 8)
+    params = some_params(ResBlock(8), x)
+    here, there = (jit(ResBlock(8).apply)(params, y) - y for y in (x, x + np.float32(1000)))
+    np.testing.assert_allclose(here, there, atol=0.01)
 
 
 @pytest.mark.parametrize(

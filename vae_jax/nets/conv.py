@@ -94,10 +94,7 @@ def transposed(
 # jit: outside of one, platform_dependent would compile anew at every call
 @partial(jax.jit, static_argnames=("stride",))
 def _conv(x, kernel, *, stride):
-    forms = {
-        name: partial(form, stride=stride)
-        for name, form in (("cpu", conv_matrix), ("default", conv_native))
-    }
+    forms = {name: partial(form, stride=stride) for name, form in (("cpu", conv_matrix), ("default", conv_native))}
     return lax.platform_dependent(x, kernel, **forms)
 
 
@@ -180,8 +177,7 @@ def as_images(x: Shaped[Array | np.ndarray, "..."], dtype: Any, name: str) -> Ar
     """
     if x.ndim != 4:
         raise ValueError(
-            f"{name} wants images (h, w, channels), got a shape {x.shape[1:]}: "
-            "reshape your data or use MLP"
+            f"{name} wants images (h, w, channels), got a shape {x.shape[1:]}: reshape your data or use MLP"
         )
     return jnp.asarray(x, dtype)
 

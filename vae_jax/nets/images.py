@@ -119,10 +119,7 @@ def large_enough(y: Batch, dtype: Any, net: str) -> Float[Array, "n h w a"]:
 def check_image_shape(net: str, shape: tuple[int, ...]) -> None:
     """Raise a ValueError unless the shape is (h, w, ...) with h and w large enough to halve."""
     if len(shape) < 2 or min(shape[:2]) < SMALLEST:
-        raise ValueError(
-            f"{net} wants images (h, w, channels) with h and w {SMALLEST} or more, got {shape}: "
-            "use MLP"
-        )
+        raise ValueError(f"{net} wants images (h, w, channels) with h and w {SMALLEST} or more, got {shape}: use MLP")
 
 
 def check_channels(net: str, channels: Any, **sizes: Any) -> None:
