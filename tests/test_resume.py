@@ -28,7 +28,8 @@ def start(folder):
 
 
 def go(child):
-    assert child.stdout.readline() == "ready\n", child.stderr.read()
+    said = child.stdout.readline()
+    assert said == "ready\n", f"exit code {child.wait()}: {child.stderr.read()}"
     print(file=child.stdin, flush=True)
 
 

@@ -29,7 +29,7 @@ def as_network(net: Any) -> Network:
         return net
     if isinstance(net, tuple) and len(net) == 2 and all(callable(f) for f in net):
         return Network(*net)
-    if hasattr(net, "init") and hasattr(net, "apply"):
+    if hasattr(net, "init") and hasattr(net, "apply") and not isinstance(net, type):
         return _from_batched(net)
     raise TypeError(
         f"a network is a flax linen module or a pair (init, apply); got {type(net).__name__}. "

@@ -35,8 +35,8 @@ def conv_native(
 def conv_matrix(
     x: Float[Array, "n h w a"], kernel: Float[Array, "kh kw a b"], *, stride: int = 1
 ) -> Float[Array, "n oh ow b"]:
-    """The numbers of `conv_native`, as patches (n, oh, ow, kh kw a) times a matrix (kh kw a, b)."""
-    (n, h, w, a), (kh, kw, _, b) = x.shape, kernel.shape
+    """The numbers of `conv_native`, as patches (n oh ow, kh kw a) times a matrix (kh kw a, b)."""
+    (n, h, w, a), (kh, kw, _, _) = x.shape, kernel.shape
     oh, ow = halved((h, w), stride)
     # Split into stride * stride grids first: every tap is then an unstrided slice of one of them,
     # and the gradient adds small arrays and interleaves once. Strided slices would make it add
@@ -56,7 +56,9 @@ def conv_matrix(
             top, left = i // stride, j // stride
             grid = grids[i % stride][j % stride]
             taps.append(grid[:, top : top + oh, left : left + ow])
-    return jnp.concatenate(taps, axis=-1) @ kernel.reshape(kh * kw * a, b)
+    patches = jnp.concatenate(taps, axis=-1).reshape(n, oh, ow, kh, kw, a)
+    # `@` with the kernel as a matrix is slower by 10 %: XLA turns the product for its gradient round
+    return jnp.tensordot(patches, kernel, axes=3)
 
 
 def halved(size: Size, stride: int = 2) -> Size:
