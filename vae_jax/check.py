@@ -171,7 +171,7 @@ def _describe(support: Any) -> str:
     if base is constraints.boolean:
         return "0 or 1"
     bounds = [getattr(base, name, None) for name in ("lower_bound", "upper_bound")]
-    kind = "integers" if "integer" in type(base).__name__.lower() else "numbers"
+    kind = "integers" if getattr(base, "is_discrete", False) else "numbers"
     if None not in bounds:
         return f"{kind} in [{bounds[0]:g}, {bounds[1]:g}]"
     return f"{kind} >= {bounds[0]:g}" if bounds[0] is not None else str(base)

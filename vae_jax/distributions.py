@@ -41,6 +41,33 @@ class Bernoulli(dist.BernoulliLogits):
         return -jax.nn.softplus((1.0 - 2.0 * y) * self.logits)
 
 
+class Levels(constraints.ParameterFreeConstraint):
+    """The integers 0 .. levels - 1. The bounds are constants, so a mixture of such distributions has a support too."""
+
+    is_discrete = True
+    event_dim = 0
+
+    def __init__(self, levels: int):
+        self.lower_bound = 0
+        self.upper_bound = levels - 1
+
+    def __call__(self, x):
+        return (x >= self.lower_bound) & (x <= self.upper_bound) & (x % 1 == 0)
+
+    def __repr__(self) -> str:
+        return f"Levels({self.upper_bound + 1})"
+
+    def feasible_like(self, prototype):
+        return jnp.zeros_like(prototype)
+
+    def tree_flatten(self):
+        return (), ((), {"lower_bound": self.lower_bound, "upper_bound": self.upper_bound})
+
+    def eq(self, other: object, static: bool = False) -> bool:
+        del static
+        return isinstance(other, Levels) and other.upper_bound == self.upper_bound
+
+
 class DiscretisedLogistic(dist.Distribution):
     """A logistic density on [-1, 1] collected into `levels` equal cells; values are 0 .. levels - 1.
 
@@ -66,15 +93,15 @@ class DiscretisedLogistic(dist.Distribution):
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self):
-        return constraints.integer_interval(0, self.levels - 1)
+        return Levels(self.levels)
 
     def log_prob(self, value: ArrayLike) -> Array:
-        y = jnp.asarray(value, jnp.result_type(self.loc))
+        y, loc, log_scale = promote_shapes(jnp.asarray(value, jnp.result_type(self.loc)), self.loc, self.log_scale)
         width = 2.0 / self.levels
-        lower = (y * width - 1.0 - self.loc) * jnp.exp(-self.log_scale)
-        upper = lower + width * jnp.exp(-self.log_scale)
+        lower = (y * width - 1.0 - loc) * jnp.exp(-log_scale)
+        upper = lower + width * jnp.exp(-log_scale)
         # F(b) - F(a) = F(b) F(-a) (1 - exp(a - b)): no difference of nearly equal numbers, and b - a is constant.
-        interior = -jnp.expm1(-width * jnp.exp(-self.log_scale))
+        interior = -jnp.expm1(-width * jnp.exp(-log_scale))
         log_upper = jnp.where(y >= self.levels - 1, 0.0, jax.nn.log_sigmoid(upper))
         log_lower = jnp.where(y <= 0, 0.0, jax.nn.log_sigmoid(-lower))
         at_edge = (y <= 0) | (y >= self.levels - 1)
@@ -88,14 +115,17 @@ class DiscretisedLogistic(dist.Distribution):
     @property
     def mean(self) -> Array:
         """Mean level, by summing over all levels (shape: batch shape)."""
-        levels = jnp.arange(self.levels).reshape((-1,) + (1,) * len(self.batch_shape))
+        levels = self._all_levels()
         return jnp.sum(levels * jnp.exp(self.log_prob(levels)), axis=0)
 
     @property
     def variance(self) -> Array:
         """Variance in squared levels (shape: batch shape)."""
-        levels = jnp.arange(self.levels).reshape((-1,) + (1,) * len(self.batch_shape))
-        return jnp.sum((levels - self.mean) ** 2 * jnp.exp(self.log_prob(levels)), axis=0)
+        levels = self._all_levels()
+        return jnp.sum((levels - self.mean[None]) ** 2 * jnp.exp(self.log_prob(levels)), axis=0)
+
+    def _all_levels(self) -> Array:
+        return jnp.arange(self.levels).reshape((-1,) + (1,) * len(self.batch_shape))
 
 
 def unit_log_prob(distribution: dist.Distribution, x: Array) -> Array | None:

@@ -17,7 +17,7 @@ from vae_jax.distributions import bounded_log_std, raw_log_std
 from vae_jax.model import Conditional
 from vae_jax.network import as_network
 
-Sigma = float | Literal["learned", "learned_per_dimension", "predicted", "optimal"]
+Sigma = float | int | Literal["learned", "learned_per_dimension", "predicted", "optimal"]
 SMALLEST_MSE = 1e-10
 
 
@@ -81,6 +81,6 @@ def _at_optimum(net: Any) -> Conditional:
 
     def maximise(params, stats):
         log_sigma = 0.5 * jnp.log(jnp.maximum(stats["squared_error"], SMALLEST_MSE))
-        return {**params, "log_sigma": raw_log_std(log_sigma)}
+        return {**params, "log_sigma": raw_log_std(log_sigma).astype(params["log_sigma"].dtype)}
 
     return Conditional(learned.init, dist_without_gradient, stats, maximise)

@@ -125,7 +125,7 @@ def make_train_step(
         raise ValueError(f"micro_batches must be at least 1; got {micro_batches}")
 
     def loss_of(trained, frozen, keys, ys, cs, step):
-        k_data, k_model = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+        k_data, k_model = jax.vmap(lambda key: (jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)))(keys)
         seen = jax.vmap(preprocess.apply)(k_data, ys)
         loss, terms = objective(model, _merge(trained, frozen), k_model, seen, cs, step)
         means = {name: jnp.mean(getattr(terms, name)) for name in ("distortion", "rate", "penalty")}
@@ -146,13 +146,13 @@ def make_train_step(
             losses, stats, grads = jax.lax.pmean((losses, stats, grads), axis_name)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(losses["loss"])
-        if clip_norm is not None:
-            grads = jax.tree.map(lambda g: g * jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12)), grads)
+        scale = 1.0 if clip_norm is None else jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
 
         def update():
             opt_state, updated = dict(state.opt_state), dict(trained)
             for part, value in trained.items():
-                updates, opt_state[part] = optimizer.update(grads[part], state.opt_state[part], value)
+                clipped = grads[part] if clip_norm is None else jax.tree.map(lambda g: g * scale, grads[part])
+                updates, opt_state[part] = optimizer.update(clipped, state.opt_state[part], value)
                 updated[part] = optax.apply_updates(value, updates)
             params = _maximise(model, _merge(updated, frozen), stats, parts)
             return params, opt_state, _average(state.ema, params, ema_decay, state.step)
@@ -213,7 +213,8 @@ def _accumulated(gradients: Callable[..., Any], micro_batches: int, batch: int) 
             result = gradients(trained, frozen, *one, step)
             return jax.tree.map(lambda t, r: t + r / micro_batches, total, result), None
 
-        shapes = jax.eval_shape(lambda: gradients(trained, frozen, *jax.tree.map(lambda x: x[0], sliced), step))
+        first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), sliced)
+        shapes = jax.eval_shape(lambda one: gradients(trained, frozen, *one, step), first)
         zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
         return jax.lax.scan(add, zeros, sliced)[0]
 
@@ -225,7 +226,8 @@ def _maximise(model: Model, params: Params, stats: Any, parts: Sequence[str] | N
     maximised = model.maximise(params, stats)
     if parts is None:
         return maximised
-    return {part: maximised[part] if part in parts else value for part, value in params.items()}
+    closed_form = {part: value for part, value in split_parts(maximised).items() if part in parts}
+    return _merge(closed_form, params)
 
 
 def _average(ema: Params | None, params: Params, decay: float | None, step: Array) -> Params | None:

@@ -219,22 +219,25 @@ def _at_every_z(chain, parts, params, key, y, c):
 
 def _enumerated_terms(parts, params, key, y, c):
     q, log_qs, each = _at_every_z(_bounds(parts), parts, params, key, y, c)
-    probabilities = jnp.exp(log_qs)
+    return _with_detail(_average(jnp.exp(log_qs), each), q, None)
+
+
+def _enumerated_importance(parts, params, key, y, c):
+    """ln P(y) = logsumexp over z, exact where prior and generator are; the rest is averaged over the posterior."""
+    q, log_qs, each = _at_every_z(_importances(parts), parts, params, key, y, c)
+    joint = -(each.nats - log_qs)
+    terms = _average(jax.nn.softmax(joint), each)
+    return _with_detail(terms._replace(rate=-logsumexp(joint) - terms.distortion), q, None)
+
+
+def _average(probabilities: Array, each: Terms) -> Terms:
+    """The mean of terms that are stacked on axis 0; what has probability 0 does not count, even if it is infinite."""
 
     def average(x):
         weights = probabilities.reshape((-1,) + (1,) * (x.ndim - 1))
         return jnp.sum(jnp.where(weights > 0, weights * x, 0.0), axis=0)
 
-    return _with_detail(jax.tree.map(average, each), q, None)
-
-
-def _enumerated_importance(parts, params, key, y, c):
-    """ln P(y) = logsumexp over z, exact where prior and generator are; the split keeps the mean distortion."""
-    _, log_qs, each = _at_every_z(_importances(parts), parts, params, key, y, c)
-    joint = -(each.nats - log_qs)
-    nats = -logsumexp(joint)
-    distortion = jnp.sum(jax.nn.softmax(joint) * each.distortion)
-    return Terms(distortion=distortion, rate=nats - distortion)
+    return jax.tree.map(average, each)
 
 
 def _fixed_encoder_terms(chain_of):
