@@ -48,6 +48,10 @@ def test_the_noise_in_the_data_does_not_depend_on_the_batches_either():
     assert np.abs(other.distortion - results[0].distortion).min() > 1e-3
 
 
+def test_every_place_has_noise_of_its_own():
+    assert len(np.unique(run(ys=np.tile(YS[:1], (40, 1))).elbo)) == 40
+
+
 def test_conditions_follow_their_examples():
     """y is its condition: only the right pairing has distortion D/2 ln 2 pi sigma^2."""
 
