@@ -104,8 +104,7 @@ def _check_finite(name: str, xs: Any) -> None:
 
 
 def _check_params(fresh: Any, params: Params) -> None:
-    wanted = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in _leaves(fresh)}
-    given = {jax.tree_util.keystr(p, simple=True, separator="/"): x for p, x in _leaves(params)}
+    wanted, given = _named(fresh), _named(params)
     for name in sorted(wanted.keys() | given.keys()):
         want, got = (np.shape(tree[name]) if name in tree else "nothing" for tree in (wanted, given))
         if want != got:
@@ -115,8 +114,10 @@ def _check_params(fresh: Any, params: Params) -> None:
             )
 
 
-def _leaves(tree: Any):
-    return jax.tree_util.tree_flatten_with_path(tree)[0]
+def _named(tree: Any) -> dict[str, Any]:
+    """The leaves by the path to each, "enc/params/Dense_0/kernel"."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _check_terms(terms: Any) -> None:

@@ -21,7 +21,6 @@ from vae_jax.vae import importance_of, importance_weighted_bound
 
 ACTIVE = 0.01
 _SAMPLES_IN_MEMORY = 4096
-_AS_GIVEN = identity()  # one function for every call, so that it is compiled once
 
 
 class Mean(NamedTuple):
@@ -85,19 +84,39 @@ def evaluate(
     Raises:
         ValueError: data that the model cannot take (see `check_data`), or k > 0 for a model without importance samples.
     """
-    preprocess = _AS_GIVEN if preprocess is None else preprocess
+    preprocess = identity() if preprocess is None else preprocess
     check_data(model, ys, cs, preprocess, params=params)
     if k < 0 or samples < 1:
         raise ValueError(f"want k >= 0 and samples >= 1; got k={k}, samples={samples}")
     if k:
         importance_of(model)
+    return evaluate_checked(
+        model, params, key, ys, cs, preprocess, k=k, samples=samples, batch_size=batch_size, progress=progress
+    )
+
+
+def evaluate_checked(
+    model: Model,
+    params: Params,
+    key: Array,
+    ys: Any,
+    cs: Any,
+    preprocess: Preprocess,
+    *,
+    k: int = 0,
+    samples: int = 1,
+    batch_size: int = 100,
+    progress: bool = False,
+) -> Evaluation:
+    """`evaluate` on what has been checked already: `fit` checks its validation data once, not at every epoch."""
+    ys, cs = jax.tree.map(np.asarray, (ys, cs))
     n = len(jax.tree.leaves(ys)[0])
     batch_size = min(batch_size, n)
     of_batch = _compiled(model, preprocess, k, samples, max(1, _SAMPLES_IN_MEMORY // batch_size), cs is not None)
     rows = []
     for start in tqdm(range(0, n, batch_size), desc="evaluating", disable=not progress, leave=False):
         indices = np.minimum(np.arange(start, start + batch_size), n - 1)
-        inputs = jax.tree.map(lambda x, i=indices: np.asarray(x)[i], (ys, cs))
+        inputs = jax.tree.map(lambda x, i=indices: x[i], (ys, cs))
         values = of_batch(params, key, jnp.asarray(indices), *inputs)
         rows.append(jax.tree.map(lambda x, real=n - start: np.asarray(x)[:real], values))
     columns: list[Any] = [None if part[0] is None else np.concatenate(part) for part in zip(*rows, strict=True)]
@@ -127,14 +146,9 @@ def _compiled(model: Model, preprocess: Preprocess, k: int, samples: int, chunk:
         draws = jax.vmap(lambda k_i: model.terms(params, k_i, seen, c))(jax.random.split(k_terms, samples))
         terms = jax.tree.map(lambda x: jnp.mean(x, axis=0), draws)
         bound = importance_weighted_bound(model, params, k_weights, seen, c, k=k, chunk=chunk) if k else None
-        unit = _of_units(terms.detail)
-        return terms.distortion, terms.rate, bound, unit.get("rate"), unit.get("mean")
+        return terms.distortion, terms.rate, bound, terms.units.get("rate"), terms.units.get("mean")
 
     return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0, 0 if conditional else None)))
-
-
-def _of_units(detail: Any) -> dict[str, Any]:
-    return detail.get("z", {}) if isinstance(detail, dict) else {}
 
 
 def mean(values: np.ndarray) -> Mean:

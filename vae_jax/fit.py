@@ -23,8 +23,8 @@ from tqdm import tqdm
 
 from vae_jax import checkpoint
 from vae_jax.check import check_data
-from vae_jax.evaluate import evaluate, mean
-from vae_jax.model import Model, Params
+from vae_jax.evaluate import evaluate_checked, mean
+from vae_jax.model import Model, Params, example_of
 from vae_jax.preprocess import Preprocess, identity
 from vae_jax.run_directory import claim
 from vae_jax.train import TrainState, init_state, leaf_names, make_scan, make_train_step, replicated
@@ -111,8 +111,7 @@ def fit(
     train_step = make_train_step(model, optimizer, preprocess=preprocess, **step_options)
     k_init, k_train, k_valid = jax.random.split(key, 3)
     y, c = jax.tree.map(lambda x: jnp.asarray(x[0]), (ys, cs))
-    seen = jax.eval_shape(preprocess.apply, k_init, y)
-    example = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), seen)
+    example = example_of(preprocess.apply, k_init, y)
     with_ema = step_options.get("ema_decay") is not None
 
     def start(key):
@@ -208,7 +207,8 @@ def _row(epoch, state: TrainState, before: int, metrics, speed: float) -> Row:
 
 
 def _validate(model, params, key, validation, preprocess) -> Row:
-    result = evaluate(model, params, key, *validation, preprocess=preprocess, batch_size=250)
+    ys, cs = validation
+    result = evaluate_checked(model, params, key, ys, cs, preprocess, batch_size=250)
     elbo = mean(result.elbo)
     return {
         "valid_elbo": elbo.value,

@@ -61,6 +61,11 @@ class Terms(NamedTuple):
         """The bound: distortion + rate, never weighted and never with a penalty."""
         return self.distortion + self.rate
 
+    @property
+    def units(self) -> dict[str, Any]:
+        """`mean` and `rate` of each unit of the model's own latent, either of them None or absent where unknown."""
+        return self.detail.get("z", {}) if isinstance(self.detail, dict) else {}
+
 
 def _keep(params: Params, stats: Any) -> Params:
     del stats

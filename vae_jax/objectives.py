@@ -75,7 +75,7 @@ def free_bits(floor: float, definition: FreeBits, *, beta: float | Schedule = 1.
 
 def _unit_rates(terms: Terms) -> Array:
     """(batch, units)"""
-    rates = terms.detail.get("z", {}).get("rate") if isinstance(terms.detail, dict) else None
+    rates = terms.units.get("rate")
     if rates is None:
         raise ValueError(
             "this model has no rate per unit (encoder or prior does not factorise over units); use "

@@ -2,7 +2,8 @@
 
 They run inside jit under vmap, so the noise is drawn anew at every step at no cost in memory. Each
 carries the name of its data convention, which is printed beside every number: bounds of different
-conventions must not be compared.
+conventions must not be compared. Equal arguments give the same object: what was compiled for it is
+found again.
 
 | convention | y becomes | nats to add per dimension for 8-bit levels |
 |---|---|---|
@@ -14,6 +15,7 @@ conventions must not be compared.
 | unit scale | y / 255 | none: a density at 256 points bounds no probability |
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -44,6 +46,7 @@ class Preprocess(NamedTuple):
 Levels = Shaped[Array | np.ndarray, "*shape"]  # uint8; `_check_levels` has the better message
 
 
+@functools.cache
 def dynamic_binarisation() -> Preprocess:
     """Float32 0 or 1 with p = y / 255, drawn anew from the key.
 
@@ -57,6 +60,7 @@ def dynamic_binarisation() -> Preprocess:
     return Preprocess(apply, "dynamic binarisation", 0.0)
 
 
+@functools.cache
 def static_binarisation(seed: int = 0) -> Preprocess:
     """Float32 0 or 1 with p = y / 255, one fixed draw for each example whatever the key.
 
@@ -72,6 +76,7 @@ def static_binarisation(seed: int = 0) -> Preprocess:
     return Preprocess(apply, f"static binarisation (seed {seed})", 0.0)
 
 
+@functools.cache
 def threshold_binarisation(level: float | int = 0.5) -> Preprocess:
     """Float32 1 where y / 255 >= level, else 0.
 
@@ -90,6 +95,7 @@ def threshold_binarisation(level: float | int = 0.5) -> Preprocess:
     return Preprocess(apply, f"threshold binarisation at {level:g}", 0.0)
 
 
+@functools.cache
 def unit_scale() -> Preprocess:
     """Float32 y / 255 in [0, 1], not dequantised."""
 
@@ -101,6 +107,7 @@ def unit_scale() -> Preprocess:
     return Preprocess(apply, "unit scale, not dequantised", None)
 
 
+@functools.cache
 def dequantisation() -> Preprocess:
     """Float32 (y + u) / 256 in [0, 1), u uniform on the multiples of 2^-16 in [0, 1).
 
@@ -117,6 +124,7 @@ def dequantisation() -> Preprocess:
     return Preprocess(apply, "uniform dequantisation", math.log(256))
 
 
+@functools.cache
 def levels() -> Preprocess:
     """Int32 0..255 as stored, for discretised likelihoods."""
 
@@ -128,6 +136,7 @@ def levels() -> Preprocess:
     return Preprocess(apply, "8-bit levels", 0.0)
 
 
+@functools.cache
 def identity() -> Preprocess:
     """Nothing: for data of any type already in the form that the model wants."""
 

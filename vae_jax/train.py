@@ -146,13 +146,12 @@ def make_train_step(
             losses, stats, grads = jax.lax.pmean((losses, stats, grads), axis_name)
         norm = optax.tree.norm(grads)
         finite = jnp.isfinite(norm) & jnp.isfinite(losses["loss"])
-        scale = 1.0 if clip_norm is None else jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))
 
         def update():
+            clipped = grads if clip_norm is None else _clip(grads, norm, clip_norm)
             opt_state, updated = dict(state.opt_state), dict(trained)
             for part, value in trained.items():
-                clipped = grads[part] if clip_norm is None else jax.tree.map(lambda g: g * scale, grads[part])
-                updates, opt_state[part] = optimizer.update(clipped, state.opt_state[part], value)
+                updates, opt_state[part] = optimizer.update(clipped[part], state.opt_state[part], value)
                 updated[part] = optax.apply_updates(value, updates)
             params = _maximise(model, _merge(updated, frozen), stats, parts)
             return params, opt_state, _average(state.ema, params, ema_decay, state.step)
@@ -221,6 +220,12 @@ def _accumulated(gradients: Callable[..., Any], micro_batches: int, batch: int) 
     return compute
 
 
+def _clip(grads: dict[str, Params], norm: Array, most: float) -> dict[str, Params]:
+    """The gradients scaled down to a global norm of at most `most`; `norm` is the one they have."""
+    scale = jnp.minimum(1.0, most / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda g: g * scale, grads)
+
+
 def _maximise(model: Model, params: Params, stats: Any, parts: Sequence[str] | None) -> Params:
     """The closed-form updates of the parts that train."""
     maximised = model.maximise(params, stats)
@@ -259,9 +264,10 @@ def make_scan(train_step: TrainStep, batch_size: int, steps: int, *, mesh: Mesh 
     """
 
     def scan(state: TrainState, key: Array, ys: Any, cs: Any = None) -> tuple[TrainState, Metrics]:
-        per_epoch = len(jax.tree.leaves(ys)[0]) // batch_size
+        n = len(jax.tree.leaves(ys)[0])
+        per_epoch = n // batch_size
         k_order, k_steps = jax.random.split(key)
-        order = epoch_order(k_order, state.step // per_epoch, per_epoch * batch_size, len(jax.tree.leaves(ys)[0]))
+        order = epoch_order(k_order, state.step // per_epoch, per_epoch * batch_size, n)
         start = state.step % per_epoch * batch_size
         indices = jax.lax.dynamic_slice(order, (start,), (steps * batch_size,)).reshape(steps, batch_size)
 

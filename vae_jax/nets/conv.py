@@ -93,19 +93,19 @@ def transposed(
     return jax.linear_transpose(forward, y)(x)[0]
 
 
+_FORMS = {"cpu": conv_matrix, "default": conv_native}
+
+
 # jit: outside of one, platform_dependent would compile anew at every call
 @partial(jax.jit, static_argnames=("stride",))
 def _conv(x, kernel, *, stride):
-    forms = {name: partial(form, stride=stride) for name, form in (("cpu", conv_matrix), ("default", conv_native))}
+    forms = {name: partial(form, stride=stride) for name, form in _FORMS.items()}
     return lax.platform_dependent(x, kernel, **forms)
 
 
 @partial(jax.jit, static_argnames=("stride", "size"))
 def _conv_transpose(x, kernel, *, stride, size):
-    forms = {
-        name: partial(transposed, form, stride=stride, size=size)
-        for name, form in (("cpu", conv_matrix), ("default", conv_native))
-    }
+    forms = {name: partial(transposed, form, stride=stride, size=size) for name, form in _FORMS.items()}
     return lax.platform_dependent(x, kernel, **forms)
 
 
