@@ -24,7 +24,7 @@ import tyro
 import vae_jax
 from experiments import vae_report
 from experiments.vae_report import Pictured, Split
-from vae_jax import data, nets, objectives, preprocess, report
+from vae_jax import data, multi_sample, nets, objectives, preprocess, report
 from vae_jax.evaluate import evaluate
 from vae_jax.fit import fit
 
@@ -209,7 +209,7 @@ def build_objective(config: Config, steps_per_epoch: int) -> objectives.Objectiv
         "cyclical": lambda: objectives.cyclical(steps, end=config.beta),
     }[config.beta_schedule]()
     if config.objective == "importance-weighted":
-        return objectives.importance_weighted(config.importance_samples)
+        return multi_sample.importance_weighted(config.importance_samples)
     if config.objective == "elbo":
         return objectives.beta_elbo(beta)
     definition = {

@@ -18,9 +18,10 @@ FLOORS = [
     {"_version", "distributions", "network", "preprocess", "run_directory"},
     {"model"},
     {"conditionals", "l2", "priors"},
-    {"vae"},
-    {"objectives"},
-    {"train"},
+    {"estimators"},
+    {"score_function"},
+    {"vae", "objectives"},
+    {"multi_sample", "refine", "train"},
     {"check", "checkpoint", "evaluate", "data", "nets", "pictures", "report"},
     {"fit"},
 ]

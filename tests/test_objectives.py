@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from laws import BITS, affine, compiled, encoder, grid, latent
 
 from vae_jax import Model, Terms, bernoulli, init_state, make_train_step, standard_normal
+from vae_jax.multi_sample import importance_weighted
 from vae_jax.objectives import (
     batch_mean_per_unit,
     batch_terms,
@@ -19,7 +20,6 @@ from vae_jax.objectives import (
     cyclical,
     elbo,
     free_bits,
-    importance_weighted,
     linear,
     per_example,
     per_unit,

@@ -47,6 +47,7 @@ from vae_jax import (
     init_state,
     l2,
     make_train_step,
+    multi_sample,
     objectives,
     sampled,
     standard_normal,
@@ -261,7 +262,7 @@ def test_sticking_the_landing_is_noiseless_at_the_posterior(x64):
 
 def objective_gradients(model, params, keys, k, y):
     """Gradients of the importance-weighted objective with respect to the encoder's (mean, ln std): (n, 2)."""
-    objective = objectives.importance_weighted(k)
+    objective = multi_sample.importance_weighted(k)
 
     def loss(enc, key):
         return objective(model, {**params, "enc": enc}, key[None], y[None], None, 0)[0]

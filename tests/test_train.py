@@ -32,7 +32,8 @@ from vae_jax import (
     vae,
     vampprior,
 )
-from vae_jax.objectives import batch_terms, beta_elbo, elbo, free_bits, importance_weighted, linear, per_example
+from vae_jax.multi_sample import importance_weighted
+from vae_jax.objectives import batch_terms, beta_elbo, elbo, free_bits, linear, per_example
 from vae_jax.preprocess import Preprocess, dynamic_binarisation
 from vae_jax.train import batch_sharding, epoch_order, leaf_names, replicated, split_parts
 

@@ -11,23 +11,15 @@ imports are modules of their own: `vae_jax.nets` (flax), `vae_jax.data`, `vae_ja
 
 from vae_jax._version import __version__
 from vae_jax.conditionals import bernoulli, categorical, conditional, discretised_logistic, gaussian
+from vae_jax.em.mixture import mixture_of_gaussians
+from vae_jax.estimators import Estimator, analytic, enumerated, fixed_encoder, sampled, sticking
 from vae_jax.l2 import l2
 from vae_jax.model import Conditional, Model, Terms, join, lift, share
 from vae_jax.network import Network, as_network
-from vae_jax.priors import learned_normal, mixture_of_gaussians, standard_normal, vampprior
+from vae_jax.priors import learned_normal, standard_normal, vampprior
+from vae_jax.score_function import score_function
 from vae_jax.train import TrainState, init_state, make_scan, make_train_step
-from vae_jax.vae import (
-    Estimator,
-    analytic,
-    enumerated,
-    fixed_encoder,
-    importance_weighted_bound,
-    means,
-    reconstruct,
-    sampled,
-    sticking,
-    vae,
-)
+from vae_jax.vae import importance_weighted_bound, means, reconstruct, vae
 
 __all__ = [
     "Conditional",
@@ -58,6 +50,7 @@ __all__ = [
     "mixture_of_gaussians",
     "reconstruct",
     "sampled",
+    "score_function",
     "share",
     "standard_normal",
     "sticking",

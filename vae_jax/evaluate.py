@@ -6,6 +6,7 @@ from its place in the split.
 """
 
 import functools
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -109,18 +110,11 @@ def evaluate_checked(
     progress: bool = False,
 ) -> Evaluation:
     """`evaluate` on what has been checked already: `fit` checks its validation data once, not at every epoch."""
-    ys, cs = jax.tree.map(np.asarray, (ys, cs))
-    n = len(jax.tree.leaves(ys)[0])
-    batch_size = min(batch_size, n)
+    batch_size = min(batch_size, len(jax.tree.leaves(ys)[0]))
     of_batch = _compiled(model, preprocess, k, samples, max(1, _SAMPLES_IN_MEMORY // batch_size), cs is not None)
-    rows = []
-    for start in tqdm(range(0, n, batch_size), desc="evaluating", disable=not progress, leave=False):
-        indices = np.minimum(np.arange(start, start + batch_size), n - 1)
-        inputs = jax.tree.map(lambda x, i=indices: x[i], (ys, cs))
-        values = of_batch(params, key, jnp.asarray(indices), *inputs)
-        rows.append(jax.tree.map(lambda x, real=n - start: np.asarray(x)[:real], values))
-    columns: list[Any] = [None if part[0] is None else np.concatenate(part) for part in zip(*rows, strict=True)]
-    distortion, rate, bound, unit_rate, unit_mean = columns
+    values = over_split(of_batch, params, key, ys, cs, batch_size=batch_size, progress=progress)
+    distortion, rate, bound, unit_rate, unit_mean = values
+    ys = jax.tree.map(np.asarray, ys)
     seen = jax.eval_shape(preprocess.apply, key, jax.tree.map(lambda y: y[0], ys))
     return Evaluation(
         elbo=-(distortion + rate),
@@ -134,6 +128,32 @@ def evaluate_checked(
         convention=preprocess.name,
         log_volume=preprocess.log_volume,
     )
+
+
+def over_split(
+    of_batch: Callable[..., Any],
+    params: Params,
+    key: Array,
+    ys: Any,
+    cs: Any,
+    *,
+    batch_size: int,
+    progress: bool = False,
+    doing: str = "evaluating",
+) -> Any:
+    """`of_batch(params, key, indices, ys, cs)` of the whole split in batches: its arrays (n, ...), put together.
+
+    `indices` are the examples' places in the split. The last batch is padded, and the padding left out.
+    """
+    ys, cs = jax.tree.map(np.asarray, (ys, cs))
+    n = len(jax.tree.leaves(ys)[0])
+    rows = []
+    for start in tqdm(range(0, n, batch_size), desc=doing, disable=not progress, leave=False):
+        indices = np.minimum(np.arange(start, start + batch_size), n - 1)
+        inputs = jax.tree.map(lambda x, i=indices: x[i], (ys, cs))
+        values = of_batch(params, key, jnp.asarray(indices), *inputs)
+        rows.append(jax.tree.map(lambda x, real=n - start: np.asarray(x)[:real], values))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
 
 
 @functools.lru_cache(maxsize=16)

@@ -22,6 +22,36 @@ from jax.typing import ArrayLike
 Params = Any
 
 
+class EM(NamedTuple):
+    """What a `Conditional` P(y|c) with a latent z offers to expectation maximisation: an exact posterior.
+
+    E- and M-step work on a batch, not on one example: the sum over examples has to become products of matrices.
+
+    Fields:
+        start: `(key, ys, cs) -> params` to start from, fitted to the data roughly and at random.
+        expect: `(params, ys, cs) -> (log_p, stats)`, the E-step: ln P(y|c) of each y, shape (n,), in nats, and the
+            average over ys of the sufficient statistics of (y, z), expected under P(z|y).
+        maximise: `(params, stats, n) -> params`, the M-step in closed form; the stats stand for n examples, which a
+            prior on the parameters is weighed against (maximum likelihood: n does not matter).
+        posterior: `(params, y, c) -> Distribution` of z, P(z|y, c) of one y.
+        prior, generator: the model's parts P(z) and P(y|z), with parameters `params["pri"]` and `params["gen"]`, or
+            None where they are not offered.
+        recentre: `(stats, old, new) -> stats`: stats that were taken about the parameters `old`, about `new`.
+        log_prior: `params -> ` log density of the prior on the parameters, up to a constant; 0 for maximum likelihood.
+        check: `(ys, cs) -> None`, raises ValueError where these (numpy arrays) are not data for this model.
+    """
+
+    start: Callable[..., Params]
+    expect: Callable[..., Any]
+    maximise: Callable[..., Params]
+    posterior: Callable[..., dist.Distribution]
+    prior: "Conditional | None" = None
+    generator: "Conditional | None" = None
+    recentre: Callable[..., Any] = lambda stats, old, new: stats
+    log_prior: Callable[[Params], ArrayLike] = lambda params: 0.0
+    check: Callable[[Any, Any], None] = lambda ys, cs: None
+
+
 class Conditional(NamedTuple):
     """A tractable P(x|c): a pure function from parameters and a condition to a distribution.
 
@@ -30,13 +60,15 @@ class Conditional(NamedTuple):
         dist: `(params, c) -> numpyro Distribution` of one x; its `log_prob(x)` is a scalar.
         stats: `(params, x, c) -> stats`, what `maximise` needs to know of one x, or None.
         maximise: `(params, stats) -> params`: the parameters that have a closed form at their optimum (an M-step),
-            from the average of the stats; or None.
+            from the average of the stats, after each training step; or None.
+        em: what `vae_jax.em.fit_em` needs, where z can be summed out and the posterior is exact; or None.
     """
 
     init: Callable[..., Params]
     dist: Callable[..., dist.Distribution]
     stats: Callable[..., Any] | None = None
     maximise: Callable[[Params, Any], Params] | None = None
+    em: EM | None = None
 
 
 class Terms(NamedTuple):
@@ -84,6 +116,8 @@ class Model(NamedTuple):
         maximise: `(params, stats) -> params`: the M-step of those parameters that have one in closed form, from the
             batch average of `Terms.stats`. By default nothing.
         support: `(params, c) -> numpyro constraint` that y has to satisfy, or None where it is not known.
+        pathwise: as `importance`, with a gradient that reaches the encoder only through z: ln P_enc is differentiated
+            at constant parameters. None where z is not reparameterised.
     """
 
     init: Callable[..., Params]
@@ -92,6 +126,7 @@ class Model(NamedTuple):
     importance: Callable[..., Terms] | None = None
     maximise: Callable[[Params, Any], Params] = _keep
     support: Callable[..., Any] | None = None
+    pathwise: Callable[..., Terms] | None = None
 
 
 def join(x: Any, c: Any) -> Any:
@@ -197,6 +232,7 @@ def share(model: Model, source: str, target: str) -> Model:
         importance=model.importance and at_full(model.importance),
         maximise=maximise,
         support=model.support and at_full(model.support),
+        pathwise=model.pathwise and at_full(model.pathwise),
     )
 
 

@@ -1,7 +1,8 @@
 """What a training step minimises, on top of the terms. The bound that is reported never changes with it.
 
 An objective is a function `(model, params, keys, ys, cs, step) -> (loss, Terms)`: the loss in nats for the whole batch,
-and the batch's terms, unweighted, from which the step reports ELBO, rate and distortion.
+and the batch's terms, unweighted, from which the step reports ELBO, rate and distortion. Those with several samples of
+each example are in `vae_jax.multi_sample`.
 """
 
 from collections.abc import Callable
@@ -10,10 +11,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jax.scipy.special import logsumexp
 
 from vae_jax.model import Model, Params, Terms
-from vae_jax.vae import importance_of
 
 Objective = Callable[[Model, Params, Array, Any, Any, Any], tuple[Array, Terms]]
 Schedule = Callable[[Any], Any]  # from the step to a number
@@ -97,33 +96,6 @@ def per_unit(rates: Array, floor: float) -> Array:
 def per_example(rates: Array, floor: float) -> Array:
     """mean_b max(floor, sum_d rate_bd) for rates (batch, units): one floor for the whole latent."""
     return jnp.mean(jnp.maximum(jnp.sum(rates, axis=1), floor))
-
-
-def importance_weighted(k: int) -> Objective:
-    """Minus the importance-weighted bound with k samples (Burda et al. 2016, equation 8).
-
-    The reported terms are the averages over the k samples, so the reported bound is still the ELBO. The gradient is
-    the plain reparameterised one, whatever the model's estimator.
-
-    Raises:
-        ValueError: k < 1.
-    """
-    if k < 1:
-        raise ValueError(f"the importance-weighted objective takes k >= 1 samples; got k={k}")
-
-    def objective(model, params, keys, ys, cs, step):
-        del step
-        sample = importance_of(model)
-
-        def one(params, key, y, c):
-            terms = jax.vmap(lambda k_i: sample(params, k_i, y, c))(jax.random.split(key, k))
-            bound = logsumexp(-terms.nats) - jnp.log(k)
-            return bound, jax.tree.map(lambda x: jnp.mean(x, axis=0), terms)
-
-        bounds, terms = batch_terms(one, params, keys, ys, cs)
-        return jnp.mean(terms.penalty - bounds), terms
-
-    return objective
 
 
 def linear(steps: int, *, start: float = 0.0, end: float = 1.0) -> Schedule:

@@ -1,4 +1,4 @@
-"""Priors that train. Another VAE is a prior too: `vae(enc, vae(...), gen)`."""
+"""Priors that train. Another VAE is a prior too, `vae(enc, vae(...), gen)`, and so is a mixture (`vae_jax.em`)."""
 
 from typing import Any
 
@@ -46,31 +46,6 @@ def learned_normal(size: int | tuple[int, ...]) -> Conditional:
     return Conditional(init, distribution)
 
 
-def mixture_of_gaussians(size: int | tuple[int, ...], components: int, *, spread: float = 1.0) -> Conditional:
-    """sum_k w_k N(mean_k, std_k^2), diagonal, all trained.
-
-    At the start the weights are equal, the standard deviations 1 and the means drawn from N(0, spread^2 I).
-
-    Raises:
-        ValueError: fewer than one component.
-    """
-    shape = _shape(size)
-    if components < 1:
-        raise ValueError(f"a mixture has at least one component; got components={components}")
-
-    def init(key, c=None):
-        del c
-        means = spread * jax.random.normal(key, (components, *shape))
-        return {"logits": jnp.zeros(components), "means": means, "log_stds": jnp.zeros((components, *shape))}
-
-    def distribution(params, c=None):
-        del c
-        parts = dist.Normal(params["means"], jnp.exp(bounded_log_std(params["log_stds"])))
-        return _mixture(params["logits"], parts.to_event(len(shape)))
-
-    return Conditional(init, distribution)
-
-
 def vampprior(encoder: Conditional, pseudo_inputs: ArrayLike, *, condition: Any = None) -> Conditional:
     """VampPrior (Tomczak & Welling 2018): 1/K sum_k P_enc(z | u_k), the pseudo-inputs u_k trained.
 
@@ -102,10 +77,6 @@ def vampprior(encoder: Conditional, pseudo_inputs: ArrayLike, *, condition: Any 
     def distribution(params, c=None):
         del c
         parts = jax.vmap(encoder.dist, in_axes=(None, 0))(params["enc"], seen(params["pseudo"]))
-        return _mixture(jnp.zeros(len(start)), promote_batch_shape(parts))
+        return dist.MixtureSameFamily(dist.CategoricalLogits(jnp.zeros(len(start))), promote_batch_shape(parts))
 
     return Conditional(init, distribution)
-
-
-def _mixture(logits, parts: dist.Distribution) -> dist.Distribution:
-    return dist.MixtureSameFamily(dist.CategoricalLogits(logits), parts)

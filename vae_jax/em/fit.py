@@ -1,0 +1,245 @@
+"""Expectation maximisation: exact optimisation of the encoder and of (prior, generator) in turn, on the same ELBO.
+
+The E-step makes enc the exact posterior, so that the ELBO is ln P; the M-step maximises it over pri and gen (Dempster,
+Laird & Rubin 1977; Neal & Hinton 1998). One driver for every model with an exact posterior (`Conditional.em`).
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+
+from vae_jax.estimators import enumerated, sampled
+from vae_jax.model import EM, Conditional, Model, Params, example_of
+from vae_jax.vae import vae
+
+
+class FittedEM(NamedTuple):
+    """The result of `fit_em`.
+
+    Fields:
+        params: those of the best restart.
+        history: (iterations + 1,) mean ln P(y) of the data in nats after 0, 1, 2, ... M-steps; for a model with a prior
+            on its parameters, with ln prior / n added. EM never lowers it (but for rounding).
+        converged: whether the last iteration gained less than the tolerance; False: the iterations ran out.
+        restarts: (restarts,) the last value of each restart's history.
+    """
+
+    params: Params
+    history: np.ndarray
+    converged: bool
+    restarts: np.ndarray
+
+
+def fit_em(
+    model: Conditional,
+    ys: Any,
+    cs: Any = None,
+    *,
+    key: Array | None = None,
+    params: Params | None = None,
+    iterations: int = 200,
+    tolerance: float | None = 1e-5,
+    restarts: int = 1,
+    chunk: int = 2048,
+) -> FittedEM:
+    """Fit a model by EM, in one compiled loop.
+
+    Args:
+        model: a Conditional with `em`: a mixture, factor analysis, a hidden Markov model, ...
+        ys: (n, *example); cs: what the model takes as condition (lengths of sequences), or None.
+        key: draws the starts.
+        params: start here instead.
+        iterations: at most so many.
+        tolerance: stop as soon as an iteration gains less than this, in nats per example; None: never stop early.
+        restarts: independent starts, run side by side; the best is returned.
+        chunk: examples that are held at once with everything that belongs to them.
+
+    Raises:
+        TypeError: the model has no exact posterior.
+        ValueError: data that are not the model's, or options that do not fit.
+        FloatingPointError: the likelihood is not finite at any restart.
+    """
+    em = em_of(model)
+    if (key is None) == (params is None):
+        raise ValueError("EM starts at params=, or at a random start drawn with key=: give one of them")
+    if params is not None and restarts != 1:
+        raise ValueError(f"restarts={restarts} from the same params would all be the same: pass key= instead")
+    if iterations < 1 or restarts < 1 or chunk < 1:
+        raise ValueError(f"want iterations, restarts and chunk >= 1; got {iterations}, {restarts} and {chunk}")
+    ys, cs = jax.tree.map(np.asarray, (ys, cs))
+    n = len(jax.tree.leaves(ys)[0]) if jax.tree.leaves(ys) else 0
+    if n == 0:
+        raise ValueError("ys is empty: want an array (n, *example) with at least one example")
+    em.check(ys, cs)
+    ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
+    starts = _stack(params) if params is not None else _starts(em)(jax.random.split(key, restarts), ys, cs)
+    limit = -jnp.inf if tolerance is None else tolerance
+    fitted, histories, done = jax.device_get(_loop(em, iterations, min(chunk, n))(starts, limit, ys, cs))
+    last = histories[np.arange(restarts), done]
+    if not np.isfinite(last).any():
+        raise FloatingPointError(
+            f"ln P of the data is {last[0]} after {done[0]} iterations of EM from every start: is the start positive "
+            "definite, are the data far out of scale (standardise them), or does the start give them probability 0?"
+        )
+    best = int(np.argmax(np.where(np.isfinite(last), last, -np.inf)))
+    history = histories[best, : done[best] + 1]
+    converged = tolerance is not None and len(history) > 1 and bool(history[-1] - history[-2] < tolerance)
+    chosen = jax.tree.map(lambda x: jnp.asarray(x[best]), fitted)
+    return FittedEM(chosen, history, converged, last)
+
+
+def em_of(model: Any) -> EM:
+    """`model.em`.
+
+    Raises:
+        TypeError: the model has none.
+    """
+    em = getattr(model, "em", None)
+    if em is None:
+        raise TypeError(
+            f"EM needs an exact posterior, which this {type(model).__name__} does not offer (its em is None). "
+            "Models of vae_jax.em do; others are trained by gradient, with vae_jax.fit"
+        )
+    return em
+
+
+def _stack(params: Params) -> Params:
+    return jax.tree.map(lambda x: jnp.asarray(x)[None], params)
+
+
+@functools.lru_cache(maxsize=32)
+def _starts(em: EM) -> Callable[..., Params]:
+    return jax.jit(jax.vmap(em.start, in_axes=(0, None, None)))
+
+
+@functools.lru_cache(maxsize=32)
+def _loop(em: EM, iterations: int, chunk: int) -> Callable[..., Any]:
+    """`(starts, tolerance, ys, cs) -> (params, history, iterations done)`, each with an axis of restarts."""
+
+    def run(params, tolerance, ys, cs):
+        n = len(jax.tree.leaves(ys)[0])
+
+        def look(params):
+            log_p, stats = expect_in_chunks(em, params, ys, cs, chunk)
+            return log_p + em.log_prior(params) / n, stats
+
+        def unfinished(carry):
+            i, _, _, history = carry
+            gain = history[i] - history[jnp.maximum(i - 1, 0)]
+            return (i < iterations) & ((i == 0) | (gain >= tolerance))
+
+        def iterate(carry):
+            i, params, stats, history = carry
+            params = em.maximise(params, stats, n)
+            value, stats = look(params)
+            return i + 1, params, stats, history.at[i + 1].set(value)
+
+        value, stats = look(params)
+        history = jnp.full(iterations + 1, jnp.nan, value.dtype).at[0].set(value)
+        i, params, _, history = jax.lax.while_loop(unfinished, iterate, (0, params, stats, history))
+        return params, history, i
+
+    return jax.jit(jax.vmap(run, in_axes=(0, None, None, None)))
+
+
+def expect_in_chunks(em: EM, params: Params, ys: Any, cs: Any, chunk: int) -> tuple[Array, Any]:
+    """(mean ln P(y), the average stats) of all ys, with at most `chunk` examples at once."""
+    n = len(jax.tree.leaves(ys)[0])
+    whole = n // chunk * chunk
+
+    def share(ys, cs):
+        """The part of the averages that these examples make up."""
+        log_p, stats = em.expect(params, ys, cs)
+        return jax.tree.map(lambda x: x * (len(log_p) / n), (log_p.mean(), stats))
+
+    def add(total, part):
+        return jax.tree.map(jnp.add, total, share(*part)), None
+
+    if whole == n == chunk:
+        return share(ys, cs)
+    cut = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk, *x.shape[1:]), (ys, cs))
+    total, _ = jax.lax.scan(add, example_of(share, *jax.tree.map(lambda x: x[0], cut)), cut)
+    if whole == n:
+        return total
+    return add(total, jax.tree.map(lambda x: x[whole:], (ys, cs)))[0]
+
+
+class EMState(NamedTuple):
+    """What the next step of stepwise EM needs: parameters, running averages of the stats, number of steps taken."""
+
+    params: Params
+    stats: Any
+    step: Array
+
+
+def init_em(model: Conditional, ys: Any, cs: Any = None, *, key: Array | None = None, params: Params | None = None):
+    """The state before the first step: a start drawn with the key, or the params, and the stats of this first batch.
+
+    Raises:
+        TypeError: the model has no exact posterior.
+        ValueError: neither or both of key and params.
+    """
+    em = em_of(model)
+    if (key is None) == (params is None):
+        raise ValueError("EM starts at params=, or at a random start drawn with key=: give one of them")
+    params = em.start(key, ys, cs) if params is None else params
+    return EMState(params, em.expect(params, ys, cs)[1], jnp.zeros((), jnp.int32))
+
+
+def make_em_step(
+    model: Conditional, *, decay: float | Callable[[Array], Any], examples: float = float("inf")
+) -> Callable[..., tuple[EMState, Array]]:
+    """Stepwise EM for data that do not fit: `(state, ys[, cs]) -> (state, mean ln P of the batch before the step)`.
+
+    The stats are running averages, stats <- decay * stats + (1 - decay) * those of the batch, and the M-step is taken
+    on them (Sato & Ishii 2000; Cappe & Moulines 2009). With decay 0 and all data in the batch it is EM. It converges to
+    a maximum where 1 - decay falls as step^-a, 1/2 < a <= 1: `decay=lambda step: 1 - (step + 2.0) ** -0.6`. A VQ-VAE's
+    moving-average codebook is this, with a hard E-step.
+
+    Args:
+        decay: a number in [0, 1), or a function of the step.
+        examples: how many there are in all, which a prior on the parameters is weighed against.
+
+    Raises:
+        TypeError: the model has no exact posterior.
+        ValueError: the decay is out of range.
+    """
+    em = em_of(model)
+    if not callable(decay) and not 0 <= decay < 1:
+        raise ValueError(f"decay is the weight of the past, in [0, 1); got {decay}")
+
+    def step(state: EMState, ys: Any, cs: Any = None) -> tuple[EMState, Array]:
+        past = decay(state.step) if callable(decay) else decay
+        log_p, new = em.expect(state.params, ys, cs)
+        stats = jax.tree.map(lambda old, x: past * old + (1 - past) * x, state.stats, new)
+        params = em.maximise(state.params, stats, examples)
+        return EMState(params, em.recentre(stats, state.params, params), state.step + 1), log_p.mean()
+
+    return step
+
+
+def as_vae(model: Conditional) -> Model:
+    """The same model as encoder, prior and generator: P_enc(z|y) is the exact posterior of parameters of its own.
+
+    With `enc = {"pri": ..., "gen": ...}` equal to the model's parameters (an E-step) every bound is -ln P(y); training
+    the rest alone is an M-step. A latent with finitely many values is summed over, another one sampled.
+
+    Raises:
+        TypeError: the model has no exact posterior, or does not offer its parts.
+    """
+    em = em_of(model)
+    if em.prior is None or em.generator is None:
+        raise TypeError("this model does not offer its prior and generator as parts")
+
+    def posterior(enc, c):
+        y, c = c if isinstance(c, tuple) else (c, None)
+        return em.posterior(enc, y, c)
+
+    encoder = Conditional(lambda key, c: model.init(key), posterior)
+    discrete = getattr(em.prior.dist(em.prior.init(jax.random.key(0))), "has_enumerate_support", False)
+    return vae(encoder, em.prior, em.generator, estimator=enumerated if discrete else sampled)
