@@ -36,6 +36,7 @@ from vae_jax import (
     mixture_of_gaussians,
     nets,
     sampled,
+    score_function,
     share,
     standard_normal,
     sticking,
@@ -210,6 +211,9 @@ SYSTEMS: dict[str, System] = {
     "fixed encoder": latent(*NORMAL, estimator=fixed_encoder, same_as="sampled"),
     "enumerated classes": latent(*DISCRETE, estimator=enumerated),
     "fixed encoder, classes": latent(*DISCRETE, estimator=fixed_encoder, same_as="enumerated classes"),
+    "score function, classes": latent(
+        *DISCRETE, estimator=score_function(baseline=2.0), on_average=("enc",), same_as="enumerated classes"
+    ),
     "enumerated pair of classes": latent(
         categorical(affine(2, 3)), UNIFORM_PAIR, categorical(affine(2, 3)), CLASSES, PAIRS, estimator=enumerated
     ),

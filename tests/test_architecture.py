@@ -17,13 +17,13 @@ REPOSITORY = Path(__file__).parents[1]
 FLOORS = [
     {"_version", "distributions", "network", "preprocess", "run_directory"},
     {"model"},
-    {"conditionals", "l2", "priors"},
+    {"annealed", "collapse", "conditionals", "l2", "priors"},
     {"estimators"},
     {"score_function"},
     {"vae", "objectives"},
     {"multi_sample", "refine", "train"},
-    {"check", "checkpoint", "evaluate", "data", "nets", "pictures", "report"},
-    {"fit"},
+    {"accounting", "certify", "check", "checkpoint", "evaluate", "data", "nets", "pictures", "report"},
+    {"fit", "selfcheck"},
 ]
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
 

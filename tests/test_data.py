@@ -11,8 +11,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from sklearn.datasets import load_iris
 
-from vae_jax.data import NAMES, Dataset, load
+from vae_jax.data import NAMES, Dataset, load, load_table
 from vae_jax.data.datasets import DEBIAN
 from vae_jax.data.images import as_images, held_out, resized
 
@@ -459,3 +460,44 @@ def test_loading_carried_arrays_imports_neither_tfds_nor_pillow():
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "[]"
+
+
+# Tables
+
+
+def test_carried_tables():
+    """Old Faithful's published means (72.3 and 3.46 minutes); iris is scikit-learn's."""
+    geyser, iris = load_table("geyser"), load_table("iris")
+    assert geyser.ys.shape == (299, 2) and geyser.columns == ("waiting", "duration")
+    np.testing.assert_allclose(geyser.ys.mean(axis=0), [72.3144, 3.4608], atol=1e-4)
+    np.testing.assert_array_equal(iris.ys, load_iris().data)
+    assert all("carried by vae_jax" in table.source for table in (geyser, iris))
+
+
+def test_own_table(tmp_path):
+    """Comments and blank lines are skipped, an empty field is missing."""
+    path = tmp_path / "own.csv"
+    path.write_text('# source\n"a", b\n1,2\n\n3,\n-1e3,0.5\n')
+    table = load_table(path)
+    assert table.columns == ("a", "b") and str(path) in table.source
+    np.testing.assert_array_equal(table.ys, [[1, 2], [3, np.nan], [-1000, 0.5]])
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a,b\n", "numbers below; got 1"),
+        ("a,b\n1,2\n1,2,3\n", "line 3: 3 fields, and the first line names 2"),
+        ("a;b\n1;2\n", "line 2: could not convert .* separated by commas"),
+    ],
+)
+def test_damaged_tables(tmp_path, text, message):
+    path = tmp_path / "damaged.csv"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        load_table(path)
+
+
+def test_a_table_that_is_not_there():
+    with pytest.raises(FileNotFoundError, match="carried tables are geyser, iris"):
+        load_table("nowhere.csv")

@@ -1,7 +1,7 @@
-"""Where the nats go: the parts of ln P(y) - ELBO, the parts of the rate, and what theory says of units that carry nothing.
+"""Where the nats go: the parts of ln P(y) - ELBO and the parts of the rate.
 
-    ln P(y) - ELBO = approximation gap + amortisation gap                     (Cremer et al. 2018, equations 5, 6)
-    E rate = I(y; z) + KL(aggregate || prior),   aggregate = E_y P_enc(z|y)   (Hoffman & Johnson 2016)
+ln P(y) - ELBO = approximation gap + amortisation gap                     (Cremer et al. 2018, equations 5, 6)
+E rate = I(y; z) + KL(aggregate || prior),   aggregate = E_y P_enc(z|y)   (Hoffman & Johnson 2016)
 """
 
 import functools
@@ -12,11 +12,106 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 from jax.scipy.special import logsumexp
+from jaxtyping import Shaped
 
 from vae_jax.check import check_data
 from vae_jax.evaluate import Mean, mean, over_split
 from vae_jax.model import Conditional, Model, Params, Terms, join, log_prob
 from vae_jax.preprocess import Preprocess, identity
+from vae_jax.refine import elbo_draws, refine
+from vae_jax.vae import vae
+
+
+class Gaps(NamedTuple):
+    """ln P(y) - ELBO and its two parts, in nats, averaged over the examples, with standard errors.
+
+    Fields:
+        total: ln P(y) - ELBO = approximation + amortisation, example by example.
+        approximation: ln P(y) - ELBO(q*), q* the best member of the encoder's family for that y: what the family costs.
+        amortisation: ELBO(q*) - ELBO: what it costs that one network serves all y.
+        elbo, refined_elbo: ELBO of the encoder and of q*.
+    """
+
+    total: Mean
+    approximation: Mean
+    amortisation: Mean
+    elbo: Mean
+    refined_elbo: Mean
+
+
+class _Refining(NamedTuple):
+    steps: int
+    learning_rate: Any
+    samples: int
+    draws: int
+
+
+def gaps(
+    encoder: Conditional,
+    prior: Conditional | Model,
+    generator: Conditional | Model,
+    params: Params,
+    key: Array,
+    ys: Any,
+    cs: Any = None,
+    *,
+    log_p: Shaped[np.ndarray, " n"],
+    preprocess: Preprocess | None = None,
+    steps: int = 500,
+    learning_rate: Any = 0.02,
+    samples: int = 8,
+    draws: int = 100,
+    batch_size: int = 100,
+    progress: bool = False,
+) -> Gaps:
+    """Split ln P(y) - ELBO of a VAE by refining the encoder's output for each example (see `refine`).
+
+    Where `log_p` is a lower bound, so are the total and the approximation gap; where the refinement stops short of q*,
+    the amortisation gap is too small and the approximation gap too large by as much. The sum is exact in any case.
+
+    Args:
+        ys: (n, *example); cs: (n, *condition) or None.
+        log_p: ln P(y) of each y: `certified(...).each` or `evaluate(..., k=5000).log_likelihood`, with the same key
+            where a preprocess= has noise, so that it is of the same data.
+        preprocess: as in training.
+        steps, learning_rate, samples: of `refine`.
+        draws: of z for each ELBO; the same noise serves both.
+
+    Raises:
+        ValueError: data that the model cannot take, log_p of another length or not finite, or draws < 1.
+    """
+    preprocess = identity() if preprocess is None else preprocess
+    check_data(vae(encoder, prior, generator), ys, cs, preprocess, params=params)
+    n = len(jax.tree.leaves(ys)[0])
+    log_p = np.asarray(log_p, np.float64)
+    if log_p.shape != (n,) or not np.isfinite(log_p).all():
+        raise ValueError(f"log_p wants a finite ln P(y) for each of the {n} examples; got shape {log_p.shape}")
+    if draws < 1 or batch_size < 1:
+        raise ValueError(f"want draws >= 1 and batch_size >= 1; got {draws} and {batch_size}")
+    options = _Refining(steps, learning_rate, samples, draws)
+    of_batch = _refined(encoder, prior, generator, preprocess, options, cs is not None)
+    elbo, best = over_split(
+        of_batch, params, key, ys, cs, batch_size=min(batch_size, n), progress=progress, doing="refining"
+    )
+    return Gaps(mean(log_p - elbo), mean(log_p - best), mean(best - elbo), mean(elbo), mean(best))
+
+
+@functools.lru_cache(maxsize=16)
+def _refined(encoder, prior, generator, preprocess: Preprocess, options: _Refining, conditional: bool):
+    """`(params, key, indices, ys, cs) -> (ELBO of the encoder, ELBO of q*)` of a batch."""
+
+    def one(params, key, index, y, c):
+        k_data, k_refine, k_draws = jax.random.split(jax.random.fold_in(key, index), 3)
+        seen = preprocess.apply(k_data, y)
+        how = {"steps": options.steps, "learning_rate": options.learning_rate, "samples": options.samples}
+        best = refine(encoder, prior, generator, params, k_refine, seen, c, **how).q
+
+        def elbo(q):
+            return jnp.mean(elbo_draws(q, prior, generator, params, k_draws, seen, c, samples=options.draws))
+
+        return elbo(encoder.dist(params["enc"], join(seen, c))), elbo(best)
+
+    return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0, 0 if conditional else None)))
 
 
 class RateSplit(NamedTuple):
@@ -85,7 +180,13 @@ def rate_split(
     def averaged(values):
         return mean(values.mean(axis=1, dtype=np.float64))
 
-    return RateSplit(averaged(own - pri), averaged(own - everyone), averaged(own - others), averaged(everyone - pri), float(np.log(n)))
+    return RateSplit(
+        rate=averaged(own - pri),
+        mutual_information=averaged(own - everyone),
+        mutual_information_upper=averaged(own - others),
+        marginal_kl=averaged(everyone - pri),
+        limit=float(np.log(n)),
+    )
 
 
 def _rate_model(encoder: Conditional, prior: Conditional) -> Model:

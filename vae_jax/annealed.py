@@ -32,8 +32,7 @@ Transition = Callable[[Array, Array, Array, LogDensity], Array]
 """`(key, z, t, ln f) -> z`: a move that leaves f = f_b at b = betas[t] invariant, and is reversible."""
 
 LEAPFROG_STEPS = 10
-ACCEPTANCE = 0.8  # what the pilot run aims at
-_FIRST_STEP, _WARM_UP, _RATE = 0.1, 40, 0.5  # of the pilot run: it starts with moves at b = 0
+_FIRST_STEP, _RATE, _AT_LEAST = 0.1, 0.1, 100  # of the pilot run; so many moves at b = 0, and again along the path
 
 
 class Path(NamedTuple):
@@ -49,7 +48,7 @@ class Path(NamedTuple):
     start: LogDensity
     joint: LogDensity
 
-    def at(self, beta: ArrayLike) -> LogDensity:
+    def at(self, beta: Any) -> LogDensity:
         """ln f_b, not normalised."""
         return lambda z: (1 - beta) * self.start(z) + beta * self.joint(z)
 
@@ -59,7 +58,13 @@ class Path(NamedTuple):
 
 
 def path_to_joint(
-    prior: Conditional, generator: Conditional, params: Params, y: Any, c: Any = None, *, encoder: Conditional | None = None
+    prior: Conditional,
+    generator: Conditional,
+    params: Params,
+    y: Any,
+    c: Any = None,
+    *,
+    encoder: Conditional | None = None,
 ) -> Path:
     """The path of one y from the prior, or from P_enc(z|y) where an encoder is given, to P_pri(z) P_gen(y|z).
 
@@ -98,9 +103,9 @@ def _check_real(name: str, distribution: dist.Distribution) -> None:
         support = support.base_constraint
     if not isinstance(support, type(constraints.real)):
         raise TypeError(
-            f"annealing moves z along gradients, over all real numbers; z of the {name} ({type(distribution).__name__}) "
-            f"is in {support}. For a discrete z with few values estimator=enumerated gives ln P(y) exactly; for any "
-            "other use importance samples: evaluate(..., k=5000)"
+            f"annealing moves z along gradients, over all real numbers; z of the {name} "
+            f"({type(distribution).__name__}) is in {support}. For a discrete z with few values estimator=enumerated "
+            "gives ln P(y) exactly; for any other use importance samples: evaluate(..., k=5000)"
         )
 
 
@@ -125,9 +130,7 @@ def _check_temperatures(temperatures: int) -> None:
         raise ValueError(f"want temperatures >= 1, the steps from p0 to the joint; got {temperatures}")
 
 
-def ais(
-    path: Path, key: Array, betas: ArrayLike, *, chains: int = 16, transition: Transition | None = None
-) -> Array:
+def ais(path: Path, key: Array, betas: ArrayLike, *, chains: int = 16, transition: Transition | None = None) -> Array:
     """ln w of independent chains, (chains,) in nats: E exp(ln w) = P(y), so `lower_bound` of them is below ln P(y).
 
     Args:
@@ -235,31 +238,34 @@ def hmc(step_sizes: ArrayLike, *, leapfrog_steps: int = LEAPFROG_STEPS) -> Trans
     return transition
 
 
-def tune(
-    path: Path, key: Array, betas: ArrayLike, *, chains: int = 4, leapfrog_steps: int = LEAPFROG_STEPS
-) -> Array:
-    """Step sizes for `hmc`, (T + 1,), at which about 0.8 of the moves are accepted, from a pilot run of other chains."""
+def tune(path: Path, key: Array, betas: ArrayLike, *, chains: int = 4, leapfrog_steps: int = LEAPFROG_STEPS) -> Array:
+    """Step sizes for `hmc`, (T + 1,), from a pilot run of other chains: about 0.8 of the moves are accepted."""
     betas = _check_betas(betas, chains)
     k_start, k_moves = jax.random.split(key)
 
+    def size(score):
+        return jnp.asarray(_FIRST_STEP, z.dtype) * jnp.exp(score * jnp.asarray(_RATE / chains, z.dtype))
+
+    # Rejections count four times: balance is at 0.8. The score is an integer, for a step size that followed from the
+    # probabilities would be chaotic in their last digits, and so depend on the batch.
     def step(carry, at):
-        z, log_step = carry
+        z, score = carry
         i, beta = at
         keys = jax.random.split(jax.random.fold_in(k_moves, i), chains)
-        move = jax.vmap(lambda key, z: _hmc_move(key, z, path.at(beta), jnp.exp(log_step), leapfrog_steps))
+        move = jax.vmap(lambda key, z: _hmc_move(key, z, path.at(beta), size(score), leapfrog_steps))
         z, accepted = move(keys, z)
-        log_step = log_step + _RATE * (jnp.mean(accepted) - ACCEPTANCE)
-        return (z, log_step), jnp.exp(log_step)
+        score = score + jnp.sum(jnp.where(accepted, 1, -4))
+        return (z, score), size(score)
 
     z = jax.vmap(path.sample)(jax.random.split(k_start, chains))
-    visited = jnp.asarray(np.concatenate([np.zeros(_WARM_UP), betas]), z.dtype)
-    first = jnp.log(jnp.asarray(_FIRST_STEP, z.dtype))
-    _, step_sizes = jax.lax.scan(step, (z, first), (jnp.arange(len(visited)), visited))
-    return step_sizes[_WARM_UP:]
+    each = 1 + _AT_LEAST // len(betas)
+    visited = jnp.asarray(np.concatenate([np.zeros(_AT_LEAST), np.repeat(betas, each)]), z.dtype)
+    _, sizes = jax.lax.scan(step, (z, 0), (jnp.arange(len(visited)), visited))
+    return sizes[_AT_LEAST + each - 1 :: each]
 
 
 def _hmc_move(key, z, log_density, step_size, leapfrog_steps):
-    """(z, probability of acceptance) of one trajectory (Neal 2011, figure 2); NaN is rejected."""
+    """(z, whether the move was accepted) after one trajectory (Neal 2011, figure 2); NaN is rejected."""
     k_size, k_momentum, k_accept = jax.random.split(key, 3)
     size = step_size * jax.random.uniform(k_size, (), z.dtype, 0.8, 1.2)
     momentum = jax.random.normal(k_momentum, z.shape, z.dtype)
@@ -277,6 +283,5 @@ def _hmc_move(key, z, log_density, step_size, leapfrog_steps):
         leap, (z, momentum, value, gradient), None, length=leapfrog_steps
     )
     log_ratio = new_value - value - 0.5 * (jnp.sum(new_momentum**2) - jnp.sum(momentum**2))
-    probability = jnp.where(jnp.isnan(log_ratio), 0, jnp.exp(jnp.minimum(log_ratio, 0)))
-    accept = jax.random.uniform(k_accept, (), z.dtype) < probability
-    return jnp.where(accept, new_z, z), probability
+    accepted = jnp.log(jax.random.uniform(k_accept, (), z.dtype)) < log_ratio  # False for NaN
+    return jnp.where(accepted, new_z, z), accepted

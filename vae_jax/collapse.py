@@ -81,7 +81,7 @@ def collapse(
 
 
 def _optimal_variance(values: np.ndarray, beta: float, units: int) -> float:
-    """sigma^2 = (variance of the inactive directions) / (d - beta k) with k active ones: the only k that fits itself."""
+    """sigma^2 = (variance of the inactive directions) / (d - beta k), k the only number of active ones that fits it."""
     d = len(values)
     for k in range(min(units, d) + 1):
         rest = values[k:].sum()
@@ -120,7 +120,9 @@ def rate_distortion(eigenvalues: ArrayLike, levels: ArrayLike) -> tuple[np.ndarr
     """
     values, level = _check_eigenvalues(eigenvalues), np.asarray(levels, np.float64)
     if level.ndim != 1 or not (level > 0).all():
-        raise ValueError(f"levels wants (m,) positive numbers; got shape {level.shape}, the least {level.min(initial=0)}")
+        raise ValueError(
+            f"levels wants (m,) positive numbers; got shape {level.shape}, the least {level.min(initial=0)}"
+        )
     rate = 0.5 * np.log(np.maximum(values[None], level[:, None]) / level[:, None]).sum(axis=1)
     return rate, np.minimum(values[None], level[:, None]).sum(axis=1)
 

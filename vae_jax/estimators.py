@@ -38,8 +38,8 @@ class Estimator(NamedTuple):
     Fields:
         terms: the bound, what is trained and reported.
         importance: one importance sample of P(y|c).
-        pathwise: `(parts, params, key, y, c, scale=1.0)`, as `importance`, with a gradient that reaches the encoder
-            only through z, times `scale`; or None where z is not reparameterised.
+        pathwise: `(parts, params, key, y, c=None, scale=1.0)`, as `importance`, with a gradient that reaches the
+            encoder only through z, times `scale`; or None where z is not reparameterised.
     """
 
     terms: Callable[..., Terms]
@@ -172,7 +172,7 @@ def _scaled_gradient_jvp(primals, tangents):
     return x, jnp.asarray(scale, x.dtype) * tangents[0]
 
 
-def _pathwise(parts, params, key, y, c, scale=1.0):
+def _pathwise(parts, params, key, y, c=None, scale=1.0):
     k_z, k_parts = jax.random.split(key)
     q = _posterior(parts, params, y, c, reparameterised=True)
     z = _scaled_gradient(q.rsample(k_z), scale)

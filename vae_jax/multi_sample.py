@@ -42,11 +42,11 @@ def importance_weighted(k: int) -> Objective:
 def renyi(alpha: float, k: int) -> Objective:
     """Minus 1/(1 - alpha) ln 1/k sum_i w_i^(1 - alpha) (Li & Turner 2016, equation 8).
 
-    alpha = 1 is the ELBO and alpha = 0 the importance-weighted bound. Its population value, k -> infinity, decreases in
-    alpha: for alpha in [0, 1] it lies between ln P(y) and the ELBO. Outside, E w^(1 - alpha) may be infinite: for
-    Gaussians with variances v_enc and v_post of the posterior, at alpha > 1 it is from v_enc >= v_post alpha/(alpha - 1)
-    on (the value is -inf), at alpha < 0, where the value is above ln P(y), up to v_enc <= v_post |alpha|/(1 + |alpha|)
-    (+inf). An average of k samples is then finite and says nothing.
+    alpha = 1 is the ELBO and alpha = 0 the importance-weighted bound. Its population value, k -> infinity, falls with
+    alpha: from ln P(y) at 0 to the ELBO at 1. Outside of [0, 1] that value may be infinite. For an encoder of variance
+    v_enc and a posterior of variance v_post, both Gaussian: at alpha > 1 it is -inf where
+    v_enc >= v_post alpha / (alpha - 1); at alpha < 0, where it is no lower bound, it is +inf where
+    v_enc <= v_post |alpha| / (1 + |alpha|). What k samples give is then finite and says nothing.
 
     Raises:
         ValueError: k < 1.
@@ -58,7 +58,7 @@ def renyi(alpha: float, k: int) -> Objective:
 
 
 def miwae(m: int, k: int) -> Objective:
-    """Minus the mean of m importance-weighted bounds of k samples each (Rainforth et al. 2018, equation 8).
+    """Minus the mean of m importance-weighted bounds of k samples each (Rainforth et al. 2018, MIWAE).
 
     `miwae(m, 1)` is the ELBO with m samples, `miwae(1, k)` the importance-weighted bound.
 
@@ -71,7 +71,7 @@ def miwae(m: int, k: int) -> Objective:
 
 
 def ciwae(beta: float, k: int) -> Objective:
-    """Minus beta ELBO + (1 - beta) importance-weighted bound, both of the same k samples (Rainforth et al. 2018, eq. 9).
+    """Minus beta ELBO + (1 - beta) importance-weighted bound of the same k samples (Rainforth et al. 2018, CIWAE).
 
     Raises:
         ValueError: beta outside [0, 1], or k < 1.
@@ -83,7 +83,7 @@ def ciwae(beta: float, k: int) -> Objective:
 
 
 def piwae(m: int, k: int) -> Objective:
-    """The encoder follows `miwae(m, k)`, everything else `importance_weighted(m k)` (Rainforth et al. 2018, section 4).
+    """The encoder follows `miwae(m, k)`, everything else `importance_weighted(m k)` (Rainforth et al. 2018, PIWAE).
 
     One set of m k samples; the loss is that of the second. The encoder is `params["enc"]`.
 
@@ -102,8 +102,9 @@ def piwae(m: int, k: int) -> Objective:
                 "the VAE itself, with no other name for its encoder"
             )
         # The same draws twice, which the compiler merges.
+        again = jax.random.clone(key)
         enc = _reparameterised(model, {**fixed, "enc": params["enc"]}, key, m * k, y, c)
-        rest = _reparameterised(model, {**params, "enc": fixed["enc"]}, key, m * k, y, c)
+        rest = _reparameterised(model, {**params, "enc": fixed["enc"]}, again, m * k, y, c)
         enc_loss = _loss(enc, _mean_of_groups(m, k))
         return _loss(rest, log_mean) + enc_loss - jax.lax.stop_gradient(enc_loss), rest
 
@@ -123,20 +124,22 @@ def doubly_reparameterised(k: int) -> Objective:
     _check("k", k)
 
     def one(model, params, key, y, c):
-        if model.pathwise is None:
+        sample, keys = model.pathwise, jax.random.split(key, k)
+        if sample is None:
             raise ValueError(
-                "the doubly reparameterised gradient wants a z that is a smooth function of the encoder (Model.pathwise "
-                "is None): a VAE with estimator sampled, sticking or analytic. For discrete z there is vimco"
+                "the doubly reparameterised gradient wants a z that is a smooth function of the encoder's noise "
+                "(Model.pathwise is None): a VAE with estimator sampled, sticking or analytic. Discrete z have vimco"
             )
 
-        def draws(scales):
-            return jax.vmap(lambda key, scale: model.pathwise(params, key, y, c, scale))(jax.random.split(key, k), scales)
+        def draws(keys, scales):
+            return jax.vmap(lambda key, scale: sample(params, key, y, c, scale))(keys, scales)
 
         # The same draws twice, which the compiler merges: the weights are needed to scale what comes back to each z.
-        terms = _without_drawn(draws(jnp.ones(k)))
+        again = jax.random.clone(keys)
+        terms = _without_drawn(draws(keys, jnp.ones(k)))
         log_w = jax.lax.stop_gradient(-terms.nats)
         shares = jax.nn.softmax(log_w)
-        nats = jnp.sum(shares * draws(shares).nats)
+        nats = jnp.sum(shares * draws(again, shares).nats)
         return jnp.mean(terms.penalty) - log_mean(log_w) + nats - jax.lax.stop_gradient(nats), terms
 
     return _objective(one)
@@ -177,10 +180,9 @@ def vimco(k: int) -> Objective:
         log_w = -terms.nats
         bound = log_mean(log_w)
         without = jax.vmap(log_mean)(_replaced(log_w, _mean_of_others(log_w)))
-        # Any function of the others is a baseline: 0 where all of them have weight 0.
-        without = jnp.where(jnp.isfinite(without), without, 0.0)
-        penalty = (terms.penalty - _mean_of_others(terms.penalty)) / k
-        return jnp.mean(terms.penalty) - bound + jnp.sum(score(without - bound + penalty, log_q)), terms
+        penalty = jnp.asarray(terms.penalty)
+        signal = without - bound + (penalty - _mean_of_others(penalty)) / k
+        return jnp.mean(penalty) - bound + jnp.sum(score(signal, log_q)), terms
 
     return _objective(one)
 

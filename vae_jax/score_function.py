@@ -17,7 +17,7 @@ from vae_jax.estimators import Estimator, at_z, bounds, drawn, importances, with
 from vae_jax.model import log_prob
 
 
-def score(signal: ArrayLike, log_q: ArrayLike) -> Array:
+def score(signal: ArrayLike, log_q: Array) -> Array:
     """0, with the gradient signal * d log_q: what a z that was drawn adds to the gradient of E signal.
 
     A signal that is not finite counts as 0, so that a loss of inf stays inf and does not become NaN.
@@ -42,7 +42,7 @@ def score_function(baseline: ArrayLike | Callable[..., ArrayLike] = 0.0) -> Esti
         log_q = log_prob(q, z)
         # E d ln P_enc = 0: what the rate would say of it is left out.
         plain = at_z(bounds(parts), parts, params, k_parts, jax.lax.stop_gradient(q), z, y, c)
-        expected = baseline(y, c) if callable(baseline) else baseline
+        expected = jnp.asarray(baseline(y, c) if callable(baseline) else baseline)
         # Each term has a score of its own: then any weighted sum of them has the right gradient.
         units = {**plain.units, "rate": _scored(plain.units["rate"], log_q)}
         return plain._replace(

@@ -6,6 +6,7 @@ An estimator (`vae_jax.estimators`) decides how E L is estimated for one example
 encoder.
 """
 
+import functools
 from typing import Any
 
 import jax
@@ -65,9 +66,6 @@ def vae(
     def importance(params, key, y, c=None):
         return estimator.importance(parts, params, key, y, c)
 
-    def pathwise(params, key, y, c=None, scale=1.0):
-        return estimator.pathwise(parts, params, key, y, c, scale)
-
     def sample(params, key, c=None):
         k_z, k_y = jax.random.split(key)
         z = parts.prior.sample(params["pri"], k_z, c)
@@ -94,7 +92,7 @@ def vae(
         importance=importance if offers_importance else None,
         maximise=maximise,
         support=support if support_of_generator else None,
-        pathwise=pathwise if offers_importance and estimator.pathwise else None,
+        pathwise=functools.partial(estimator.pathwise, parts) if offers_importance and estimator.pathwise else None,
     )
 
 

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.bench import handwritten
+from experiments.bench import em, handwritten
 from vae_jax import bernoulli, data, gaussian, init_state, make_scan, make_train_step, nets, standard_normal, vae
 from vae_jax.preprocess import dynamic_binarisation
 
@@ -52,7 +52,7 @@ class Config:
 
     rounds: int = 7
     """Rounds; every contestant runs once in each."""
-    only: Literal["all", "fc", "conv", "start"] = "all"
+    only: Literal["all", "fc", "conv", "start", "mixture", "hmm"] = "all"
     """What to compare."""
     data: str = "fashion_mnist"
     """Data set of 28x28 images (fashion_mnist_mini where the full one is missing)."""
@@ -115,22 +115,33 @@ def torch_peer(name: str, pixels: np.ndarray, **options) -> dict[str, Callable[[
     }
 
 
-def compare(title: str, contestants: dict[str, Callable[[], float]], images: int, rounds: int) -> None:
-    """Run the contestants in turn and print images per second and ratios to the first."""
-    print(f"\n{title}, {images} images an epoch, {rounds} rounds on {jax.devices()[0].device_kind}")
+def compare(
+    title: str,
+    contestants: dict[str, Callable[[], float]],
+    count: int,
+    rounds: int,
+    *,
+    unit: str = "images",
+    result: str = "last loss",
+) -> None:
+    """Run the contestants in turn and print units per second, ratios to the first and what each ends with.
+
+    `count` is how many units one call of a contestant goes through.
+    """
+    print(f"\n{title}, {count} {unit} a round, {rounds} rounds on {jax.devices()[0].device_kind}")
     speeds: dict[str, list[float]] = {name: [] for name in contestants}
     losses = {name: epoch() for name, epoch in contestants.items()}  # compiles
     for _ in range(rounds):
         for name, epoch in contestants.items():
             start = time.perf_counter()
             losses[name] = epoch()
-            speeds[name].append(images / (time.perf_counter() - start))
+            speeds[name].append(count / (time.perf_counter() - start))
     first = next(iter(contestants))
     for name, values in speeds.items():
         ratio = statistics.median(a / b for a, b in zip(speeds[first], values, strict=True))
         print(
-            f"  {name:<28} {statistics.median(values):>9,.0f} images/s ({min(values):,.0f} .. {max(values):,.0f})"
-            f"   {first} is {ratio:.2f}x   last loss {losses[name]:.1f}"
+            f"  {name:<28} {statistics.median(values):>9,.0f} {unit}/s ({min(values):,.0f} .. {max(values):,.0f})"
+            f"   {first} is {ratio:.2f}x   {result} {losses[name]:.2f}"
         )
 
 
@@ -185,6 +196,26 @@ def main(config: Config) -> None:
         contestants = {"vae_jax": ours(nets.ConvEncoder(channels, 40), nets.ConvDecoder(channels, (28, 28, 1)), some)}
         contestants |= torch_peer("Convolutional", some, channels_last=True)
         compare("Convolutional VAE 32-64-128", contestants, len(some) // BATCH * BATCH, config.rounds)
+    if config.only in ("all", "mixture"):
+        some = em.projected(pixels[: config.images], 50)
+        compare(
+            "EM of a mixture of 50 Gaussians with full covariances in 50 dimensions, float32",
+            em.mixtures(some, 50),
+            len(some) * em.ITERATIONS,
+            config.rounds,
+            unit="rows",
+            result="mean ln P",
+        )
+    if config.only in ("all", "hmm"):
+        ys, begin = em.sequences(200, 500, 8, 32)
+        compare(
+            "Baum-Welch of a hidden Markov model of 8 states and 32 symbols on 200 sequences of 500, float32",
+            em.hidden_markov_models(ys, begin),
+            ys.size * em.ITERATIONS,
+            config.rounds,
+            unit="symbols",
+            result="mean ln P",
+        )
     print(f"\npeak memory of this process {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
 
 

@@ -1,6 +1,7 @@
-"""Images as uint8 arrays: carried by the package, one's own, or from tensorflow-datasets.
+"""Images as uint8 arrays: carried by the package, one's own, or from tensorflow-datasets. Small tables of numbers.
 
     ys, labels, label_names, *_ = load("fashion_mnist_mini", "train")
+    ys, columns, source = load_table("geyser")
 
 A whole split is read once into one array; scaling, dequantisation and binarisation happen inside
 jit (`vae_jax.preprocess`). Importing this package reads nothing; pillow and tensorflow-datasets are
@@ -9,5 +10,6 @@ imported where used.
 
 from vae_jax.data.datasets import NAMES, load
 from vae_jax.data.images import Dataset
+from vae_jax.data.tables import Table, load_table
 
-__all__ = ["NAMES", "Dataset", "load"]
+__all__ = ["NAMES", "Dataset", "Table", "load", "load_table"]

@@ -6,7 +6,7 @@ closed form: enc becomes the posterior, then (pri, gen) their optimum.
 """
 
 from vae_jax.em.family import Family
-from vae_jax.em.fit import EMState, FittedEM, as_vae, fit_em, init_em, make_em_step
+from vae_jax.em.fit import EMState, FittedEM, as_vae, expect_in_chunks, fit_em, init_em, make_em_step
 from vae_jax.em.gaussians import CovariancePrior, gaussians
 from vae_jax.em.kmeans import k_means
 from vae_jax.em.mixture import mixture, mixture_of_gaussians
@@ -17,6 +17,7 @@ __all__ = [
     "Family",
     "FittedEM",
     "as_vae",
+    "expect_in_chunks",
     "fit_em",
     "gaussians",
     "init_em",

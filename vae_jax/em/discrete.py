@@ -21,7 +21,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from vae_jax.distributions import Levels
-from vae_jax.em.family import Family, check_real
+from vae_jax.em.family import Family, check_real, fill
 from vae_jax.em.mixture import mixture
 from vae_jax.model import Conditional, Params
 
@@ -148,12 +148,13 @@ def _family(tables: _Tables, shape: int | tuple[int, ...], levels: int, missing:
         return Discrete(tables.of(params)[k], missing=missing).to_event(len(shape))
 
     def log_prob(params, ys):
-        table = tables.of(params)
+        table, ys = tables.of(params), jnp.asarray(ys)
         flat = table.reshape(len(table), -1, levels)
         return _look_up(flat[:, 0], ys) if shape == () else _sum_up(flat, ys.reshape(len(ys), -1))
 
     def stats(params, ys, weights):
         del params
+        ys = jnp.asarray(ys)
         counts = _count_one(ys, weights, levels) if shape == () else _count(ys.reshape(len(ys), -1), weights, levels)
         return {"counts": counts.reshape(-1, *shape, levels)}
 
@@ -168,10 +169,19 @@ def _family(tables: _Tables, shape: int | tuple[int, ...], levels: int, missing:
     def log_prior(params):
         return 0.0 if prior is None else prior * tables.of(params).sum()
 
+    def features(ys):
+        """One number for each entry of two levels; else an indicator for each of its levels: they have no order."""
+        rows = jnp.reshape(ys, (len(ys), -1))
+        indicators = rows[:, :, None] == jnp.arange(1, levels)[None, None]
+        seen = jnp.where((rows == rows)[:, :, None], indicators.astype(float), jnp.nan)
+        return fill(seen.reshape(len(ys), -1))
+
     def check(ys):
         _check(tables.name, np.asarray(ys), shape, levels, missing)
 
-    return Family(shape, init, distribution, log_prob, stats, maximise, log_prior=log_prior, check=check)
+    return Family(
+        shape, init, distribution, log_prob, stats, maximise, log_prior=log_prior, features=features, check=check
+    )
 
 
 def _sum_up(table: Array, ys: Array) -> Array:

@@ -5,6 +5,7 @@ as a mean is some thousand standard deviations from 0. One component at a time, 
 """
 
 import functools
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
@@ -33,20 +34,22 @@ class CovariancePrior(NamedTuple):
 
 
 def gaussians(
-    size: int,
+    size: int | tuple[int, ...],
     covariance: Covariance = "full",
     *,
+    spread: float = 1.0,
     floor: float = FLOOR,
     missing: bool = False,
     prior: CovariancePrior | None = None,
 ) -> Family:
-    """N(mean_k, covariance_k) over vectors of `size` numbers.
+    """N(mean_k, covariance_k) over D numbers, of shape `size`.
 
     Params: `means` (K, D) and `covariances`, unconstrained: log standard deviations (K, D) for "diagonal" and (K,) for
     "spherical", lower Cholesky factors with the logarithm of their diagonal, (K, D, D) for "full" and (D, D) for
     "tied".
 
     Args:
+        spread: `init` draws the means from N(0, spread^2 I) and makes the covariances 1.
         floor: no variance in any direction falls below it (in squared units of y): a component on a single point or on
             a constant column stays finite. The M-step under this constraint is exact, so EM is monotone with it.
         missing: NaN in y means missing; the E-step then sums over what is missing, exactly.
@@ -55,14 +58,18 @@ def gaussians(
     Raises:
         ValueError: an option out of range.
     """
+    shape = (size,) if isinstance(size, int) else tuple(size)
+    size = math.prod(shape)
     if size < 1 or not floor > 0:
-        raise ValueError(f"want size >= 1 and floor > 0; got size={size}, floor={floor}")
+        raise ValueError(f"want at least one number and floor > 0; got size={shape}, floor={floor}")
+    if len(shape) != 1 and (missing or covariance in ("full", "tied")):
+        raise ValueError(f"full and tied covariances, and missing entries, are for vectors: flatten y; got size={shape}")
     if covariance not in _FORMS:
         raise ValueError(f"covariance={covariance!r}: want one of {sorted(_FORMS)}")
     form = _FORMS[covariance]
 
     def init(key, k):
-        return {"means": jax.random.normal(key, (k, size)), "covariances": form.identity(k, size)}
+        return {"means": spread * jax.random.normal(key, (k, size)), "covariances": form.identity(k, size)}
 
     def distribution(params, k):
         k_of = functools.partial(jax.lax.dynamic_index_in_dim, index=k, keepdims=False)
@@ -70,10 +77,11 @@ def gaussians(
         if missing:
             return MaybeMissing(mean, factor)
         if form.factorised:
-            return dist.Normal(mean, factor).to_event(1)
+            return dist.Normal(mean.reshape(shape), factor.reshape(shape)).to_event(len(shape))
         return dist.MultivariateNormal(mean, scale_tril=factor)
 
     def log_prob(params, ys):
+        ys = jnp.reshape(ys, (-1, size))
         factors = form.factor(params["covariances"], *params["means"].shape)
         if missing:
             of_one = jax.vmap(masked_log_prob, in_axes=(0, None, None))
@@ -90,6 +98,7 @@ def gaussians(
         return (-0.5 * squares - (log_scale + 0.5 * size * LOG_2PI)[:, None]).T
 
     def stats(params, ys, weights):
+        ys = jnp.reshape(ys, (-1, size))
         factors = form.factor(params["covariances"], *params["means"].shape)
 
         def of_component(part):
@@ -139,9 +148,9 @@ def gaussians(
         return -0.5 * prior.examples * (log_det + prior.variance * trace)
 
     def check(ys):
-        check_real(ys, (size,), missing=missing)
+        check_real(ys, shape, missing=missing)
 
-    return Family((size,), init, distribution, log_prob, stats, maximise, recentre, log_prior, check=check)
+    return Family(shape, init, distribution, log_prob, stats, maximise, recentre, log_prior, check=check)
 
 
 class _Form(NamedTuple):

@@ -12,19 +12,18 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import numpyro.distributions as dist
 from jax import Array
-from numpyro.distributions import constraints
 
 from vae_jax.em.discrete import categoricals
 from vae_jax.em.family import Family
+from vae_jax.em.fit import em_of
+from vae_jax.em.forward_backward import Filtered, backward, forward, real_steps
 from vae_jax.em.gaussians import FLOOR, Covariance, CovariancePrior, gaussians
 from vae_jax.em.kmeans import assign, k_means
-from vae_jax.em.markov_chain import Filtered, MarkovChain, backward, forward, real_steps
+from vae_jax.em.markov_chain import Emissions, HiddenMarkov, MarkovChain, without_padding
 from vae_jax.model import EM, Conditional, Params
 
 _START_ROWS = 10_000
-_LONG, _LARGE = 64, 2**20
 
 
 def hidden_markov(
@@ -38,16 +37,16 @@ def hidden_markov(
 ) -> Conditional:
     """P(y|c) of sequences y (length, *family.shape); c is how many of their steps are real, None: all.
 
-    Shorter sequences are padded: steps from c on count for nothing and may hold anything, NaN too. Samples hold 0 there.
-    A step of which everything is missing (NaN, in a family that takes missing entries) is one without observation.
+    Shorter sequences are padded: steps from c on count for nothing and may hold anything, NaN too. Samples hold 0
+    there. A step of which everything is missing (NaN, in a family that takes missing entries) has no observation.
 
-    Params: `{"pri": {"initial": (K,), "transition": (K, K)}, "gen": the family's}`; logits of P(z_1), and of P(z_t|z_{t-1})
-    in a row for each z_{t-1}. A logit of -inf is a move that stays impossible.
+    Params: `{"pri": {"initial": (K,), "transition": (K, K)}, "gen": the family's}`; logits of P(z_1), and of
+    P(z_t|z_{t-1}) in a row for each z_{t-1}. A logit of -inf is a move that stays impossible.
 
-    `fit_em` takes ys (n, length, *family.shape), and lengths as cs (n,). The E-step is maximum likelihood, and so is the
-    M-step unless a concentration or the family's prior says otherwise (hmmlearn's default is a prior on covariances).
-    States never visited keep their row. It starts at k-means on all steps where these are floats, at random emissions
-    where they are integers, and at nearly uniform random transitions.
+    `fit_em` takes ys (n, length, *family.shape), and lengths as cs (n,). It is maximum likelihood unless a
+    concentration or the family's prior says otherwise (hmmlearn's default has a prior on covariances). States never
+    visited keep their row. It starts at k-means on the steps where these are floats, at random emissions where they are
+    integers, and at nearly uniform random transitions.
 
     Args:
         family: the emissions: `gaussians`, `categoricals((), levels)`, `bernoullis`, ...
@@ -80,35 +79,29 @@ def hidden_markov(
         shapes = {"initial": (k_initial, (states,)), "transition": (k_transition, (states, states))}
         return {name: 0.1 * jax.random.normal(k, shape) for name, (k, shape) in shapes.items()}
 
-    def chain(params, evidence, c):
-        return MarkovChain(
-            params["initial"], params["transition"], length, evidence, c, parallel=_choose(parallel, length, states)
-        )
-
-    def posterior(params, y, c=None):
-        real = real_steps(length, c)
-        evidence = family.log_prob(params["gen"], _without_padding(jnp.asarray(y), real))
-        return chain(params["pri"], jnp.where(real[:, None], evidence, 0.0), c)
+    def chain(params, c=None):
+        return MarkovChain(params["initial"], params["transition"], length, count=c, parallel=parallel)
 
     def distribution(params, c=None):
-        return HiddenMarkov(params, family, length, c, posterior)
+        return HiddenMarkov(chain(params["pri"], c), params["gen"], family)
+
+    def posterior(params, y, c=None):
+        return distribution(params, c).posterior(y)
 
     def expect(params, ys, cs=None):
-        """Time first, so that each step of a scan finds its batch in one piece."""
-        n, parallel_now = len(ys), _choose(parallel, length, states)
+        """Time first and sequences last: each step of a scan works on (K, n), where the sequences lie side by side."""
+        n = len(ys)
         initial, transition = (jax.nn.softmax(params["pri"][name]) for name in ("initial", "transition"))
         real = jax.vmap(lambda c: real_steps(length, c), out_axes=1)(jnp.full(n, length) if cs is None else cs)
-        rows = _without_padding(jnp.swapaxes(ys, 0, 1), real).reshape(length * n, *family.shape)
-        evidence = family.log_prob(params["gen"], rows).reshape(length, n, states)
-        evidence = jnp.where(real[..., None], evidence, 0.0)
-        known = jax.vmap(lambda e, r: forward(initial, transition, e, r, parallel=parallel_now), 1, 1)(evidence, real)
-        smoothed = jax.vmap(lambda f, r: backward(transition, f, r, parallel=parallel_now), 1, 1)(known, real)
-        ratio = jnp.where(real[1:, :, None], smoothed.ratio[1:], 0.0)
-        pairs = jnp.einsum("tnj,tnk->jk", known.filtered[:-1], ratio, precision="highest")
-        weights = jnp.where(real[..., None], smoothed.marginals, 0.0).reshape(length * n, states)
+        rows = without_padding(jnp.swapaxes(ys, 0, 1), real).reshape(length * n, *family.shape)
+        evidence = jnp.swapaxes(family.log_prob(params["gen"], rows).reshape(length, n, states), 1, 2)
+        evidence = jnp.where(real[:, None], evidence, 0.0)
+        known = forward(initial, transition, evidence, real, parallel=parallel)
+        marginals, moves = backward(transition, known, real, parallel=parallel)
+        weights = jnp.swapaxes(jnp.where(real[:, None], marginals, 0.0), 1, 2).reshape(length * n, states)
         sums = {
-            "initial": smoothed.marginals[0].sum(axis=0),
-            "transition": transition * pairs,
+            "initial": marginals[0].sum(axis=1),
+            "transition": moves,
             "gen": family.stats(params["gen"], rows, weights),
         }
         return known.log_p.sum(axis=0), jax.tree.map(lambda s: s / n, sums)
@@ -154,7 +147,7 @@ def hidden_markov(
         path, count = c if isinstance(c, tuple) else (c, None)
         return Emissions(params, path, family, count)
 
-    prior = Conditional(init_chain, lambda params, c=None: chain(params, None, c))
+    prior = Conditional(init_chain, chain)
     generator = Conditional(lambda key, c: family.init(key, states), emissions)
     em = EM(start, expect, maximise, posterior, prior, generator, recentre, log_prior, check)
     return Conditional(init, distribution, em=em)
@@ -185,21 +178,84 @@ def categorical_hmm(
     prior: float | None = None,
     parallel: bool | None = None,
 ) -> Conditional:
-    """`hidden_markov(categoricals((), levels, ...), states, length)`: sequences (length,) of symbols 0 .. levels - 1."""
+    """`hidden_markov(categoricals((), levels, ...), states, length)`: sequences (length,) of 0 .. levels - 1."""
     family = categoricals((), levels, missing=missing, prior=prior)
     return hidden_markov(family, states, length, parallel=parallel)
 
 
 def filtering(model: Conditional, params: Params, y: Any, c: Any = None) -> Filtered:
-    """What is known of each state of ONE sequence y at its time, and ln P(y_t|y_1 .. y_{t-1}) in nats; c: real steps."""
-    return model.em.posterior(params, y, c).filtered
+    """What is known of each state of ONE sequence y at its time, and ln P(y_t|y_1 .. y_{t-1}); c: real steps."""
+    return em_of(model).posterior(params, y, c).filtered
 
 
 def smoothing(model: Conditional, params: Params, y: Any, c: Any = None) -> Array:
     """(T, K) P(z_t|y) of ONE sequence y; c: real steps."""
-    return model.em.posterior(params, y, c).marginals
+    return em_of(model).posterior(params, y, c).marginals
 
 
 def viterbi(model: Conditional, params: Params, y: Any, c: Any = None) -> tuple[Array, Array]:
     """The most probable path z (T,) given ONE sequence y, and ln P(z, y) in nats; c: real steps (Viterbi 1967)."""
-    return model.em.posterior(params, y, c).viterbi()
+    return em_of(model).posterior(params, y, c).viterbi()
+
+
+def _logits(counts: Array, old: Array) -> Array:
+    """ln of the normalised counts (..., K), at least the smallest float; the old logits where nothing was counted."""
+    tiny = float(jnp.finfo(counts.dtype).tiny)
+    total = counts.sum(axis=-1, keepdims=True)
+    known = total > tiny * 1e12
+    share = counts / jnp.where(known, total, 1.0)
+    return jnp.where(known, jnp.log(jnp.maximum(share, tiny)), old)
+
+
+def _some_real(key: Array, ys: Array, cs: Any) -> Array:
+    """Steps for a start: all of them, or 10,000 at random where there are more, or where some are padding."""
+    n, length = ys.shape[:2]
+    rows = ys.reshape(n * length, *ys.shape[2:])
+    if cs is None and len(rows) <= _START_ROWS:
+        return rows
+    k_sequence, k_step = jax.random.split(key)
+    counts = jnp.full(n, length) if cs is None else cs
+    shape = (min(len(rows), _START_ROWS),)
+    sequence = jax.random.categorical(k_sequence, jnp.log(counts), shape=shape)
+    step = jnp.floor(jax.random.uniform(k_step, shape) * counts[sequence]).astype(jnp.int32)
+    return ys[sequence, jnp.minimum(step, counts[sequence] - 1)]
+
+
+def _check(family: Family, states: int, length: int, ys: np.ndarray, cs: np.ndarray | None) -> None:
+    """Make sure that ys are padded sequences of this model, and cs their lengths.
+
+    Raises:
+        ValueError: they are not.
+    """
+    wanted = ("n", length, *family.shape)
+    if ys.ndim != len(wanted) or ys.shape[1:] != wanted[1:]:
+        hint = ""
+        if ys.shape == wanted[1:]:
+            hint = ": one sequence alone is ys[None]"
+        elif ys.ndim == 2 and family.shape and ys.dtype.kind in "iub":
+            hint = ": are these labels or symbols? They are for categorical_hmm"
+        elif ys.ndim == len(wanted) and ys.shape[2:] == family.shape:
+            hint = f": build the model with length={ys.shape[1]}, or pad the sequences"
+        shape = "(" + ", ".join(map(str, wanted)) + ")"
+        raise ValueError(f"ys holds n sequences padded to the model's length, {shape}; got shape {ys.shape}{hint}")
+    if cs is None:
+        cs = np.full(len(ys), length)
+    if cs.shape != ys.shape[:1] or cs.dtype.kind not in "iu":
+        raise ValueError(
+            f"cs holds the length of each of the {len(ys)} sequences, integers of shape ({len(ys)},); got "
+            f"{cs.dtype}{list(cs.shape)}"
+        )
+    if cs.min() < 1 or cs.max() > length:
+        bad = int(np.argmax((cs < 1) | (cs > length)))
+        raise ValueError(
+            f"cs[{bad}] is {cs[bad]}: each sequence has from 1 to {length} steps (the model's length). Leave empty "
+            "sequences out"
+        )
+    rows = ys[np.arange(length)[None] < cs[:, None]]
+    if len(rows) < states:
+        raise ValueError(f"{len(rows)} steps in all cannot be fitted by {states} states: take fewer states")
+    try:
+        family.check(rows)
+    except ValueError as error:
+        error.add_note("Rows are counted over the real steps of all sequences, one sequence after the other.")
+        raise

@@ -1,155 +1,24 @@
-"""Markov chains of K states that have been seen through evidence, ln P(y_t|z_t): exact inference over whole paths.
+"""Distributions over sequences: paths of a Markov chain, what they emit, and what is left when the path is summed out.
 
-    P(z) = 1/P(y) P(z_1) prod_{t>1} P(z_t|z_{t-1}) prod_t P(y_t|z_t)
+    P(z|y) = 1/P(y) P(z_1) prod_{t>1} P(z_t|z_{t-1}) prod_t P(y_t|z_t)
 
-Without evidence it is the chain itself, the prior over paths; with the evidence of a sequence y it is the posterior
-over paths, and P(y) is its normaliser. One sequence; a batch is a vmap.
-
-Probabilities are normalised at every step, after the evidence has been shifted by its largest value among the states
-that can be reached, so that float32 is safe for any length. What is lost: a state whose probability, before its
-evidence, is below about 1e-35 (float64: 1e-305) of the others' counts as impossible.
+A chain given evidence is a chain again. Without evidence it is the prior over paths, with that of a sequence y the
+posterior, and P(y) is its normaliser.
 """
 
 import math
-from typing import NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from jax.scipy.special import entr
+from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
-
-class Filtered(NamedTuple):
-    """What is known of z_t at time t.
-
-    Fields:
-        predicted: (T, K) P(z_t | y_1 .. y_{t-1}).
-        filtered: (T, K) P(z_t | y_1 .. y_t).
-        log_p: (T,) ln P(y_t | y_1 .. y_{t-1}) in nats; their sum is ln P(y).
-    """
-
-    predicted: Array
-    filtered: Array
-    log_p: Array
-
-
-class Smoothed(NamedTuple):
-    """What is known of z_t at the end.
-
-    Fields:
-        marginals: (T, K) P(z_t | y).
-        ratio: (T, K) P(z_t | y) / P(z_t | y_1 .. y_{t-1}), which is what pairs of neighbours need:
-            P(z_{t-1} = j, z_t = k | y) = filtered[t-1, j] P(k|j) ratio[t, k].
-    """
-
-    marginals: Array
-    ratio: Array
-
-
-def real_steps(length: int, count: Array | int | None) -> Array:
-    """(length,): whether each step is one of the sequence, the first `count` (None: all of them)."""
-    return jnp.arange(length) < (length if count is None else count)
-
-
-def forward(initial: Array, transition: Array, evidence: Array, real: Array, *, parallel: bool) -> Filtered:
-    """Filter a sequence.
-
-    Args:
-        initial: (K,) P(z_1); transition: (K, K) P(z_t = k | z_{t-1} = j) in row j.
-        evidence: (T, K) ln P(y_t | z_t), in nats; 0 at the steps that are not real.
-        real: (T,), see `real_steps`. Afterwards the chain stays where it is.
-        parallel: T steps one after another, or about 2 log2 T steps on arrays (T, K, K) (Särkkä & García-Fernández
-            2021, for finite states; Hassan et al. 2021).
-    """
-    if parallel:
-        return _parallel_forward(initial, transition, evidence, real)
-
-    def step(predicted, inputs):
-        log_likelihood, real_now, real_next = inputs
-        filtered, log_p = condition(predicted, log_likelihood)
-        following = jnp.where(real_next, _matmul(filtered, transition), filtered)
-        return following, Filtered(predicted, filtered, jnp.where(real_now, log_p, 0.0))
-
-    _, result = jax.lax.scan(step, initial, (evidence, real, jnp.append(real[1:], False)))
-    return result
-
-
-def _parallel_forward(initial, transition, evidence, real):
-    """Elements: P(z_t = k | y_s .. y_t, z_{s-1} = j) and ln P(y_s .. y_t | z_{s-1} = j), in row j."""
-    states = len(initial)
-    first = jnp.arange(len(evidence))[:, None, None] == 0
-    priors = jnp.where(first, initial[None, None], transition[None])
-    rows, log_ps = condition(priors, evidence[:, None])
-    rows = jnp.where(real[:, None, None], rows, jnp.eye(states, dtype=rows.dtype)[None])
-    log_ps = jnp.where(real[:, None], log_ps, 0.0)
-
-    def join(earlier, later):
-        weights, log_p = condition(earlier[0], later[1][:, None])
-        return _matmul(weights, later[0]), earlier[1] + log_p
-
-    joined, _ = jax.lax.associative_scan(join, (rows, log_ps))
-    before = joined[:-1, 0]
-    predicted = jnp.where(real[1:, None], _matmul(before, transition), before)
-    predicted = jnp.concatenate([initial[None], predicted])
-    filtered, log_p = condition(predicted, evidence)
-    return Filtered(predicted, filtered, jnp.where(real, log_p, 0.0))
-
-
-def backward(transition: Array, known: Filtered, real: Array, *, parallel: bool) -> Smoothed:
-    """Smooth what `forward` has filtered (Rauch, Tung & Striebel's form: the data are not needed again)."""
-    if parallel:
-        return _parallel_backward(transition, known, real)
-
-    def step(message, inputs):
-        predicted, filtered, real_now = inputs
-        marginal = filtered * message
-        ratio = _ratio(marginal, predicted)
-        return jnp.where(real_now, _matmul(ratio, transition.T), message), Smoothed(marginal, ratio)
-
-    inputs = (known.predicted, known.filtered, real)
-    _, result = jax.lax.scan(step, jnp.ones_like(transition[0]), inputs, reverse=True)
-    return result
-
-
-def _parallel_backward(transition, known, real):
-    """Elements: P(z_t = j | z_{t+1} = k, y), one column for each k; their products take the last step's marginals back."""
-    states = len(transition)
-    back = known.filtered[:-1, :, None] * transition[None] * _ratio(1.0, known.predicted)[1:, None]
-    back = jnp.where(real[1:, None, None], back, jnp.eye(states, dtype=back.dtype)[None])
-    products = jax.lax.associative_scan(lambda later, earlier: _matmul(earlier, later), back, reverse=True)
-    marginals = jnp.concatenate([_matmul(products, known.filtered[-1]), known.filtered[-1:]])
-    return Smoothed(marginals, _ratio(marginals, known.predicted))
-
-
-def condition(prior: Array, log_likelihood: Array) -> tuple[Array, Array]:
-    """Bayes' rule over the last axis: the posterior, and ln of the prior's mean likelihood.
-
-    Where every state is impossible: the prior as it was, and -inf.
-    """
-    possible = prior > _floor(prior)
-    top = jax.lax.stop_gradient(jnp.max(jnp.where(possible, log_likelihood, -jnp.inf), axis=-1, keepdims=True))
-    top = jnp.where(jnp.isfinite(top), top, 0.0)
-    joint = jnp.where(possible, prior, 0.0) * jnp.exp(jnp.where(possible, log_likelihood, top) - top)
-    total = jnp.sum(joint, axis=-1, keepdims=True)
-    seen = total > 0
-    safe = jnp.where(seen, total, 1.0)
-    return jnp.where(seen, joint / safe, prior), jnp.where(seen, jnp.log(safe) + top, -jnp.inf)[..., 0]
-
-
-def _ratio(x, predicted):
-    possible = predicted > _floor(predicted)
-    return jnp.where(possible, x / jnp.where(possible, predicted, 1.0), 0.0)
-
-
-def _floor(x: Array) -> float:
-    """Probabilities below are 0: their inverses, and sums of these, have to be finite."""
-    return float(jnp.finfo(x.dtype).tiny) * 1024
-
-
-def _matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+from vae_jax.em.family import Family
+from vae_jax.em.forward_backward import Filtered, Smoothed, backward, forward, ratio, real_steps
 
 
 class MarkovChain(dist.Distribution):
@@ -166,11 +35,10 @@ class MarkovChain(dist.Distribution):
         parallel: see `forward`.
     """
 
-    arg_constraints = {}  # noqa: RUF012
     pytree_data_fields = ("initial", "transition", "evidence", "count")
     pytree_aux_fields = ("parallel",)
 
-    def __init__(self, initial, transition, length, evidence=None, count=None, *, parallel=False, validate_args=None):
+    def __init__(self, initial, transition, length, evidence=None, count=None, *, parallel=None, validate_args=None):
         self.initial = jax.nn.log_softmax(initial)
         self.transition = jax.nn.log_softmax(transition)
         self.count, self.parallel = count, parallel
@@ -180,6 +48,11 @@ class MarkovChain(dist.Distribution):
     @constraints.dependent_property(is_discrete=True, event_dim=1)
     def support(self):
         return constraints.independent(constraints.integer_interval(0, self.initial.shape[-1] - 1), 1)
+
+    def given(self, evidence: ArrayLike) -> "MarkovChain":
+        """The posterior of this chain, given ln P(y_t|z_t) (T, K) of a sequence."""
+        (length,) = self.event_shape
+        return MarkovChain(self.initial, self.transition, length, evidence, self.count, parallel=self.parallel)
 
     @property
     def filtered(self) -> Filtered:
@@ -202,21 +75,19 @@ class MarkovChain(dist.Distribution):
         """ln P(y) of the evidence, in nats; 0 without evidence."""
         return jnp.zeros((), self.initial.dtype) if self.evidence is None else jnp.sum(self.filtered.log_p)
 
-    def log_joint(self, path: Array) -> Array:
+    def log_joint(self, path: ArrayLike) -> Array:
         """ln P(z, y) of one path (T,)."""
         path = jnp.asarray(path, jnp.int32)
         moves = jnp.where(self._real[1:], self.transition[path[:-1], path[1:]], 0.0)
         seen = jnp.take_along_axis(self._evidence, path[:, None], axis=1)
         return self.initial[path[0]] + jnp.sum(moves) + jnp.sum(seen)
 
-    def log_prob(self, value: Array) -> Array:
+    def log_prob(self, value: ArrayLike) -> Array:
         """ln P(z) of paths (..., T); -inf if the evidence is impossible."""
-        paths = jnp.reshape(jnp.asarray(value), (-1, *self.event_shape))
         log_p = self.log_normaliser
-        joint = jax.vmap(self.log_joint)(paths)
         possible = jnp.isfinite(log_p)
-        result = jnp.where(possible, joint - jnp.where(possible, log_p, 0.0), -jnp.inf)
-        return jnp.reshape(result, jnp.shape(value)[:-1])
+        joint = _over_samples(self.log_joint, value, self.event_shape)
+        return jnp.where(possible, joint - jnp.where(possible, log_p, 0.0), -jnp.inf)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Forward filtering, backward sampling: exact draws of whole paths, (*sample_shape, T)."""
@@ -235,8 +106,7 @@ class MarkovChain(dist.Distribution):
             _, before = jax.lax.scan(step, last, (keys[:-1], log_filtered[:-1], real_next), reverse=True)
             return jnp.append(before, last)
 
-        keys = jax.random.split(key, math.prod(sample_shape))
-        return jnp.reshape(jax.vmap(one)(keys), (*sample_shape, *self.event_shape))
+        return _draw(one, key, sample_shape)
 
     @property
     def mode(self) -> Array:
@@ -268,9 +138,9 @@ class MarkovChain(dist.Distribution):
 
     def entropy(self) -> Array:
         """The entropy of the path in nats: that of z_1 and of each z_t given z_{t-1}."""
-        known = self.filtered
-        marginals, ratio = backward(jnp.exp(self.transition), known, self._real, parallel=self.parallel)
-        pairs = known.filtered[:-1, :, None] * jnp.exp(self.transition)[None] * ratio[1:, None]
+        known, transition = self.filtered, jnp.exp(self.transition)
+        marginals = backward(transition, known, self._real, parallel=self.parallel).marginals
+        pairs = known.filtered[:-1, :, None] * transition[None] * ratio(marginals, known.predicted)[1:, None]
         moves = entr(pairs).sum(axis=(1, 2)) - entr(marginals[:-1]).sum(axis=1)
         return entr(marginals[0]).sum() + jnp.sum(jnp.where(self._real[1:], moves, 0.0))
 
@@ -283,3 +153,108 @@ class MarkovChain(dist.Distribution):
         if self.evidence is not None:
             return self.evidence
         return jnp.zeros((*self.event_shape, len(self.initial)), self.initial.dtype)
+
+
+class Emissions(dist.Distribution):
+    """P(y|z): y_t ~ P(y|z_t), independent given the path z.
+
+    Args:
+        params: those of the family.
+        path: (T,) states.
+        count: the number of real steps; None: all. Others count for nothing, and are 0 in samples.
+    """
+
+    pytree_data_fields = ("params", "path", "count")
+    pytree_aux_fields = ("family",)
+
+    def __init__(self, params, path, family, count=None, *, validate_args=None):
+        self.params, self.path, self.count, self.family = params, jnp.asarray(path, jnp.int32), count, family
+        super().__init__(event_shape=(*jnp.shape(path), *family.shape), validate_args=validate_args)
+
+    @property
+    def support(self):
+        return _rows_in_support(self.family, self.params)
+
+    def log_prob(self, value: ArrayLike) -> Array:
+        def one(y):
+            of_states = evidence_of(self.family, self.params, y, self.count)
+            return jnp.take_along_axis(of_states, self.path[:, None], axis=1).sum()
+
+        return _over_samples(one, value, self.event_shape)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        real = _beside(real_steps(len(self.path), self.count), len(self.family.shape))
+
+        def one(key):
+            keys = jax.random.split(key, len(self.path))
+            ys = jax.vmap(lambda k, z: self.family.dist(self.params, z).sample(k))(keys, self.path)
+            return jnp.where(real, ys, jnp.zeros_like(ys))
+
+        return _draw(one, key, sample_shape)
+
+
+class HiddenMarkov(dist.Distribution):
+    """P(y) = sum_z P(z) P(y|z) over sequences (T, *family.shape), by the forward algorithm.
+
+    Args:
+        chain: P(z), with the number of real steps.
+        params: those of the family.
+    """
+
+    pytree_data_fields = ("chain", "params")
+    pytree_aux_fields = ("family",)
+
+    def __init__(self, chain, params, family, *, validate_args=None):
+        self.chain, self.params, self.family = chain, params, family
+        super().__init__(event_shape=(*chain.event_shape, *family.shape), validate_args=validate_args)
+
+    @property
+    def support(self):
+        return _rows_in_support(self.family, self.params)
+
+    def posterior(self, y: ArrayLike) -> MarkovChain:
+        """P(z|y) of one sequence."""
+        return self.chain.given(evidence_of(self.family, self.params, y, self.chain.count))
+
+    def log_prob(self, value: ArrayLike) -> Array:
+        return _over_samples(lambda y: self.posterior(y).log_normaliser, value, self.event_shape)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        def one(key):
+            k_path, k_y = jax.random.split(key)
+            return Emissions(self.params, self.chain.sample(k_path), self.family, self.chain.count).sample(k_y)
+
+        return _draw(one, key, sample_shape)
+
+
+def evidence_of(family: Family, params: Any, y: Any, count: Any) -> Array:
+    """(T, K) ln P(y_t|z_t) of one sequence; 0 where a step is not real, whatever y holds there."""
+    y = jnp.asarray(y)
+    real = real_steps(len(y), count)
+    return jnp.where(real[:, None], family.log_prob(params, without_padding(y, real)), 0.0)
+
+
+def without_padding(ys: Array, real: Array) -> Array:
+    """ys (*real.shape, ...) with 0 where a step is not real."""
+    return jnp.where(_beside(real, ys.ndim - real.ndim), ys, jnp.zeros_like(ys))
+
+
+def _beside(x: Array, axes: int) -> Array:
+    return x.reshape(x.shape + (1,) * axes)
+
+
+def _rows_in_support(family, params):
+    return constraints.independent(family.dist(params, 0).support, 1)
+
+
+def _over_samples(of_one, value, event_shape):
+    """`of_one` of each value (..., *event_shape)."""
+    value = jnp.asarray(value)
+    leading = value.shape[: value.ndim - len(event_shape)]
+    return jax.vmap(of_one)(value.reshape(-1, *event_shape)).reshape(leading)
+
+
+def _draw(one, key, sample_shape):
+    """One draw for each place of `sample_shape`, each with a key of its own."""
+    draws = jax.vmap(one)(jax.random.split(key, math.prod(sample_shape)))
+    return draws.reshape(*sample_shape, *draws.shape[1:])

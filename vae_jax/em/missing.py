@@ -32,6 +32,7 @@ class MaybeMissing(dist.Distribution):
         factor: standard deviations (d,) or a lower Cholesky factor (d, d).
     """
 
+    arg_constraints = {"loc": constraints.real_vector}  # noqa: RUF012
     support = RealOrMissing()
     pytree_data_fields = ("loc", "factor")
 
@@ -40,10 +41,8 @@ class MaybeMissing(dist.Distribution):
         super().__init__(batch_shape=loc.shape[:-1], event_shape=loc.shape[-1:], validate_args=validate_args)
 
     def log_prob(self, value):
-        one = masked_log_prob
-        for _ in self.batch_shape:
-            one = jax.vmap(one, in_axes=(None, 0, 0))
-        return one(value, self.loc, self.factor)
+        factor = "(d)" if self.factor.ndim == self.loc.ndim else "(d,d)"
+        return jnp.vectorize(masked_log_prob, signature=f"(d),(d),{factor}->()")(value, self.loc, self.factor)
 
     def sample(self, key, sample_shape=()):
         noise = jax.random.normal(key, sample_shape + self.loc.shape, self.loc.dtype)

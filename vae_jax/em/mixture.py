@@ -117,10 +117,11 @@ def mixture(
 
 
 def mixture_of_gaussians(
-    size: int,
+    size: int | tuple[int, ...],
     components: int,
     covariance: Covariance = "diagonal",
     *,
+    spread: float = 1.0,
     floor: float = FLOOR,
     missing: bool = False,
     prior: CovariancePrior | None = None,
@@ -130,10 +131,10 @@ def mixture_of_gaussians(
 ) -> Conditional:
     """`mixture(gaussians(size, covariance, ...), components, ...)`: a density for data, and a prior that trains.
 
-    Fitted by gradient like every part of a VAE, or by `vae_jax.em.fit_em`. Before any fit the means are drawn from
-    N(0, I), the covariances are 1 and the weights equal.
+    Fitted by gradient like every part of a VAE, or by `vae_jax.em.fit_em`. Before any fit the weights are equal, the
+    covariances 1 and the means drawn from N(0, spread^2 I).
     """
-    family = gaussians(size, covariance, floor=floor, missing=missing, prior=prior)
+    family = gaussians(size, covariance, spread=spread, floor=floor, missing=missing, prior=prior)
     return mixture(family, components, start=start, concentration=concentration, hard=hard)
 
 

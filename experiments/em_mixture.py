@@ -1,0 +1,266 @@
+"""A mixture of 50 Gaussians of full covariance on 50 principal components of Fashion-MNIST, fitted by EM.
+
+    python -m experiments.em_mixture                              # Fashion-MNIST if it is found, else the mini set
+    python -m experiments.em_mixture --data fashion_mnist_mini    # the 5,000 images that the package carries
+    python -m experiments.em_mixture --help                       # every option
+
+Every ln p here is a density of the projection (PCA coordinates of pixels / 255), not of images.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+import vae_jax
+from experiments import em_routes, tables
+from vae_jax import data, pictures, report
+from vae_jax.em import CovariancePrior, FittedEM, fit_em, mixture_of_gaussians
+from vae_jax.evaluate import Mean, evaluate, mean
+from vae_jax.preprocess import Preprocess
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fit a mixture of Gaussians to projected images by EM, and write a report."""
+
+    data: str | None = None
+    """Data set: a name or a path that vae_jax.data.load takes. By default fashion_mnist where it is found, else
+    fashion_mnist_mini."""
+    dimensions: int = 50
+    """Principal components that the images are projected on."""
+    components: int = 50
+    """Gaussians in the mixture, each with a full covariance."""
+    prior_examples: float = 10.0
+    """Weight of the prior on each covariance, in examples; 0 is maximum likelihood, which overfits the mini set. Its
+    variance is that of the last principal component."""
+    iterations: int = 200
+    """Iterations of EM, at most."""
+    tolerance: float = 1e-3
+    """Stop when an iteration gains less, in nats per image."""
+    route_dimensions: int = 5
+    """Principal components of the small mixture that is fitted along four routes."""
+    route_components: int = 5
+    """Gaussians in the small mixture."""
+    passes: int = 100
+    """Passes over the data along each of the four routes."""
+    seed: int = 0
+    """Seed of everything random."""
+    out: str = "runs/em_mixture"
+    """Directory of the report."""
+    smoke: bool = False
+    """A few seconds instead of minutes: 600 + 100 images, 5 components in 8 dimensions, 3 passes."""
+
+
+class Projection(NamedTuple):
+    """Principal components of images: mean (D,), orthonormal axes (d, D), and the share of the variance they keep."""
+
+    mean: np.ndarray
+    axes: np.ndarray
+    shape: tuple[int, ...]
+    kept: float
+
+    def preprocess(self) -> Preprocess:
+        """From levels (h, w, channels) to coordinates (d,)."""
+        name = f"{len(self.axes)} PCA coordinates of pixels / 255"
+
+        def apply(key, y):
+            del key
+            return jnp.matmul(self.axes, y.reshape(-1) / 255 - self.mean, precision="highest")
+
+        return Preprocess(apply, name, None)
+
+    def images(self, coordinates: Any) -> np.ndarray:
+        """(n, h, w, channels) in the plane of the projection, from (n, d)."""
+        return np.asarray(coordinates @ self.axes + self.mean[None], np.float32).reshape(-1, *self.shape)
+
+
+def principal_components(ys: np.ndarray, dimensions: int) -> Projection:
+    """Of images (n, h, w, channels) of levels.
+
+    Raises:
+        ValueError: more dimensions are asked for than the images have.
+    """
+    flat = ys.reshape(len(ys), -1) / np.float32(255)
+    if not 1 <= dimensions <= min(flat.shape):
+        raise ValueError(
+            f"dimensions={dimensions}: {len(ys)} images of {flat.shape[1]} numbers have 1 to {min(flat.shape)}"
+        )
+    middle = flat.mean(axis=0)
+    centred = flat - middle[None]
+    variances, axes = np.linalg.eigh(centred.T @ centred / len(flat))
+    kept = float(variances[-dimensions:].sum() / variances.sum())
+    return Projection(middle, np.ascontiguousarray(axes.T[::-1][:dimensions]), ys.shape[1:], kept)
+
+
+def load_splits(config: Config) -> tuple[data.Dataset, data.Dataset]:
+    """(train, test), short where it is a smoke run."""
+    try:
+        train, test = (data.load(config.data or "fashion_mnist", split) for split in ("train", "test"))
+    except FileNotFoundError:
+        if config.data is not None:
+            raise
+        train, test = (data.load("fashion_mnist_mini", split) for split in ("train", "test"))
+    return (shorten(train, 600), shorten(test, 100)) if config.smoke else (train, test)
+
+
+def shorten(source: data.Dataset, n: int) -> data.Dataset:
+    """n of the images, drawn: files are often sorted by class."""
+    chosen = np.random.default_rng(0).permutation(len(source.ys))[:n]
+    labels = None if source.labels is None else source.labels[chosen]
+    return source._replace(ys=source.ys[chosen], labels=labels)
+
+
+def log_p(model: vae_jax.Conditional, params: Any, key: jax.Array, ys: np.ndarray, projection: Projection) -> Mean:
+    """Mean ln P of the projections of images, with its standard error."""
+    return mean(evaluate(vae_jax.lift(model), params, key, ys, preprocess=projection.preprocess()).elbo)
+
+
+def one_gaussian(zs: np.ndarray, test_zs: np.ndarray) -> Mean:
+    """Mean ln p of one Gaussian at its optimum: principal components have mean 0 and are uncorrelated."""
+    variances = np.square(zs, dtype=np.float64).mean(axis=0)[None]
+    return mean(-0.5 * (test_zs**2 / variances + np.log(2 * np.pi * variances)).sum(axis=1))
+
+
+def assign(model: vae_jax.Conditional, params: Any, zs: Any) -> np.ndarray:
+    """The most probable component of each projected image."""
+    assert model.em is not None
+    posterior = model.em.posterior
+    return np.asarray(jax.jit(jax.vmap(lambda z: posterior(params, z).logits.argmax()))(zs))
+
+
+def purity(members: np.ndarray, labels: np.ndarray, test_members: np.ndarray, test_labels: np.ndarray) -> Mean:
+    """Share of the test images that are of the commonest class, among training images, of their component."""
+    counts = np.zeros((max(members.max(), test_members.max()) + 1, max(labels.max(), test_labels.max()) + 1))
+    np.add.at(counts, (members, labels), 1)
+    return mean(counts.argmax(axis=1)[test_members] == test_labels)
+
+
+def sections(
+    model: vae_jax.Conditional, fitted: FittedEM, projection: Projection, key: jax.Array, test: np.ndarray
+) -> list[report.Section]:
+    """The climb, the components, samples."""
+    mixture = model.dist(fitted.params)
+    order = np.argsort(-np.asarray(mixture.mixing_distribution.probs))
+    weights = np.asarray(mixture.mixing_distribution.probs)[order]
+    gaussians = mixture.component_distribution
+    means, factors = np.asarray(gaussians.loc)[order], np.asarray(gaussians.scale_tril)[order]
+    zoom = max(1, 56 // test.shape[1])
+
+    def picture(images: np.ndarray, alt: str, caption: str = "") -> report.Picture:
+        return report.Picture(pictures.png(pictures.grid(images, 10), zoom), alt, caption)
+
+    k_parts, k_samples = jax.random.split(key)
+    samples = projection.images(mixture.sample(k_samples, (40,)))
+    seen = jax.vmap(lambda y: projection.preprocess().apply(key, y))(test[:40])
+    steps = np.arange(len(fitted.history))
+    climb = {"training images": (steps[1:], fitted.history[1:])}
+    return [
+        report.Section(
+            "The climb",
+            f"Mean ln p of the training images, in nats, with the prior on the covariances; the start is at "
+            f"{fitted.history[0]:.2f}. EM never lowers it.",
+            [report.Picture(pictures.curves(climb, x="iteration", y="ln p, nats per image"), "ln p by iteration")],
+        ),
+        report.Section(
+            "Components",
+            "The mean of each component as a picture, largest weight first; and the weights.",
+            [
+                picture(projection.images(means), "means of the components"),
+                report.Picture(pictures.bars(weights, x="component, largest first", y="weight"), "weights"),
+            ],
+        ),
+        report.Section(
+            "Inside six components",
+            "A row for each of the six largest. On the left its mean and what lies -2, -1, 1 and 2 standard deviations "
+            "from it along the direction in which it varies most; on the right five draws of it.",
+            [picture(projection.images(inside(means[:6], factors[:6], k_parts)), "directions and draws of components")],
+        ),
+        report.Section(
+            "Samples",
+            "Draws of the whole mixture, and test images as the projection keeps them.",
+            [picture(samples, "samples", "samples"), picture(projection.images(seen), "test images", "test images")],
+        ),
+    ]
+
+
+def inside(means: np.ndarray, factors: np.ndarray, key: jax.Array) -> np.ndarray:
+    """(10 k, d): for each of k components five points along its leading direction, then five draws."""
+    left, scales, _ = np.linalg.svd(factors)
+    line = np.arange(-2, 3, dtype=np.float32)[None, :, None] * (left[:, :, 0] * scales[:, :1])[:, None]
+    noise = np.asarray(jax.random.normal(key, (len(means), 5, means.shape[1])))
+    draws = np.einsum("kij,knj->kni", factors, noise)
+    return (means[:, None] + np.concatenate([line, draws], axis=1)).reshape(-1, means.shape[1])
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Project, fit, evaluate, report; returns the numbers of the table."""
+    if config.smoke:
+        config = dataclasses.replace(config, dimensions=8, components=5, iterations=20, passes=3)
+    train, test = load_splits(config)
+    projection = principal_components(train.ys, config.dimensions)
+    key = jax.random.key(config.seed)
+    k_fit, k_evaluate, k_routes, k_pictures = jax.random.split(key, 4)
+    project = jax.jit(jax.vmap(lambda y: projection.preprocess().apply(key, y)))
+    zs, test_zs = project(train.ys), project(test.ys)
+
+    last = float(zs[:, -1].var())
+    prior = CovariancePrior(config.prior_examples, last) if config.prior_examples else None
+    model = mixture_of_gaussians(config.dimensions, config.components, "full", prior=prior)
+    options = {"iterations": config.iterations, "tolerance": config.tolerance}
+    fitted = fit_em(model, zs, key=k_fit, **options)
+
+    where = f"nats per image, {len(test.ys)} test images, {projection.preprocess().name}"
+    rows = [
+        report.Row(
+            "test ln p",
+            *log_p(model, fitted.params, k_evaluate, test.ys, projection),
+            f"{where}; a density of these, not of images; higher is better",
+        ),
+        report.Row(
+            "training ln p",
+            *log_p(model, fitted.params, k_evaluate, train.ys, projection),
+            f"the same of the {len(train.ys)} training images",
+        ),
+        report.Row(
+            "test ln p of one Gaussian", *one_gaussian(np.asarray(zs), np.asarray(test_zs)), "one component instead"
+        ),
+        report.Row(
+            "iterations of EM", len(fitted.history) - 1, None, "converged" if fitted.converged else "not converged"
+        ),
+    ]
+    if train.labels is not None and test.labels is not None:
+        members, test_members = (assign(model, fitted.params, x) for x in (zs, test_zs))
+        rows.append(
+            report.Row(
+                "class purity",
+                *purity(members, train.labels, test_members, test.labels),
+                "share of test images of the class that is commonest in their component",
+            )
+        )
+    routes = em_routes.four_routes(
+        np.asarray(zs[:5000, : config.route_dimensions]),
+        config.route_components,
+        k_routes,
+        passes=config.passes,
+        batch_size=100,
+        learning_rate=0.03,
+    )
+    small = f"{config.route_components} Gaussians on the first {config.route_dimensions} principal components"
+    return tables.publish(
+        "em_mixture",
+        config,
+        title="A mixture of Gaussians, by expectation maximisation",
+        lead=(
+            f"{config.components} components of full covariance on {config.dimensions} principal components, with "
+            f"{projection.kept:.0%} of the variance, of {len(train.ys)} training images. Data: {train.source}."
+        ),
+        table=rows + em_routes.rows(routes),
+        sections=[*sections(model, fitted, projection, k_pictures, test.ys), em_routes.section(routes, small)],
+    )
+
+
+if __name__ == "__main__":
+    tables.run(main, Config)

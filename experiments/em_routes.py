@@ -1,0 +1,143 @@
+"""Four ways to the maximum likelihood of one mixture: EM, hard EM, the enumerated VAE, and gradient ascent on ln p.
+
+All start at the same parameters. EM, the VAE and gradient ascent climb the same function, E ln P(y): the VAE by way of
+its ELBO, which equals ln P(y) where its encoder is the posterior. Hard EM climbs another one, E max_k ln P(y, k).
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import vae_jax
+from vae_jax import pictures, report
+from vae_jax.em import as_vae, init_em, make_em_step, mixture_of_gaussians
+from vae_jax.evaluate import evaluate, mean
+
+EM, HARD, VAE, GRADIENT = "EM", "hard EM", "enumerated VAE", "gradient ascent"
+
+
+class Routes(NamedTuple):
+    """What the four routes reached, in nats per example.
+
+    Fields:
+        log_p: route -> (passes + 1,) mean ln P(y) of all examples after 0, 1, 2, ... passes over them.
+        best: route -> mean max_k ln P(y, k) after the last pass.
+        elbo: ELBO of the VAE after the last pass.
+    """
+
+    log_p: dict[str, np.ndarray]
+    best: dict[str, float]
+    elbo: float
+
+
+def four_routes(
+    ys: np.ndarray, components: int, key: jax.Array, *, passes: int, batch_size: int, learning_rate: float
+) -> Routes:
+    """Fit ys (n, d) by `components` Gaussians of full covariance along each route.
+
+    Args:
+        passes: over the data: iterations of EM, epochs of Adam.
+        batch_size: examples in a step of Adam.
+        learning_rate: Adam's, at its peak; it falls to 0 along a cosine.
+    """
+    k_start, k_ascent, k_vae, k_elbo = jax.random.split(key, 4)
+    soft, hard = (
+        mixture_of_gaussians(ys.shape[1], components, "full", start="k-means++", hard=hard) for hard in (False, True)
+    )
+    start = jax.jit(soft.em.start)(k_start, jnp.asarray(ys))
+
+    def ascend(model, start, key):
+        return by_gradient(model, start, ys, key, passes, batch_size, learning_rate)
+
+    by_vae = ascend(as_vae(soft), {"enc": start, **start}, k_vae)
+    paths = {
+        EM: by_em(soft, start, ys, passes),
+        HARD: by_em(hard, start, ys, passes),
+        VAE: {part: by_vae[part] for part in ("pri", "gen")},
+        GRADIENT: ascend(vae_jax.lift(soft), start, k_ascent),
+    }
+    log_p, best = ({name: along(model, path, ys) for name, path in paths.items()} for model in (soft, hard))
+    elbo = evaluate(as_vae(soft), jax.tree.map(lambda x: x[-1], by_vae), k_elbo, ys, batch_size=batch_size).elbo
+    return Routes(log_p, {name: float(values[-1]) for name, values in best.items()}, mean(elbo).value)
+
+
+def by_em(model: vae_jax.Conditional, start: Any, ys: np.ndarray, passes: int) -> Any:
+    """The parameters at the start and after each iteration, stacked: stepwise EM with all data in the batch is EM."""
+    step = make_em_step(model, decay=0.0)
+
+    def iterate(state, _):
+        return step(state, ys)[0], state.params
+
+    return jax.jit(lambda state: jax.lax.scan(iterate, state, length=passes + 1)[1])(init_em(model, ys, params=start))
+
+
+def by_gradient(
+    model: vae_jax.Model, start: Any, ys: np.ndarray, key: jax.Array, passes: int, batch_size: int, learning_rate: float
+) -> Any:
+    """The parameters at the start and after each epoch, stacked."""
+    k_init, k_train = jax.random.split(key)
+    steps = len(ys) // batch_size
+    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, passes * steps))
+    state = vae_jax.init_state(model, optimizer, k_init, ys[0])._replace(params=start)
+    epoch = jax.jit(vae_jax.make_scan(vae_jax.make_train_step(model, optimizer), batch_size, steps))
+    path = [start]
+    for _ in range(passes):
+        state, _ = epoch(state, k_train, ys)
+        path.append(state.params)
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *path)
+
+
+def along(model: vae_jax.Conditional, path: Any, ys: np.ndarray) -> np.ndarray:
+    """What the model's E-step calls ln P(y), averaged over ys, at each of the stacked parameters."""
+    return np.asarray(
+        jax.jit(lambda path: jax.lax.map(lambda params: model.em.expect(params, ys)[0].mean(), path))(path)
+    )
+
+
+_WORDS = {
+    EM: "enc becomes the exact posterior, then (pri, gen) the optimum given it, both in closed form",
+    HARD: "enc is a point, the most probable k: it maximises E max_k ln P(y, k), so its ln p is lower",
+    VAE: "enc, pri and gen climb the ELBO together, enc with parameters of its own; at the end ELBO = {elbo}",
+    GRADIENT: "pri and gen climb ln p itself; the posterior is not needed",
+}
+
+
+def rows(routes: Routes) -> list[report.Row]:
+    """The four numbers for the table of results."""
+    return [
+        report.Row(f"small mixture: {name}", float(values[-1]), None, f"mean ln p, nats; {len(values) - 1} passes")
+        for name, values in routes.log_p.items()
+    ]
+
+
+def section(routes: Routes, what: str) -> report.Section:
+    """The four curves in one picture, and where they end. `what` names data and mixture."""
+    passes = np.arange(len(routes.log_p[EM]))
+    first = 1 if len(passes) > 2 else 0  # the start is far below
+    lines = {name: (passes[first:], values[first:]) for name, values in routes.log_p.items()}
+    end = float(routes.log_p[EM][-1])
+    cells = [
+        [
+            name,
+            _WORDS[name].format(elbo=f"{routes.elbo:.4f}"),
+            f"{values[-1]:.4f}",
+            f"{values[-1] - end:+.4f}",
+            f"{routes.best[name]:.4f}",
+        ]
+        for name, values in routes.log_p.items()
+    ]
+    return report.Section(
+        "Four routes to one mixture",
+        f"{what}, from the same start. A pass is an iteration of EM, or an epoch of Adam. EM, the VAE and gradient "
+        "ascent maximise the same likelihood; hard EM maximises the joint probability of y and its best component, in "
+        "which it ends higher than the others.",
+        [
+            report.Picture(
+                pictures.curves(lines, x="passes over the data", y="mean ln p, nats"), "ln p along four routes"
+            )
+        ],
+        report.TextTable(["route", "what it does", "mean ln p", "less EM's", "mean max ln P(y, k)"], cells),
+    )

@@ -1,0 +1,50 @@
+"""How an experiment ends: its report is written, its table is printed, and its numbers are returned."""
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import tyro
+
+from vae_jax import report
+
+
+def publish(
+    name: str, config: Any, *, title: str, lead: str, table: Sequence[report.Row], sections: Sequence[report.Section]
+) -> dict[str, Any]:
+    """Write `config.out`/report.html, print the table, and return it by the names of its rows.
+
+    Args:
+        name: the experiment's module, as in `python -m experiments.NAME`.
+        config: its dataclass.
+    """
+    path = report.write(
+        Path(config.out) / "report.html",
+        title=title,
+        lead=lead,
+        table=table,
+        sections=sections,
+        configuration=dataclasses.asdict(config),
+        command=command(name),
+    )
+    print(report.table_text(table))
+    print(f"\nreport: {path}")
+    return {row.name: row.value for row in table}
+
+
+def command(name: str) -> str:
+    """The command line of this run, where it is one."""
+    if Path(sys.argv[0]).name != f"{name}.py":
+        return "main(config)"
+    return f"python -m experiments.{name} {shlex.join(sys.argv[1:])}".strip()
+
+
+def run(main: Callable[[Any], Any], config: type) -> None:
+    """`main` with the options of the command line; what cannot be run ends with one line that says why."""
+    try:
+        main(tyro.cli(config))
+    except (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,95 @@
+"""Regression from expected sufficient statistics, and roots of inverses that float32 survives.
+
+The M-steps of factor analysis and of linear-Gaussian state-space models are regressions: of y on (z, 1), of z_t on
+z_{t-1}.
+"""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+class Regression(NamedTuple):
+    """Sums over examples that determine the regression of y on x, y of D and x of p numbers, about the current fit.
+
+    With e = y - (the current fit of y), expected under the posterior:
+
+    Fields:
+        weight: (..., 1) the weight of the examples, or (..., D) where each entry of y is seen in other examples.
+        gram: (..., 1 or D, p, p) sum of x x'.
+        cross: (..., D, p) sum of e x'.
+        square: (..., D, D) sum of e e', or (..., D) of e^2.
+    """
+
+    weight: Array
+    gram: Array
+    cross: Array
+    square: Array
+
+    def solution(self) -> Array:
+        """(..., D, p): what to add to the coefficients; 0 where there are no examples."""
+        some = seen(self.weight)
+        weight = jnp.where(some, self.weight, 1.0)[..., None]
+        eye = jnp.eye(self.gram.shape[-1], dtype=self.gram.dtype)
+        gram = jnp.where(some[..., None, None], self.gram / weight[..., None], _like(eye, self.gram))
+        root = root_of_inverse(gram)
+        cross = jnp.where(some[..., None], self.cross / weight, 0.0)
+        return matmul(matmul(root, jnp.swapaxes(root, -1, -2)), cross[..., None])[..., 0]
+
+    def moved(self, change: Array) -> "Regression":
+        """The same examples about a fit whose coefficients are larger by `change` (..., D, p)."""
+        cross = self.cross - matmul(self.gram, change[..., None])[..., 0]
+        if self.square.ndim < self.cross.ndim:
+            square = self.square - jnp.sum(change * (self.cross + cross), axis=-1)
+        else:
+            square = self.square - matmul(change, _transposed(self.cross)) - matmul(cross, _transposed(change))
+        return Regression(self.weight, self.gram, cross, square)
+
+
+def root_of(matrix: Array) -> Array:
+    """Cholesky factors of positive semidefinite matrices (..., p, p).
+
+    Rows are scaled first and a few rounding errors added to the diagonal, so that float32 never gives NaN.
+    """
+    scale, unit = _scaled(matrix)
+    return jnp.linalg.cholesky(unit) * scale[..., :, None]
+
+
+def root_of_inverse(matrix: Array) -> Array:
+    """Lower triangular roots of the inverses of positive definite matrices (..., p, p): root root' = matrix^-1.
+
+    Scaled as in `root_of`.
+    """
+    scale, unit = _scaled(matrix)
+    upper = jnp.linalg.cholesky(unit[..., ::-1, ::-1])[..., ::-1, ::-1]  # unit = upper upper'
+    eye = jnp.broadcast_to(_like(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix), matrix.shape)
+    return jax.scipy.linalg.solve_triangular(_transposed(upper), eye, lower=True) / scale[..., :, None]
+
+
+def _scaled(matrix: Array) -> tuple[Array, Array]:
+    """(scale (..., p), unit): matrix = scale scale' * unit, where the diagonal of unit is a little more than 1."""
+    diagonal = jnp.diagonal(matrix, axis1=-2, axis2=-1)
+    scale = jnp.sqrt(jnp.maximum(diagonal, float(jnp.finfo(matrix.dtype).tiny)))
+    slack = matrix.shape[-1] * float(jnp.finfo(matrix.dtype).eps)
+    eye = _like(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix)
+    return scale, matrix / (scale[..., :, None] * scale[..., None, :]) + slack * eye
+
+
+def _like(x: Array, target: Array) -> Array:
+    """x with axes of size 1 in front, as many as `target` has more."""
+    return x.reshape((1,) * (target.ndim - x.ndim) + x.shape)
+
+
+def _transposed(x: Array) -> Array:
+    return jnp.swapaxes(x, -1, -2)
+
+
+def matmul(a: Array, b: Array) -> Array:
+    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
+
+
+def seen(weight: Array) -> Array:
+    """Whether a weight is more than nothing: sums of squares over less would underflow."""
+    return weight > float(jnp.finfo(weight.dtype).tiny) * 1e12

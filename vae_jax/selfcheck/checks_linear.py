@@ -1,0 +1,127 @@
+"""Oracles 10 to 13: linear VAEs, probabilistic PCA and posterior collapse."""
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax.collapse import collapse
+from vae_jax.data import load_table
+from vae_jax.distributions import raw_log_std
+from vae_jax.em.factor_analysis import ppca, ppca_closed_form
+from vae_jax.em.fit import fit_em
+from vae_jax.estimators import analytic
+from vae_jax.model import Model
+from vae_jax.selfcheck.check import Check, Row
+from vae_jax.selfcheck.solvable import expected_terms, floats, linear_gaussian, sigma_points
+
+EIGENVALUES = np.array([4.0, 2.0, 1.0, 0.5, 0.5])
+
+
+def axes() -> np.ndarray:
+    """numpy: (5, 5), orthogonal, none of them along a coordinate."""
+    return np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
+
+
+def data() -> np.ndarray:
+    """numpy: (10, 5), mean 0, whose covariance has these eigenvalues."""
+    points = np.sqrt(5 * EIGENVALUES)[:, None] * axes().T
+    return np.concatenate([points, -points])
+
+
+def optimum(latent: int, variance: float, beta: float = 1.0) -> dict[str, Any]:
+    """numpy: parameters of the best linear VAE with this sigma^2, for the loss distortion + beta rate.
+
+    Direction i is active iff l_i > beta sigma^2, with W_i = sqrt(l_i - beta sigma^2); its encoder has variance
+    beta sigma^2 / l_i.
+    """
+    top = EIGENVALUES[:latent]
+    left = np.minimum(top, beta * variance)  # of the variance of direction i, when z is known
+    gain = np.sqrt(top - left)
+    columns = axes()[:, :latent]
+    enc = {"weights": (gain / top)[:, None] * columns.T, "bias": np.zeros(latent), "log_std": 0.5 * np.log(left / top)}
+    return {"enc": enc, "pri": {}, "gen": {"weights": columns * gain[None], "bias": np.zeros(5)}}
+
+
+def probabilistic_pca() -> list[Row]:
+    """s2 = 2/3, the mean of the discarded eigenvalues, at maximum likelihood."""
+    model = linear_gaussian(5, 2, (2 / 3) ** 0.5)
+    params, ys = floats(optimum(2, 2 / 3)), floats(data())
+    terms = jax.jit(jax.vmap(model.terms, in_axes=(None, 0, 0)))
+    nats = np.asarray(terms(params, jax.random.split(jax.random.key(1), 10), ys).nats, np.float64)
+    return [
+        Row("linear VAE at its optimum, any draw: mean ln p", -7.52621577, -nats.mean()),
+        Row("ppca_closed_form", -7.52621577, ppca_closed_form(data(), 2).log_p),
+    ]
+
+
+def real_data() -> list[Row]:
+    """-1/2 [d ln 2 pi + sum ln l_i (kept) + (d - q) ln s2 + d], l the eigenvalues of the covariance of iris, q = 2."""
+    ys = load_table("iris").ys
+    values = np.linalg.eigvalsh(np.cov(ys.T, bias=True))[::-1]
+    exact = -0.5 * (4 * np.log(2 * np.pi) + np.log(values[:2]).sum() + 2 * np.log(values[2:].mean()) + 4)
+    fitted = fit_em(ppca(4, 2), floats(ys), key=jax.random.key(0), iterations=500, tolerance=None)
+    return [
+        Row("ppca_closed_form", exact, ppca_closed_form(ys, 2).log_p),
+        Row("EM, 500 iterations", exact, fitted.history[-1]),
+    ]
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def loss_of(model: Model, params: Any, beta: Any, quadrature: Any, ys: Any) -> Any:
+    """(mean terms, the gradient of distortion + beta rate), the expectation over the encoder's noise exact."""
+
+    def loss(params):
+        terms = jax.vmap(lambda y: expected_terms(model, params, quadrature, y))(ys)
+        terms = jax.tree.map(jnp.mean, terms)
+        return terms.distortion + beta * terms.rate, terms
+
+    gradient, terms = jax.grad(loss, has_aux=True)(params)
+    return terms, gradient
+
+
+def largest(tree: Any) -> float:
+    return max(float(np.abs(x).max()) for x in jax.tree.leaves(tree))
+
+
+def fixed_sigma() -> list[Row]:
+    """s2 = .7: the rate on the Gaussian's rate-distortion function, and a loss that is stationary there."""
+    rows, model = [], linear_gaussian(5, 5, 0.7**0.5, analytic)
+    for beta, active, rate in ((1.0, 3, 1.57473319), (2.0, 2, 0.70324853)):
+        params = floats(optimum(5, 0.7, beta))
+        terms, gradient = loss_of(model, params, floats(beta), floats(sigma_points(5)), floats(data()))
+        distortion = np.minimum(EIGENVALUES, beta * 0.7).sum() / 1.4 + 2.5 * np.log(2 * np.pi * 0.7)
+        theory = collapse(EIGENVALUES, beta=beta, variance=0.7)
+        rows += [
+            Row(f"beta = {beta:g}: rate", rate, terms.rate),
+            Row(f"beta = {beta:g}: distortion", distortion, terms.distortion),
+            Row(f"beta = {beta:g}: largest gradient", 0.0, largest(gradient)),
+            Row(f"beta = {beta:g}: active units, rate of `collapse`", (active, rate), (theory.active, theory.rate)),
+        ]
+    return rows
+
+
+def learned_sigma() -> list[Row]:
+    """s2* = sum of inactive eigenvalues / (d - beta k), k active units."""
+    rows, model = [], linear_gaussian(5, 3, "learned", analytic)
+    for beta, active, variance in ((1.5, 2, 1.0), (2.0, 1, 4 / 3), (3.0, 0, 1.6)):
+        params = floats(optimum(3, variance, beta))
+        params["gen"] = {"net": params["gen"], "log_sigma": raw_log_std(0.5 * jnp.log(floats(variance)))}
+        terms, gradient = loss_of(model, params, floats(beta), floats(sigma_points(3)), floats(data()))
+        theory = collapse(EIGENVALUES, beta=beta, units=3)
+        rows += [
+            Row(f"beta = {beta:g}: largest gradient, sigma's too", 0.0, largest(gradient)),
+            Row(f"beta = {beta:g}: units, s2 of `collapse`", (active, variance), (theory.active, theory.variance)),
+            Row(f"beta = {beta:g}: rate", 0.5 * np.log(EIGENVALUES[:active] / (beta * variance)).sum(), terms.rate),
+        ]
+    return rows
+
+
+CHECKS = [
+    Check(10, "the optimal linear VAE is probabilistic PCA", probabilistic_pca, 2e-5, 6e-9),
+    Check(13, "maximum likelihood of probabilistic PCA, iris", real_data, 1e-5, 1e-9),
+    Check(11, "posterior collapse: direction i is active iff l_i > beta s2", fixed_sigma, 2e-5, 6e-9),
+    Check(12, "learned s2 with beta != 1", learned_sigma, 2e-5, 1e-9),
+]
