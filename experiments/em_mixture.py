@@ -18,6 +18,7 @@ import vae_jax
 from experiments import em_routes, tables
 from vae_jax import data, pictures, report
 from vae_jax.em import CovariancePrior, FittedEM, fit_em, mixture_of_gaussians
+from vae_jax.em.fit import em_of
 from vae_jax.evaluate import Mean, evaluate, mean
 from vae_jax.preprocess import Preprocess
 
@@ -40,9 +41,9 @@ class Config:
     """Iterations of EM, at most."""
     tolerance: float = 1e-3
     """Stop when an iteration gains less, in nats per image."""
-    route_dimensions: int = 5
+    route_dimensions: int = 2
     """Principal components of the small mixture that is fitted along four routes."""
-    route_components: int = 5
+    route_components: int = 4
     """Gaussians in the small mixture."""
     passes: int = 100
     """Passes over the data along each of the four routes."""
@@ -75,6 +76,13 @@ class Projection(NamedTuple):
     def images(self, coordinates: Any) -> np.ndarray:
         """(n, h, w, channels) in the plane of the projection, from (n, d)."""
         return np.asarray(coordinates @ self.axes + self.mean[None], np.float32).reshape(-1, *self.shape)
+
+
+class Seen(NamedTuple):
+    """A split, and its images as the projection sees them, (n, d)."""
+
+    source: data.Dataset
+    zs: np.ndarray
 
 
 def principal_components(ys: np.ndarray, dimensions: int) -> Projection:
@@ -113,11 +121,6 @@ def shorten(source: data.Dataset, n: int) -> data.Dataset:
     return source._replace(ys=source.ys[chosen], labels=labels)
 
 
-def log_p(model: vae_jax.Conditional, params: Any, key: jax.Array, ys: np.ndarray, projection: Projection) -> Mean:
-    """Mean ln P of the projections of images, with its standard error."""
-    return mean(evaluate(vae_jax.lift(model), params, key, ys, preprocess=projection.preprocess()).elbo)
-
-
 def one_gaussian(zs: np.ndarray, test_zs: np.ndarray) -> Mean:
     """Mean ln p of one Gaussian at its optimum: principal components have mean 0 and are uncorrelated."""
     variances = np.square(zs, dtype=np.float64).mean(axis=0)[None]
@@ -126,8 +129,7 @@ def one_gaussian(zs: np.ndarray, test_zs: np.ndarray) -> Mean:
 
 def assign(model: vae_jax.Conditional, params: Any, zs: Any) -> np.ndarray:
     """The most probable component of each projected image."""
-    assert model.em is not None
-    posterior = model.em.posterior
+    posterior = em_of(model).posterior
     return np.asarray(jax.jit(jax.vmap(lambda z: posterior(params, z).logits.argmax()))(zs))
 
 
@@ -139,7 +141,7 @@ def purity(members: np.ndarray, labels: np.ndarray, test_members: np.ndarray, te
 
 
 def sections(
-    model: vae_jax.Conditional, fitted: FittedEM, projection: Projection, key: jax.Array, test: np.ndarray
+    model: vae_jax.Conditional, fitted: FittedEM, projection: Projection, key: jax.Array, seen: np.ndarray
 ) -> list[report.Section]:
     """The climb, the components, samples."""
     mixture = model.dist(fitted.params)
@@ -147,14 +149,13 @@ def sections(
     weights = np.asarray(mixture.mixing_distribution.probs)[order]
     gaussians = mixture.component_distribution
     means, factors = np.asarray(gaussians.loc)[order], np.asarray(gaussians.scale_tril)[order]
-    zoom = max(1, 56 // test.shape[1])
+    zoom = max(1, 56 // projection.shape[0])
 
     def picture(images: np.ndarray, alt: str, caption: str = "") -> report.Picture:
         return report.Picture(pictures.png(pictures.grid(images, 10), zoom), alt, caption)
 
     k_parts, k_samples = jax.random.split(key)
-    samples = projection.images(mixture.sample(k_samples, (40,)))
-    seen = jax.vmap(lambda y: projection.preprocess().apply(key, y))(test[:40])
+    samples = projection.images(jax.vmap(mixture.sample)(jax.random.split(k_samples, 40)))
     steps = np.arange(len(fitted.history))
     climb = {"training images": (steps[1:], fitted.history[1:])}
     return [
@@ -195,70 +196,73 @@ def inside(means: np.ndarray, factors: np.ndarray, key: jax.Array) -> np.ndarray
     return (means[:, None] + np.concatenate([line, draws], axis=1)).reshape(-1, means.shape[1])
 
 
-def main(config: Config) -> dict[str, Any]:
-    """Project, fit, evaluate, report; returns the numbers of the table."""
-    if config.smoke:
-        config = dataclasses.replace(config, dimensions=8, components=5, iterations=20, passes=3)
-    train, test = load_splits(config)
-    projection = principal_components(train.ys, config.dimensions)
-    key = jax.random.key(config.seed)
-    k_fit, k_evaluate, k_routes, k_pictures = jax.random.split(key, 4)
-    project = jax.jit(jax.vmap(lambda y: projection.preprocess().apply(key, y)))
-    zs, test_zs = project(train.ys), project(test.ys)
-
-    last = float(zs[:, -1].var())
-    prior = CovariancePrior(config.prior_examples, last) if config.prior_examples else None
-    model = mixture_of_gaussians(config.dimensions, config.components, "full", prior=prior)
-    options = {"iterations": config.iterations, "tolerance": config.tolerance}
-    fitted = fit_em(model, zs, key=k_fit, **options)
-
-    where = f"nats per image, {len(test.ys)} test images, {projection.preprocess().name}"
+def table(
+    model: vae_jax.Conditional, fitted: FittedEM, key: jax.Array, train: Seen, test: Seen, prepare: Preprocess
+) -> list[report.Row]:
+    """ln p on both splits beside one Gaussian's, and what the components know of the classes."""
+    n = min(len(train.zs), len(test.zs))
+    on_test, on_train = (
+        evaluate(vae_jax.lift(model), fitted.params, key, ys, preprocess=prepare)
+        for ys in (test.source.ys, shorten(train.source, n).ys)
+    )
+    where = f"nats per image, {len(test.zs)} test images, {on_test.convention}"
     rows = [
-        report.Row(
-            "test ln p",
-            *log_p(model, fitted.params, k_evaluate, test.ys, projection),
-            f"{where}; a density of these, not of images; higher is better",
-        ),
-        report.Row(
-            "training ln p",
-            *log_p(model, fitted.params, k_evaluate, train.ys, projection),
-            f"the same of the {len(train.ys)} training images",
-        ),
-        report.Row(
-            "test ln p of one Gaussian", *one_gaussian(np.asarray(zs), np.asarray(test_zs)), "one component instead"
-        ),
+        report.Row("test ln p", *mean(on_test.elbo), f"{where}; a density of these, not of images; higher is better"),
+        report.Row("training ln p", *mean(on_train.elbo), f"the same of {n} training images"),
+        report.Row("test ln p of one Gaussian", *one_gaussian(train.zs, test.zs), "one component instead"),
         report.Row(
             "iterations of EM", len(fitted.history) - 1, None, "converged" if fitted.converged else "not converged"
         ),
     ]
-    if train.labels is not None and test.labels is not None:
-        members, test_members = (assign(model, fitted.params, x) for x in (zs, test_zs))
-        rows.append(
-            report.Row(
-                "class purity",
-                *purity(members, train.labels, test_members, test.labels),
-                "share of test images of the class that is commonest in their component",
-            )
-        )
+    if train.source.labels is not None and test.source.labels is not None:
+        members, test_members = (assign(model, fitted.params, split.zs) for split in (train, test))
+        share = purity(members, train.source.labels, test_members, test.source.labels)
+        meaning = "share of test images of the class that is commonest in their component"
+        rows.append(report.Row("class purity", *share, meaning))
+    return rows
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Project, fit, evaluate, report; returns the numbers of the table."""
+    if config.smoke:
+        config = dataclasses.replace(config, dimensions=8, components=5, iterations=20, passes=3)
+    splits = load_splits(config)
+    projection = principal_components(splits[0].ys, config.dimensions)
+    prepare = projection.preprocess()
+    key = jax.random.key(config.seed)
+    k_fit, k_table, k_routes, k_pictures = jax.random.split(key, 4)
+    project = jax.jit(jax.vmap(lambda y: prepare.apply(key, y)))  # draws nothing
+    train, test = (Seen(split, np.asarray(project(split.ys))) for split in splits)
+
+    last = float(train.zs[:, -1].var())
+    prior = CovariancePrior(config.prior_examples, last) if config.prior_examples else None
+    model = mixture_of_gaussians(config.dimensions, config.components, "full", prior=prior)
+    fitted = fit_em(model, train.zs, key=k_fit, iterations=config.iterations, tolerance=config.tolerance)
+    rows = table(model, fitted, k_table, train, test, prepare)
+
+    some = np.random.default_rng(0).permutation(len(train.zs))[:5000]
     routes = em_routes.four_routes(
-        np.asarray(zs[:5000, : config.route_dimensions]),
+        train.zs[some, : config.route_dimensions],
         config.route_components,
         k_routes,
         passes=config.passes,
         batch_size=100,
         learning_rate=0.03,
     )
-    small = f"{config.route_components} Gaussians on the first {config.route_dimensions} principal components"
+    small = (
+        f"{config.route_components} Gaussians on the first {config.route_dimensions} principal components of "
+        f"{len(some)} images"
+    )
     return tables.publish(
         "em_mixture",
         config,
         title="A mixture of Gaussians, by expectation maximisation",
         lead=(
             f"{config.components} components of full covariance on {config.dimensions} principal components, with "
-            f"{projection.kept:.0%} of the variance, of {len(train.ys)} training images. Data: {train.source}."
+            f"{projection.kept:.0%} of the variance, of {len(train.zs)} training images. Data: {train.source.source}."
         ),
         table=rows + em_routes.rows(routes),
-        sections=[*sections(model, fitted, projection, k_pictures, test.ys), em_routes.section(routes, small)],
+        sections=[*sections(model, fitted, projection, k_pictures, test.zs[:40]), em_routes.section(routes, small)],
     )
 
 

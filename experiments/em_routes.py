@@ -14,7 +14,7 @@ import optax
 import vae_jax
 from vae_jax import pictures, report
 from vae_jax.em import as_vae, init_em, make_em_step, mixture_of_gaussians
-from vae_jax.evaluate import evaluate, mean
+from vae_jax.em.fit import em_of
 
 EM, HARD, VAE, GRADIENT = "EM", "hard EM", "enumerated VAE", "gradient ascent"
 
@@ -25,7 +25,7 @@ class Routes(NamedTuple):
     Fields:
         log_p: route -> (passes + 1,) mean ln P(y) of all examples after 0, 1, 2, ... passes over them.
         best: route -> mean max_k ln P(y, k) after the last pass.
-        elbo: ELBO of the VAE after the last pass.
+        elbo: ELBO of the VAE, averaged over the last pass.
     """
 
     log_p: dict[str, np.ndarray]
@@ -43,7 +43,7 @@ def four_routes(
         batch_size: examples in a step of Adam.
         learning_rate: Adam's, at its peak; it falls to 0 along a cosine.
     """
-    k_start, k_ascent, k_vae, k_elbo = jax.random.split(key, 4)
+    k_start, k_ascent, k_vae = jax.random.split(key, 3)
     soft, hard = (
         mixture_of_gaussians(ys.shape[1], components, "full", start="k-means++", hard=hard) for hard in (False, True)
     )
@@ -52,16 +52,16 @@ def four_routes(
     def ascend(model, start, key):
         return by_gradient(model, start, ys, key, passes, batch_size, learning_rate)
 
-    by_vae = ascend(as_vae(soft), {"enc": start, **start}, k_vae)
+    ascent, _ = ascend(vae_jax.lift(soft), start, k_ascent)
+    by_vae, elbo = ascend(as_vae(soft), {"enc": start, **start}, k_vae)
     paths = {
         EM: by_em(soft, start, ys, passes),
         HARD: by_em(hard, start, ys, passes),
         VAE: {part: by_vae[part] for part in ("pri", "gen")},
-        GRADIENT: ascend(vae_jax.lift(soft), start, k_ascent),
+        GRADIENT: ascent,
     }
-    log_p, best = ({name: along(model, path, ys) for name, path in paths.items()} for model in (soft, hard))
-    elbo = evaluate(as_vae(soft), jax.tree.map(lambda x: x[-1], by_vae), k_elbo, ys, batch_size=batch_size).elbo
-    return Routes(log_p, {name: float(values[-1]) for name, values in best.items()}, mean(elbo).value)
+    log_p, best = (along(model, paths, ys) for model in (soft, hard))
+    return Routes(log_p, {name: float(values[-1]) for name, values in best.items()}, elbo)
 
 
 def by_em(model: vae_jax.Conditional, start: Any, ys: np.ndarray, passes: int) -> Any:
@@ -71,13 +71,17 @@ def by_em(model: vae_jax.Conditional, start: Any, ys: np.ndarray, passes: int) -
     def iterate(state, _):
         return step(state, ys)[0], state.params
 
-    return jax.jit(lambda state: jax.lax.scan(iterate, state, length=passes + 1)[1])(init_em(model, ys, params=start))
+    @jax.jit
+    def path(start):
+        return jax.lax.scan(iterate, init_em(model, ys, params=start), length=passes + 1)[1]
+
+    return path(start)
 
 
 def by_gradient(
     model: vae_jax.Model, start: Any, ys: np.ndarray, key: jax.Array, passes: int, batch_size: int, learning_rate: float
-) -> Any:
-    """The parameters at the start and after each epoch, stacked."""
+) -> tuple[Any, float]:
+    """(the parameters at the start and after each epoch, stacked; mean ELBO of the last epoch)."""
     k_init, k_train = jax.random.split(key)
     steps = len(ys) // batch_size
     optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, passes * steps))
@@ -85,16 +89,16 @@ def by_gradient(
     epoch = jax.jit(vae_jax.make_scan(vae_jax.make_train_step(model, optimizer), batch_size, steps))
     path = [start]
     for _ in range(passes):
-        state, _ = epoch(state, k_train, ys)
+        state, metrics = epoch(state, k_train, ys)
         path.append(state.params)
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *path)
+    return jax.tree.map(lambda *xs: jnp.stack(xs), *path), float(metrics["elbo"].mean())
 
 
-def along(model: vae_jax.Conditional, path: Any, ys: np.ndarray) -> np.ndarray:
-    """What the model's E-step calls ln P(y), averaged over ys, at each of the stacked parameters."""
-    return np.asarray(
-        jax.jit(lambda path: jax.lax.map(lambda params: model.em.expect(params, ys)[0].mean(), path))(path)
-    )
+def along(model: vae_jax.Conditional, paths: dict[str, Any], ys: np.ndarray) -> dict[str, np.ndarray]:
+    """What the model's E-step calls ln P(y), averaged over ys, at each of the stacked parameters of each path."""
+    em = em_of(model)
+    values = jax.jit(lambda path: jax.lax.map(lambda params: em.expect(params, ys)[0].mean(), path))
+    return {name: np.asarray(values(path)) for name, path in paths.items()}
 
 
 _WORDS = {
@@ -108,7 +112,7 @@ _WORDS = {
 def rows(routes: Routes) -> list[report.Row]:
     """The four numbers for the table of results."""
     return [
-        report.Row(f"small mixture: {name}", float(values[-1]), None, f"mean ln p, nats; {len(values) - 1} passes")
+        report.Row(f"ln p, {name}", float(values[-1]), None, f"nats; a small mixture, {len(values) - 1} passes")
         for name, values in routes.log_p.items()
     ]
 
@@ -139,5 +143,5 @@ def section(routes: Routes, what: str) -> report.Section:
                 pictures.curves(lines, x="passes over the data", y="mean ln p, nats"), "ln p along four routes"
             )
         ],
-        report.TextTable(["route", "what it does", "mean ln p", "less EM's", "mean max ln P(y, k)"], cells),
+        report.TextTable(["route", "what it does", "mean ln p", "minus EM's", "mean max ln P(y, k)"], cells),
     )

@@ -66,10 +66,16 @@ def codes_of(pictured: Pictured, params: Any, key: jax.Array, split: vae_report.
 
     def one(params, key, y):
         k_data, k_z = jax.random.split(key)
-        return pictured.encoder.dist(params["enc"], pictured.preprocess.apply(k_data, y)).sample(k_z, (draws,))
+        q = pictured.encoder.dist(params["enc"], pictured.preprocess.apply(k_data, y))
+        return jax.vmap(q.sample)(jax.random.split(k_z, draws))
 
     codes = vae_report.over_batch(one, params, jax.random.split(key, len(split.ys)), split.ys)
     return np.asarray(codes).reshape(-1, codes.shape[-1])
+
+
+def draws_of(prior: vae_jax.Conditional, params: Any, key: jax.Array, n: int) -> np.ndarray:
+    """(n, latent)"""
+    return np.asarray(jax.jit(jax.vmap(lambda key: prior.dist(params).sample(key)))(jax.random.split(key, n)))
 
 
 def table(before: Evaluation, after: Evaluation, components: int, n: int) -> list[report.Row]:
@@ -179,8 +185,8 @@ def main(config: Config) -> dict[str, Any]:
     }
     drawn = {
         "codes": codes,
-        "N(0, I)": np.asarray(standard.dist({}).sample(k_before, (len(codes),))),
-        "mixture": np.asarray(mixture.dist(fitted.params).sample(k_after, (len(codes),))),
+        "N(0, I)": draws_of(standard, {}, k_before, len(codes)),
+        "mixture": draws_of(mixture, fitted.params, k_after, len(codes)),
     }
     return tables.publish(
         "gmm_prior",

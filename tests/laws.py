@@ -44,6 +44,14 @@ from vae_jax import (
     vampprior,
 )
 from vae_jax.distributions import bounded_log_std
+from vae_jax.em import (
+    as_vae,
+    categorical_hmm,
+    factor_analysis,
+    linear_gaussian_state_space,
+    mixture_of_bernoullis,
+    mixture_of_categoricals,
+)
 
 BATCH = 8
 
@@ -132,9 +140,11 @@ LEVELS = Data(integers(8, 2), words(8, 2), np.tile([0, 7], (BATCH, 1)))
 COUNTS = Data(integers(5, 1), words(60, 1), np.full((BATCH, 1), 10_000))
 REALS = Data(_reals, grid(2, reach=9.0, step=0.4), 1e4 * _reals)
 IMAGES = Data(integers(2, 4, 4, 1).astype(np.float32), None, np.ones((BATCH, 4, 4, 1), np.float32))
+STEPS = Data(_reals[..., None], Grid(REALS.values.points[..., None], REALS.values.log_volume), 1e4 * _reals[..., None])
 LABELS = np.eye(2, dtype=np.float32)[integers(2)]
 
 # Latents: all their values.
+PATHS = Grid(grid(2).points[..., None], grid(2).log_volume)
 LINE, PLANE, THREE, PAIRS, TWO_BITS = grid(1), grid(2), Grid(np.arange(3), 0.0), words(3, 2), words(2, 2)
 
 
@@ -175,6 +185,21 @@ def density_of(part: Conditional) -> Callable[..., Any]:
 def no_latent(part: Conditional, data: Data, cs: np.ndarray) -> System:
     """A likelihood alone, given c."""
     return System(lift(part), data, density_of(part), cs, deterministic=True)
+
+
+def exact(part: Conditional, data: Data, zs: Grid) -> System:
+    """A model with an exact posterior, and its density by summing over the latent of its own parts."""
+    em = part.em
+
+    def density(params, y, c):
+        del c
+
+        def joint(z):
+            return em.prior.dist(params["pri"]).log_prob(z) + em.generator.dist(params["gen"], z).log_prob(y)
+
+        return logsumexp(jax.vmap(joint)(jnp.asarray(zs.points))) + zs.log_volume
+
+    return System(lift(part), data, density, deterministic=True)
 
 
 def poisson(net) -> Conditional:
@@ -242,6 +267,19 @@ SYSTEMS: dict[str, System] = {
         encoder(1, 0.05), standard_normal(1), discretised_logistic(affine(2, 9), levels=8, components=3), LEVELS, LINE
     ),
     "poisson": latent(encoder(1, 0.05), standard_normal(1), poisson(affine(1)), COUNTS, LINE),
+    # Models with an exact posterior.
+    "mixture of Gaussians": exact(mixture_of_gaussians(2, 3, "full"), REALS, THREE),
+    "mixture of Bernoullis": exact(mixture_of_bernoullis((3,), 3), BITS, THREE),
+    "mixture of categoricals": exact(mixture_of_categoricals((2,), 3, 3), CLASSES, THREE),
+    "factor analysis": exact(factor_analysis(2, 1), REALS, LINE),
+    "hidden Markov model": exact(categorical_hmm(3, 2, 2), CLASSES, TWO_BITS),
+    "state-space model": exact(linear_gaussian_state_space(1, 1, 2), STEPS, PATHS),
+    "mixture of Gaussians, as a VAE": System(
+        as_vae(mixture_of_gaussians(2, 3, "full")),
+        REALS,
+        lambda params, y, c: mixture_of_gaussians(2, 3, "full").dist(params).log_prob(y),
+        deterministic=True,
+    ),
     # Networks.
     "MLP": latent(
         gaussian(nets.MLP((5,), 2, **SMOOTH)), standard_normal(1), bernoulli(nets.MLP((5,), 3, **SMOOTH)), BITS, LINE

@@ -20,7 +20,7 @@ FLOORS = [
     {"annealed", "collapse", "conditionals", "l2", "priors"},
     {"estimators"},
     {"score_function"},
-    {"vae", "objectives"},
+    {"vae", "objectives", "em"},
     {"multi_sample", "refine", "train"},
     {"accounting", "certify", "check", "checkpoint", "evaluate", "data", "nets", "pictures", "report"},
     {"fit", "selfcheck"},

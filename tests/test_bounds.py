@@ -37,6 +37,7 @@ from systems import (
 from vae_jax import (
     Conditional,
     Model,
+    Terms,
     analytic,
     bernoulli,
     conditional,
@@ -612,6 +613,21 @@ def test_doubly_reparameterised_with_shared_and_nested_parts(x64, make):
     assert_same_mean(ours["enc"], naive["enc"])
     for part in ("pri", "gen"):
         assert_close(ours[part], naive[part], rtol=1e-8, atol=1e-11)
+
+
+def test_doubly_reparameterised_with_samples_of_weight_zero(x64):
+    """Half of the weights are 0: the loss of importance weights, inf where all of them are 0 and never NaN."""
+
+    def sample(params, key, y, c=None, scale=1.0):
+        k_lost, k_z = jax.random.split(key)
+        distortion = (params["enc"] + jax.random.normal(k_z)) ** 2
+        return Terms(jnp.where(jax.random.bernoulli(k_lost), jnp.inf, distortion), 0.0)
+
+    model = toy().model._replace(importance=sample, pathwise=sample)
+    case = (model, {"enc": jnp.array(0.5)}, jnp.zeros(2))
+    gradients, losses, _ = at_keys(dreg(2), case, 100)
+    np.testing.assert_allclose(losses, at_keys(iwae(2), case, 100)[1], rtol=1e-12)
+    assert 0 < np.isinf(losses).mean() < 1 and np.isfinite(gradients["enc"][np.isfinite(losses)]).all()
 
 
 # Errors

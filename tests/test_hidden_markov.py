@@ -22,6 +22,7 @@ from vae_jax.em.markov_chain import MarkovChain
 
 STATES, LENGTH = 3, 5
 COUNTS = [None, 1, 3]
+hmmlearn_warns = pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning")
 both_ways = pytest.mark.parametrize("parallel", [False, True])
 
 
@@ -273,6 +274,7 @@ def iterated(model, params, ys, cs, iterations):
     return found, np.array(history)
 
 
+@hmmlearn_warns
 @pytest.mark.parametrize("kind", sorted(LIBRARY))
 def test_gaussian_model_equals_hmmlearn(x64, kind):
     """Three ragged sequences; after 1, 2, 5, 20 iterations from the same start: parameters, scores, paths."""
@@ -301,6 +303,7 @@ def test_gaussian_model_equals_hmmlearn(x64, kind):
         np.testing.assert_allclose(result["best"][1], log_p, rtol=1e-9)
 
 
+@hmmlearn_warns
 def test_categorical_model_equals_hmmlearn(x64):
     """The geyser's durations as short, middle and long, in two sequences; fit_em's history is hmmlearn's scores."""
     from hmmlearn.hmm import CategoricalHMM
@@ -324,6 +327,7 @@ def test_categorical_model_equals_hmmlearn(x64):
     np.testing.assert_allclose(2 * fitted.history[:20], peer.monitor_.history, rtol=1e-10)
 
 
+@hmmlearn_warns
 def test_fit_on_the_geyser(x64):
     """From three random starts: monotone to 1e-12, and not below what hmmlearn finds from its best of three."""
     from hmmlearn.hmm import GaussianHMM
@@ -353,7 +357,7 @@ def test_padding_counts_for_nothing(x64):
     for other in results[1:]:
         jax.tree.map(np.testing.assert_array_equal, results[0], other)
     lengths = [gaussian_hmm(2, STATES, int(c), "diagonal") for c in counts]
-    separate = [m.em.expect(params, y[None, :c]) for m, y, c in zip(lengths, ys, counts, strict=True)]
+    separate = [jax.jit(m.em.expect)(params, y[None, :c]) for m, y, c in zip(lengths, ys, counts, strict=True)]
     mean = jax.tree.map(lambda *parts: np.mean(parts, axis=0), *[stats for _, stats in separate])
     jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-11, atol=1e-13), results[0][1], mean)
     np.testing.assert_allclose(results[0][0], [log_p[0] for log_p, _ in separate], rtol=1e-12)

@@ -116,8 +116,9 @@ class Model(NamedTuple):
         maximise: `(params, stats) -> params`: the M-step of those parameters that have one in closed form, from the
             batch average of `Terms.stats`. By default nothing.
         support: `(params, c) -> numpyro constraint` that y has to satisfy, or None where it is not known.
-        pathwise: as `importance`, with a gradient that reaches the encoder only through z: ln P_enc is differentiated
-            at constant parameters. None where z is not reparameterised.
+        pathwise: `(params, key, y, c, scale=1.0) -> Terms`: as `importance`, with a gradient that reaches the encoder
+            only through z, times `scale`: ln P_enc is differentiated at constant parameters. None where z is not
+            reparameterised.
     """
 
     init: Callable[..., Params]

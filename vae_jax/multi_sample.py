@@ -139,7 +139,7 @@ def doubly_reparameterised(k: int) -> Objective:
         terms = _without_drawn(draws(keys, jnp.ones(k)))
         log_w = jax.lax.stop_gradient(-terms.nats)
         shares = jax.nn.softmax(log_w)
-        nats = jnp.sum(shares * draws(again, shares).nats)
+        nats = jnp.sum(jnp.where(shares > 0, shares * draws(again, shares).nats, 0.0))
         return jnp.mean(terms.penalty) - log_mean(log_w) + nats - jax.lax.stop_gradient(nats), terms
 
     return _objective(one)

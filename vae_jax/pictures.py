@@ -239,6 +239,54 @@ def bars(
     return _svg(draw, [], height=3.3)
 
 
+def timeline(
+    series: Shaped[np.ndarray, "..."],
+    states: Shaped[np.ndarray, "..."],
+    probabilities: Shaped[np.ndarray, "..."],
+    *,
+    columns: Sequence[str],
+    names: Sequence[str],
+    x: str = "step",
+) -> bytes:
+    """Draws a series, its points coloured by state, and below it how probable each state is; returns SVG.
+
+    Args:
+      series: (T, d), a panel for each of the d columns.
+      states: (T,) whole numbers in 0 .. K-1.
+      probabilities: (T, K), stacked in the lowest panel.
+      columns: names of the d columns; names: those of the K states.
+
+    Raises:
+      ValueError: for shapes or names that do not match, for NaN or infinity, for other states.
+    """
+    steps = len(series)
+    if series.shape != (steps, len(columns)) or probabilities.shape != (steps, len(names)) or not columns or not steps:
+        raise ValueError(
+            f"timeline: got a series of shape {series.shape} with {len(columns)} names of columns, and probabilities "
+            f"of shape {probabilities.shape} with {len(names)} names of states; wanted (T, d) with d, (T, K) with K"
+        )
+    _check_finite("series", series)
+    _check_finite("probabilities", probabilities)
+    _classes(states, names, steps)
+
+    def draw(panels: Axes) -> list[Any]:
+        time, size = np.arange(1, steps + 1), float(np.clip(2500 / steps, 2, 14))
+        looks = [_look(k, k) for k in range(len(names))]
+        for axes, values, name in zip(panels, series.T, columns, strict=False):
+            axes.plot(time, values, color=_INK, linewidth=0.5, alpha=0.4, rasterized=True)
+            for k, look in enumerate(looks):
+                chosen = states == k
+                axes.scatter(time[chosen], values[chosen], s=size, linewidths=0, rasterized=True, **look)
+            axes.set(ylabel=name)
+        edges = np.append(np.zeros((steps, 1)), np.cumsum(probabilities, axis=1), axis=1).T
+        for look, low, high in zip(looks, edges[:-1], edges[1:], strict=True):
+            panels[-1].fill_between(time, low, high, step="mid", color=look["color"], linewidth=0, rasterized=True)
+        panels[-1].set(xlabel=x, ylabel="P(state)", ylim=(0, 1), xlim=(0.5, steps + 0.5))
+        return [panels[0].plot([], [], linestyle="", markersize=6, **look)[0] for look in looks]
+
+    return _svg(draw, list(names), height=0.9 + 1.7 * len(columns), panels=[2] * len(columns) + [1])
+
+
 def _rgb(name: str, images: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "n h w 3"]:
     """Checks a batch of images and makes it uint8 with three channels."""
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
@@ -288,8 +336,10 @@ def _look(colour: int, marker: int) -> dict[str, str]:
     return {"color": COLOURS[colour % len(COLOURS)], "marker": _MARKERS[marker % len(_MARKERS)]}
 
 
-def _svg(draw: Callable[[Axes], list[Any]], names: list[str], height: float) -> bytes:
+def _svg(draw: Callable[[Axes], list[Any]], names: list[str], height: float, panels: Sequence[int] = (1,)) -> bytes:
     """Draws on axes of about `height` inches; what `draw` returns is named in a legend under them.
+
+    With several `panels`, heights in proportion, `draw` is given that many axes, one above the other.
 
     The one place that knows matplotlib. It leaves no global state behind, and neither the
     reader's style sheet nor the date changes the bytes.
@@ -323,7 +373,7 @@ def _svg(draw: Callable[[Axes], list[Any]], names: list[str], height: float) -> 
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style)
         figure = Figure(figsize=size, layout="constrained")
-        handles = draw(figure.subplots())
+        handles = draw(figure.subplots(len(panels), sharex=True, height_ratios=panels))
         if names:
             figure.legend(handles, names, loc="outside lower left", ncols=columns)
         undated = {"Date": None, "Creator": None}

@@ -5,11 +5,16 @@ VAE. Beside that its latent can be summed out exactly, so `fit_em` alternates th
 closed form: enc becomes the posterior, then (pri, gen) their optimum.
 """
 
+from vae_jax.em.discrete import bernoullis, categoricals, mixture_of_bernoullis, mixture_of_categoricals
+from vae_jax.em.factor_analysers import factor_analysers
+from vae_jax.em.factor_analysis import factor_analysis, mixture_of_factor_analysers, ppca, ppca_closed_form
 from vae_jax.em.family import Family
 from vae_jax.em.fit import EMState, FittedEM, as_vae, expect_in_chunks, fit_em, init_em, make_em_step
 from vae_jax.em.gaussians import CovariancePrior, gaussians
+from vae_jax.em.hidden_markov import categorical_hmm, filtering, gaussian_hmm, hidden_markov, smoothing, viterbi
 from vae_jax.em.kmeans import k_means
 from vae_jax.em.mixture import mixture, mixture_of_gaussians
+from vae_jax.em.state_space import linear_gaussian_state_space
 
 __all__ = [
     "CovariancePrior",
@@ -17,12 +22,28 @@ __all__ = [
     "Family",
     "FittedEM",
     "as_vae",
+    "bernoullis",
+    "categorical_hmm",
+    "categoricals",
     "expect_in_chunks",
+    "factor_analysers",
+    "factor_analysis",
+    "filtering",
     "fit_em",
+    "gaussian_hmm",
     "gaussians",
+    "hidden_markov",
     "init_em",
     "k_means",
+    "linear_gaussian_state_space",
     "make_em_step",
     "mixture",
+    "mixture_of_bernoullis",
+    "mixture_of_categoricals",
+    "mixture_of_factor_analysers",
     "mixture_of_gaussians",
+    "ppca",
+    "ppca_closed_form",
+    "smoothing",
+    "viterbi",
 ]

@@ -124,24 +124,22 @@ def _loop(em: EM, iterations: int, chunk: int) -> Callable[..., Any]:
     def run(params, tolerance, ys, cs):
         n = len(jax.tree.leaves(ys)[0])
 
-        def look(params):
-            log_p, stats = expect_in_chunks(em, params, ys, cs, chunk)
-            return log_p + em.log_prior(params) / n, stats
-
         def unfinished(carry):
-            i, _, _, history = carry
-            gain = history[i] - history[jnp.maximum(i - 1, 0)]
-            return (i < iterations) & ((i == 0) | (gain >= tolerance))
+            return ~carry[0]
 
         def iterate(carry):
-            i, params, stats, history = carry
-            params = em.maximise(params, stats, n)
-            value, stats = look(params)
-            return i + 1, params, stats, history.at[i + 1].set(value)
+            """The E-step at the present parameters; then the M-step, unless that was the last look at them."""
+            _, i, params, history = carry
+            log_p, stats = expect_in_chunks(em, params, ys, cs, chunk)
+            value = (log_p + em.log_prior(params) / n).astype(history.dtype)
+            done = (i == iterations) | ((i > 0) & ~(value - history[i - 1] >= tolerance))
+            moved = em.maximise(params, stats, n)
+            params = jax.tree.map(lambda old, new: jnp.where(done, old, new), params, moved)
+            return done, jnp.where(done, i, i + 1), params, history.at[i].set(value)
 
-        value, stats = look(params)
-        history = jnp.full(iterations + 1, jnp.nan, value.dtype).at[0].set(value)
-        i, params, _, history = jax.lax.while_loop(unfinished, iterate, (0, params, stats, history))
+        dtype = jax.eval_shape(lambda: expect_in_chunks(em, params, ys, cs, chunk)[0]).dtype
+        history = jnp.full(iterations + 1, jnp.nan, dtype)
+        _, i, params, history = jax.lax.while_loop(unfinished, iterate, (jnp.array(False), 0, params, history))
         return params, history, i
 
     return jax.jit(jax.vmap(run, in_axes=(0, None, None, None)))
@@ -150,6 +148,7 @@ def _loop(em: EM, iterations: int, chunk: int) -> Callable[..., Any]:
 def expect_in_chunks(em: EM, params: Params, ys: Any, cs: Any, chunk: int) -> tuple[Array, Any]:
     """(mean ln P(y), the average stats) of all ys, with at most `chunk` examples at once."""
     n = len(jax.tree.leaves(ys)[0])
+    chunk = _even(n, chunk)
     whole = n // chunk * chunk
 
     def share(ys, cs):
@@ -160,13 +159,18 @@ def expect_in_chunks(em: EM, params: Params, ys: Any, cs: Any, chunk: int) -> tu
     def add(total, part):
         return jax.tree.map(jnp.add, total, share(*part)), None
 
-    if whole == n == chunk:
+    if chunk == n:
         return share(ys, cs)
     cut = jax.tree.map(lambda x: x[:whole].reshape(-1, chunk, *x.shape[1:]), (ys, cs))
     total, _ = jax.lax.scan(add, example_of(share, *jax.tree.map(lambda x: x[0], cut)), cut)
     if whole == n:
         return total
     return add(total, jax.tree.map(lambda x: x[whole:], (ys, cs)))[0]
+
+
+def _even(n: int, chunk: int) -> int:
+    """The largest divisor of n between half of `chunk` and `chunk`, if there is one: no rest to compile for."""
+    return next((size for size in range(min(chunk, n), chunk // 2, -1) if n % size == 0), min(chunk, n))
 
 
 class EMState(NamedTuple):

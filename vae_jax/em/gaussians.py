@@ -63,7 +63,7 @@ def gaussians(
     if size < 1 or not floor > 0:
         raise ValueError(f"want at least one number and floor > 0; got size={shape}, floor={floor}")
     if len(shape) != 1 and (missing or covariance in ("full", "tied")):
-        raise ValueError(f"full and tied covariances, and missing entries, are for vectors: flatten y; got size={shape}")
+        raise ValueError(f"full and tied covariances and missing entries are for vectors, flatten y; got size={shape}")
     if covariance not in _FORMS:
         raise ValueError(f"covariance={covariance!r}: want one of {sorted(_FORMS)}")
     form = _FORMS[covariance]
@@ -172,13 +172,13 @@ class _Form(NamedTuple):
     shared: bool
 
 
-def _unpack(raw: Array) -> Array:
+def cholesky_of(raw: Array) -> Array:
     """Lower Cholesky factors from their parameters: the diagonal is stored as a logarithm."""
     diagonal = jnp.exp(jnp.diagonal(raw, axis1=-2, axis2=-1))
     return jnp.tril(raw, -1) + diagonal[..., None] * _eye(raw)
 
 
-def _pack(covariance: Array, floor: float) -> Array:
+def raw_cholesky(covariance: Array, floor: float) -> Array:
     """Parameters of the nearest covariance without a variance below the floor: eigenvalues are raised to it."""
     covariance = 0.5 * (covariance + jnp.swapaxes(covariance, -1, -2))
 
@@ -203,17 +203,17 @@ def _log_std(variance: Array, floor: float) -> Array:
 _FORMS: dict[str, _Form] = {
     "full": _Form(
         identity=lambda k, d: jnp.zeros((k, d, d)),
-        factor=lambda raw, k, d: _unpack(raw),
+        factor=lambda raw, k, d: cholesky_of(raw),
         pool=lambda scatter, weight: (scatter, weight),
-        raw=_pack,
+        raw=raw_cholesky,
         factorised=False,
         shared=False,
     ),
     "tied": _Form(
         identity=lambda k, d: jnp.zeros((d, d)),
-        factor=lambda raw, k, d: jnp.broadcast_to(_unpack(raw)[None], (k, d, d)),
+        factor=lambda raw, k, d: jnp.broadcast_to(cholesky_of(raw)[None], (k, d, d)),
         pool=lambda scatter, weight: (scatter.sum(0), weight.sum()),
-        raw=_pack,
+        raw=raw_cholesky,
         factorised=False,
         shared=True,
     ),

@@ -47,8 +47,10 @@ class MaybeMissing(dist.Distribution):
     def sample(self, key, sample_shape=()):
         noise = jax.random.normal(key, sample_shape + self.loc.shape, self.loc.dtype)
         if self.factor.ndim == self.loc.ndim:
-            return self.loc + self.factor * noise
-        return self.loc + jnp.einsum("...ij,...j->...i", self.factor, noise, precision="highest")
+            scaled = jnp.broadcast_to(self.factor, noise.shape) * noise
+        else:
+            scaled = jnp.einsum("...ij,...j->...i", self.factor, noise, precision="highest")
+        return jnp.broadcast_to(self.loc, noise.shape) + scaled
 
     @property
     def mean(self):

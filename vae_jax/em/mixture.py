@@ -18,6 +18,7 @@ from vae_jax.model import EM, Conditional
 
 Start = Literal["k-means", "k-means++", "random"]
 _START_ROWS = 10_000
+_DOUBT = 0.05  # no component starts without hope for a value that it has not seen
 
 
 def mixture(
@@ -83,6 +84,7 @@ def mixture(
         ys = _some(k_rows, ys)
         rows = family.features(ys)
         member = _one_hot(assign(rows, _centres(k_centres, rows, components, start)), components, rows.dtype)
+        member = (1 - _DOUBT) * member + _DOUBT / components
         params = init(k_init)
         for _ in range(2):  # the second time about the means of the first
             sums = {"pri": member.sum(axis=0), "gen": family.stats(params["gen"], ys, member)}

@@ -15,7 +15,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from vae_jax.em.gaussians import LOG_2PI
-from vae_jax.em.gaussians import _unpack as unpack
+from vae_jax.em.gaussians import cholesky_of as unpack
 from vae_jax.em.kalman import Chain, Filtered, GaussianChain, kalman_filter
 from vae_jax.em.missing import RealOrMissing, masked_log_prob
 from vae_jax.em.regression import matmul

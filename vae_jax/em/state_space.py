@@ -17,8 +17,8 @@ from jax import Array
 
 from vae_jax.em.family import check_real, fill
 from vae_jax.em.gaussians import FLOOR
-from vae_jax.em.gaussians import _pack as pack
-from vae_jax.em.gaussians import _unpack as unpack
+from vae_jax.em.gaussians import cholesky_of as unpack
+from vae_jax.em.gaussians import raw_cholesky as pack
 from vae_jax.em.kalman import Chain, GaussianChain, run_parallel, smooth
 from vae_jax.em.regression import Regression, matmul, seen
 from vae_jax.em.sequences import (

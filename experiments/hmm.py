@@ -1,0 +1,326 @@
+"""Hidden Markov models of a series in time order, by EM (Baum-Welch), beside mixtures that do not know of the order.
+
+    python -m experiments.hmm                          # eruptions of Old Faithful, 2 and 3 states
+    python -m experiments.hmm --data sp500             # 5,030 daily returns of the S&P 500 (pip install arch)
+    python -m experiments.hmm --data my.csv --states 4 # one's own columns of numbers, first line their names
+    python -m experiments.hmm --help                   # every option
+
+Every ln P is a density of the series in its own units, in nats per step.
+"""
+
+import csv
+import dataclasses
+import gzip
+import importlib.util
+import itertools
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments import tables
+from vae_jax import data, pictures, report
+from vae_jax.em import FittedEM, fit_em, gaussians, mixture_of_gaussians
+from vae_jax.em.hidden_markov import filtering, gaussian_hmm, smoothing, viterbi
+from vae_jax.evaluate import Mean, mean
+from vae_jax.model import Conditional
+
+BLOCKS = 10
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Fit hidden Markov models with Gaussian emissions to a series, and write a report."""
+
+    data: str = "geyser"
+    """geyser: waiting times and durations of 299 eruptions. sp500: daily returns, from the package arch. Or a CSV file
+    of numbers, the oldest first, with the columns' names in its first line."""
+    states: tuple[int, ...] = (2, 3)
+    """Numbers of states, a model for each; covariances are full."""
+    restarts: int = 10
+    """Random starts of EM for each model; the best counts."""
+    iterations: int = 500
+    """Iterations of EM, at most."""
+    seed: int = 0
+    """Seed of everything random."""
+    out: str = "runs/hmm"
+    """Directory of the report."""
+    smoke: bool = False
+    """A few seconds: the first number of states, 5 restarts, 50 iterations."""
+
+
+class Series(NamedTuple):
+    """(T, d) numbers, the oldest first; names of the columns, what a step is called, where they come from."""
+
+    ys: np.ndarray
+    columns: tuple[str, ...]
+    step: str
+    source: str
+
+    @property
+    def mean(self) -> np.ndarray:
+        return self.ys.mean(axis=0)
+
+    @property
+    def std(self) -> np.ndarray:
+        return self.ys.std(axis=0)
+
+    def standardised(self) -> np.ndarray:
+        """What is fitted: EM then takes the same course whatever the units."""
+        return ((self.ys - self.mean) / self.std).astype(np.float32)
+
+    def in_units(self, zs: Any) -> np.ndarray:
+        """The way back."""
+        return np.asarray(zs) * self.std + self.mean
+
+    @property
+    def log_scale(self) -> float:
+        """What ln P of a step gains where it is taken as a density of ys."""
+        return -float(np.log(self.std).sum())
+
+
+def load_series(name: str) -> Series:
+    """By the option --data.
+
+    Raises:
+        FileNotFoundError: no such file, or the package that carries the returns is not installed.
+        ValueError: a series that is too short, with gaps, or with a column that does not vary.
+    """
+    if name == "sp500":
+        series = daily_returns()
+    else:
+        table = data.load_table(name)
+        series = Series(table.ys, table.columns, "eruption" if name == "geyser" else "step", table.source)
+    if len(series.ys) < 4 * BLOCKS:
+        raise ValueError(f"{name}: {len(series.ys)} steps are too few, want at least {4 * BLOCKS}")
+    for column, ys in zip(series.columns, series.ys.T, strict=True):
+        if not np.isfinite(ys).all():
+            raise ValueError(f"{name}: column {column!r} has gaps or infinite values, from line {_first_gap(ys)} on")
+        if np.ptp(ys) == 0:
+            raise ValueError(f"{name}: column {column!r} is {ys[0]:g} throughout: leave it out")
+    return series
+
+
+def _first_gap(ys: np.ndarray) -> int:
+    return int(np.argmax(~np.isfinite(ys))) + 2  # counted from 1, after the line of names
+
+
+def daily_returns() -> Series:
+    """100 ln(close / close of the day before) of the S&P 500; `arch` is looked at, not imported."""
+    package = importlib.util.find_spec("arch")
+    path = None
+    if package is not None and package.submodule_search_locations:
+        path = Path(package.submodule_search_locations[0], "data", "sp500", "sp500.csv.gz")
+    if path is None or not path.is_file():
+        raise FileNotFoundError("sp500 is read from the package arch, which is not installed: pip install arch")
+    with gzip.open(path, "rt", encoding="utf8") as file:
+        days = list(csv.DictReader(file))
+    ys = 100 * np.diff(np.log([float(day["Close"]) for day in days]))
+    source = f"S&P 500, daily closes from {days[0]['Date']} to {days[-1]['Date']}, carried by the package arch"
+    return Series(ys[:, None], ("return, %",), "day", source)
+
+
+class Comparison(NamedTuple):
+    """A hidden Markov model and a mixture with as many components, both fitted to the series.
+
+    Fields:
+        model, fitted: the hidden Markov model, fitted to the whole series; the commonest state is the first.
+        markov, mixture: (T,) ln P(y_t|y_1 .. y_{t-1}) and ln P(y_t), in units of the series.
+        late_markov, late_mixture: the same of the last quarter, by fits to the first three.
+    """
+
+    model: Conditional
+    fitted: FittedEM
+    markov: np.ndarray
+    mixture: np.ndarray
+    late_markov: np.ndarray
+    late_mixture: np.ndarray
+
+
+def compare(config: Config, series: Series, states: int, key: jax.Array) -> Comparison:
+    """Fit both models, to everything and to the first three quarters, and score every step."""
+    zs, first = jnp.asarray(series.standardised()), len(series.ys) * 3 // 4
+    model = gaussian_hmm(zs.shape[1], states, len(zs))
+    mixture = mixture_of_gaussians(zs.shape[1], states, "full")
+    assert mixture.em is not None
+    score = {
+        "markov": jax.jit(lambda params: filtering(model, params, zs).log_p),
+        "mixture": jax.jit(lambda params: mixture.em.expect(params, zs)[0]),
+    }
+    options = {"restarts": config.restarts, "iterations": config.iterations}
+
+    def fit(key, n):
+        """Fits to the first n steps, and what they say of each of the T."""
+        k_markov, k_mixture = jax.random.split(key)
+        # the model is that of T steps, of which n are real: it is compiled once
+        markov = fit_em(model, zs[None], np.array([n]), key=k_markov, tolerance=1e-3, **options)
+        independent = fit_em(mixture, zs[:n], key=k_mixture, tolerance=1e-3 / n, **options)
+        scores = score["markov"](markov.params), score["mixture"](independent.params)
+        return markov, *(np.asarray(values, np.float64) + series.log_scale for values in scores)
+
+    k_whole, k_early = jax.random.split(key)
+    fitted, *whole = fit(k_whole, len(zs))
+    _, *early = fit(k_early, first)
+    share = jax.jit(lambda params: smoothing(model, params, zs).mean(axis=0))(fitted.params)
+    fitted = fitted._replace(params=in_order(fitted.params, jnp.argsort(-share)))
+    return Comparison(model, fitted, *whole, *(values[first:] for values in early))
+
+
+def in_order(params: Any, order: Any) -> Any:
+    """The same model, its states numbered anew."""
+    pri = params["pri"]
+    pri = {"initial": pri["initial"][order], "transition": pri["transition"][order][:, order]}
+    return {"pri": pri, "gen": jax.tree.map(lambda x: x[order], params["gen"])}
+
+
+def over_time(values: np.ndarray) -> Mean:
+    """Mean over steps. Steps near each other are alike, so the error is that of the means of ten long blocks."""
+    blocks = [block.mean() for block in np.array_split(values, BLOCKS)]
+    return Mean(float(values.mean()), mean(np.array(blocks)).standard_error)
+
+
+def table(comparisons: dict[int, Comparison], step: str) -> list[report.Row]:
+    """What each model says of a step, and what the order of time brings."""
+    rows = []
+    for states, found in comparisons.items():
+        n, late = len(found.markov), len(found.late_markov)
+        how = "converged" if found.fitted.converged else "not converged"
+        rows += [
+            report.Row(
+                f"ln P, {states} states",
+                float(found.markov.mean()),
+                None,
+                f"nats per {step}, all {n}; in all {found.markov.sum():.2f}, {how}; a density, higher is better",
+            ),
+            report.Row(f"ln P, mixture of {states}", float(found.mixture.mean()), None, "the same without the order"),
+            report.Row(
+                f"order brings, {states} states", float((found.markov - found.mixture).mean()), None, "difference"
+            ),
+            report.Row(
+                f"held-out ln P, {states} states",
+                *over_time(found.late_markov),
+                f"nats per {step}, the last {late} predicted one by one; fitted to the first {n - late}",
+            ),
+            report.Row(
+                f"held-out ln P, mixture of {states}", *over_time(found.late_mixture), "the same without the order"
+            ),
+            report.Row(
+                f"held-out order brings, {states} states",
+                *over_time(found.late_markov - found.late_mixture),
+                "difference, step by step",
+            ),
+        ]
+    return rows
+
+
+def describe(found: Comparison, series: Series) -> report.TextTable:
+    """Mean and standard deviation of each state, how often it is, how long it lasts and what follows."""
+    assert found.model.em is not None and found.model.em.generator is not None
+    params, zs = found.fitted.params, jnp.asarray(series.standardised())
+    moves = np.asarray(jax.nn.softmax(params["pri"]["transition"]), np.float64)
+    shares = np.asarray(smoothing(found.model, params, zs).mean(axis=0))
+    means = series.in_units(params["gen"]["means"])
+    stds = np.sqrt(np.stack([np.diag(c) for c in covariances(params)])) * series.std
+    pairs = itertools.chain.from_iterable((f"{name}: mean", "std") for name in series.columns)
+    rows = []
+    for k, share in enumerate(shares):
+        numbers = itertools.chain.from_iterable(zip(means[k], stds[k], strict=True))
+        stay = 1 / max(1 - moves[k, k], 1e-12)
+        onwards = ", ".join(f"{p:.3f}" for p in moves[k])
+        rows.append([str(k + 1), f"{share:.1%}", *(f"{x:.4g}" for x in numbers), f"{stay:.4g}", onwards])
+    columns = ["state", f"share of {series.step}s", *pairs, f"lasts, {series.step}s", "P(next state)"]
+    return report.TextTable(columns, rows)
+
+
+def covariances(params: Any) -> np.ndarray:
+    """(K, d, d) of the standardised series."""
+    means = params["gen"]["means"]
+    family = gaussians(means.shape[1], "full")
+    return np.stack([np.asarray(family.dist(params["gen"], k).covariance_matrix) for k in range(len(means))])
+
+
+def simulate(found: Comparison, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """A path (T,) of the chain, and a standardised series (T, d) along it."""
+    em, params = found.model.em, found.fitted.params
+    assert em is not None and em.prior is not None and em.generator is not None
+    k_path, k_ys = jax.random.split(key)
+    path = em.prior.dist(params["pri"]).sample(k_path)
+    return path, em.generator.dist(params["gen"], path).sample(k_ys)
+
+
+def picture(found: Comparison, series: Series, zs: jax.Array, path: Any, what: str) -> report.Picture:
+    """A series with its states, and below it P(z_t|y)."""
+    posterior = np.asarray(jax.jit(lambda params: smoothing(found.model, params, zs))(found.fitted.params))
+    names = [f"state {k + 1}" for k in range(posterior.shape[1])]
+    drawn = pictures.timeline(
+        series.in_units(zs), np.asarray(path), posterior, columns=series.columns, names=names, x=series.step
+    )
+    return report.Picture(drawn, what, what)
+
+
+def sections(comparisons: dict[int, Comparison], series: Series, key: jax.Array) -> list[report.Section]:
+    """The climb of EM, then for each model its states over the series, and a series of its own."""
+    n, zs = len(series.ys), jnp.asarray(series.standardised())
+    climb = {
+        f"{states} states": (np.arange(1, len(found.fitted.history)), found.fitted.history[1:] / n + series.log_scale)
+        for states, found in comparisons.items()
+    }
+    found_sections = [
+        report.Section(
+            "The climb",
+            "ln P of the whole series by iteration of EM, of the best start.",
+            [report.Picture(pictures.curves(climb, x="iteration", y=f"ln P, nats per {series.step}"), "ln P")],
+        )
+    ]
+    for i, (states, found) in enumerate(comparisons.items()):
+        path, _ = jax.jit(lambda params, model=found.model: viterbi(model, params, zs))(found.fitted.params)
+        true_path, simulated = simulate(found, jax.random.fold_in(key, i))
+        found_sections.append(
+            report.Section(
+                f"{states} states",
+                "The series, each point in the colour of its state on the most probable path (Viterbi), and below it "
+                "the probability of each state given the whole series. Then a series that the model drew, in the "
+                "colours of its true states, and what the model infers from it.",
+                [
+                    picture(found, series, zs, path, "the series"),
+                    picture(found, series, simulated, true_path, "a simulated series"),
+                ],
+                describe(found, series),
+            )
+        )
+    return found_sections
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Fit, compare, report; returns the numbers of the table.
+
+    Raises:
+        FileNotFoundError, ValueError: see `load_series`; no numbers of states.
+    """
+    if not config.states or min(config.states) < 1:
+        raise ValueError(f"states wants at least one number, each at least 1; got {config.states}")
+    series = load_series(config.data)
+    if config.smoke:
+        config = dataclasses.replace(config, states=config.states[:1], restarts=5, iterations=50)
+    k_fits, k_pictures = jax.random.split(jax.random.key(config.seed))
+    comparisons = {
+        states: compare(config, series, states, jax.random.fold_in(k_fits, states)) for states in config.states
+    }
+    return tables.publish(
+        "hmm",
+        config,
+        title=f"Hidden Markov models of {config.data}",
+        lead=(
+            f"Gaussian emissions of full covariance, {', '.join(map(str, config.states))} states, fitted by EM to "
+            f"{len(series.ys)} {series.step}s in time order, the best of {config.restarts} starts. "
+            f"Columns: {'; '.join(series.columns)}. Data: {series.source}."
+        ),
+        table=table(comparisons, series.step),
+        sections=sections(comparisons, series, k_pictures),
+    )
+
+
+if __name__ == "__main__":
+    tables.run(main, Config)
