@@ -4,7 +4,9 @@
     python -m experiments.em_mixture --data fashion_mnist_mini    # the 5,000 images that the package carries
     python -m experiments.em_mixture --help                       # every option
 
-Every ln p here is a density of the projection (PCA coordinates of pixels / 255), not of images.
+Every ln p here is a density of the projection (PCA coordinates of pixels / 255), not of images. Expected test ln p in
+nats: 7.11 ± 0.27 on Fashion-MNIST (one Gaussian: -45.11 ± 0.11), -8.3 ± 1.0 on the mini set, which is small for 50
+covariances. In the small mixture EM, VAE and gradient ascent end at the same ln p, and hard EM 0.007 nats lower.
 """
 
 import dataclasses
@@ -43,7 +45,7 @@ class Config:
     """Stop when an iteration gains less, in nats per image."""
     route_dimensions: int = 2
     """Principal components of the small mixture that is fitted along four routes."""
-    route_components: int = 4
+    route_components: int = 3
     """Gaussians in the small mixture."""
     passes: int = 100
     """Passes over the data along each of the four routes."""

@@ -47,7 +47,7 @@ def four_routes(
     soft, hard = (
         mixture_of_gaussians(ys.shape[1], components, "full", start="k-means++", hard=hard) for hard in (False, True)
     )
-    start = jax.jit(soft.em.start)(k_start, jnp.asarray(ys))
+    start = jax.jit(em_of(soft).start)(k_start, jnp.asarray(ys))
 
     def ascend(model, start, key):
         return by_gradient(model, start, ys, key, passes, batch_size, learning_rate)
@@ -123,6 +123,7 @@ def section(routes: Routes, what: str) -> report.Section:
     first = 1 if len(passes) > 2 else 0  # the start is far below
     lines = {name: (passes[first:], values[first:]) for name, values in routes.log_p.items()}
     end = float(routes.log_p[EM][-1])
+    ahead = "ends above EM" if routes.best[HARD] > routes.best[EM] else "stopped at a local maximum below EM"
     cells = [
         [
             name,
@@ -136,8 +137,8 @@ def section(routes: Routes, what: str) -> report.Section:
     return report.Section(
         "Four routes to one mixture",
         f"{what}, from the same start. A pass is an iteration of EM, or an epoch of Adam. EM, the VAE and gradient "
-        "ascent maximise the same likelihood; hard EM maximises the joint probability of y and its best component, in "
-        "which it ends higher than the others.",
+        "ascent maximise the same likelihood; hard EM maximises the joint probability of y and its best component, the "
+        f"last column, in which it {ahead}.",
         [
             report.Picture(
                 pictures.curves(lines, x="passes over the data", y="mean ln p, nats"), "ln p along four routes"

@@ -23,11 +23,13 @@ import numpy as np
 from experiments import tables
 from vae_jax import data, pictures, report
 from vae_jax.em import FittedEM, fit_em, gaussians, mixture_of_gaussians
+from vae_jax.em.fit import em_of
 from vae_jax.em.hidden_markov import filtering, gaussian_hmm, smoothing, viterbi
 from vae_jax.evaluate import Mean, mean
 from vae_jax.model import Conditional
 
 BLOCKS = 10
+NEAR = 40  # steps in the pictures from nearer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,10 +146,9 @@ def compare(config: Config, series: Series, states: int, key: jax.Array) -> Comp
     zs, first = jnp.asarray(series.standardised()), len(series.ys) * 3 // 4
     model = gaussian_hmm(zs.shape[1], states, len(zs))
     mixture = mixture_of_gaussians(zs.shape[1], states, "full")
-    assert mixture.em is not None
     score = {
         "markov": jax.jit(lambda params: filtering(model, params, zs).log_p),
-        "mixture": jax.jit(lambda params: mixture.em.expect(params, zs)[0]),
+        "mixture": jax.jit(lambda params: em_of(mixture).expect(params, zs)[0]),
     }
     options = {"restarts": config.restarts, "iterations": config.iterations}
 
@@ -217,7 +218,6 @@ def table(comparisons: dict[int, Comparison], step: str) -> list[report.Row]:
 
 def describe(found: Comparison, series: Series) -> report.TextTable:
     """Mean and standard deviation of each state, how often it is, how long it lasts and what follows."""
-    assert found.model.em is not None and found.model.em.generator is not None
     params, zs = found.fitted.params, jnp.asarray(series.standardised())
     moves = np.asarray(jax.nn.softmax(params["pri"]["transition"]), np.float64)
     shares = np.asarray(smoothing(found.model, params, zs).mean(axis=0))
@@ -243,21 +243,24 @@ def covariances(params: Any) -> np.ndarray:
 
 def simulate(found: Comparison, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A path (T,) of the chain, and a standardised series (T, d) along it."""
-    em, params = found.model.em, found.fitted.params
-    assert em is not None and em.prior is not None and em.generator is not None
+    em, params = em_of(found.model), found.fitted.params
+    assert em.prior is not None and em.generator is not None
     k_path, k_ys = jax.random.split(key)
     path = em.prior.dist(params["pri"]).sample(k_path)
     return path, em.generator.dist(params["gen"], path).sample(k_ys)
 
 
-def picture(found: Comparison, series: Series, zs: jax.Array, path: Any, what: str) -> report.Picture:
-    """A series with its states, and below it P(z_t|y)."""
+def drawn(found: Comparison, series: Series, zs: jax.Array, path: Any, what: str) -> list[report.Picture]:
+    """A series with its states, and below it P(z_t|y); then its beginning, from nearer."""
     posterior = np.asarray(jax.jit(lambda params: smoothing(found.model, params, zs))(found.fitted.params))
     names = [f"state {k + 1}" for k in range(posterior.shape[1])]
-    drawn = pictures.timeline(
-        series.in_units(zs), np.asarray(path), posterior, columns=series.columns, names=names, x=series.step
-    )
-    return report.Picture(drawn, what, what)
+    ys, path = series.in_units(zs), np.asarray(path)
+
+    def picture(n: int, what: str) -> report.Picture:
+        labels = {"columns": series.columns, "names": names, "x": series.step}
+        return report.Picture(pictures.timeline(ys[:n], path[:n], posterior[:n], **labels), what, what)
+
+    return [picture(len(ys), what), picture(NEAR, f"{what}: the first {NEAR} {series.step}s")]
 
 
 def sections(comparisons: dict[int, Comparison], series: Series, key: jax.Array) -> list[report.Section]:
@@ -284,8 +287,8 @@ def sections(comparisons: dict[int, Comparison], series: Series, key: jax.Array)
                 "the probability of each state given the whole series. Then a series that the model drew, in the "
                 "colours of its true states, and what the model infers from it.",
                 [
-                    picture(found, series, zs, path, "the series"),
-                    picture(found, series, simulated, true_path, "a simulated series"),
+                    *drawn(found, series, zs, path, "the series"),
+                    *drawn(found, series, simulated, true_path, "a simulated series"),
                 ],
                 describe(found, series),
             )
@@ -313,7 +316,7 @@ def main(config: Config) -> dict[str, Any]:
         config,
         title=f"Hidden Markov models of {config.data}",
         lead=(
-            f"Gaussian emissions of full covariance, {', '.join(map(str, config.states))} states, fitted by EM to "
+            f"Gaussian emissions of full covariance, {' and '.join(map(str, config.states))} states, fitted by EM to "
             f"{len(series.ys)} {series.step}s in time order, the best of {config.restarts} starts. "
             f"Columns: {'; '.join(series.columns)}. Data: {series.source}."
         ),

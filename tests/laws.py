@@ -140,11 +140,13 @@ LEVELS = Data(integers(8, 2), words(8, 2), np.tile([0, 7], (BATCH, 1)))
 COUNTS = Data(integers(5, 1), words(60, 1), np.full((BATCH, 1), 10_000))
 REALS = Data(_reals, grid(2, reach=9.0, step=0.4), 1e4 * _reals)
 IMAGES = Data(integers(2, 4, 4, 1).astype(np.float32), None, np.ones((BATCH, 4, 4, 1), np.float32))
-STEPS = Data(_reals[..., None], Grid(REALS.values.points[..., None], REALS.values.log_volume), 1e4 * _reals[..., None])
+WIDE = grid(2, reach=16.0, step=0.5)
+STEPS = Data(_reals[..., None], Grid(WIDE.points[..., None], WIDE.log_volume), 1e4 * _reals[..., None])
 LABELS = np.eye(2, dtype=np.float32)[integers(2)]
 
 # Latents: all their values.
-PATHS = Grid(grid(2).points[..., None], grid(2).log_volume)
+FINE = grid(2, reach=6.0, step=0.25)
+PATHS = Grid(FINE.points[..., None], FINE.log_volume)
 LINE, PLANE, THREE, PAIRS, TWO_BITS = grid(1), grid(2), Grid(np.arange(3), 0.0), words(3, 2), words(2, 2)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 from scipy.special import log_softmax, logsumexp, rel_entr, softmax
-from scipy.stats import chisquare
+from scipy.stats import chisquare, multivariate_normal
 from systems import (
     EIGENVALUES,
     affine,
@@ -43,7 +43,9 @@ from vae_jax import (
     vampprior,
 )
 from vae_jax.distributions import raw_log_std
+from vae_jax.em import as_vae, factor_analysis, mixture_of_gaussians
 from vae_jax.model import log_prob
+from vae_jax.refine import refine
 
 POP = np.array([0.1, 0.2, 0.3, 0.4])  # a population of y in 0 .. 3
 POPULATION = np.repeat(np.arange(4), [1, 2, 3, 4])  # ten examples, exactly in its proportions
@@ -539,3 +541,74 @@ def test_discrete_z_trains_by_enumeration(x64):
         step[index] = h
         slope = (numpy_loss(enc + step) - numpy_loss(enc - step)) / (2 * h)
         assert gradient[index] == pytest.approx(slope, abs=1e-8)
+
+
+# EM is alternating optimisation of the ELBO loss
+
+
+def test_em_alternates_exact_optimisation_of_enc_and_of_pri_and_gen(x64):
+    """On one loss: min over enc is the exact posterior, where the loss is -ln P; min over (pri, gen) is the M-step.
+
+    Each half is held against 300 steps of gradient descent on the same half, which come no lower and to the same place.
+    """
+    ys = jnp.asarray(np.random.default_rng(0).normal(size=(40, 1)) + 4 * (np.arange(40) % 3 == 0)[:, None])
+    mixture = mixture_of_gaussians(1, 2)
+    system = as_vae(mixture)
+    rough = mixture.init(jax.random.key(0))
+    rough = {**rough, "gen": {**rough["gen"], "means": jnp.array([[-1.0], [2.0]])}}
+
+    @jax.jit
+    def loss(enc, pri_gen):
+        return jax.vmap(lambda y: system.terms({"enc": enc, **pri_gen}, jax.random.key(0), y).nats)(ys).mean()
+
+    losses = [loss(jax.tree.map(lambda x: x + 0.3, rough), rough)]
+    params = rough
+    for _ in range(3):
+        losses.append(loss(params, params))  # enc: the exact posterior of the present (pri, gen)
+        log_p, stats = mixture.em.expect(params, ys)
+        assert losses[-1] == pytest.approx(float(-log_p.mean()), abs=1e-12)
+        enc, params = params, mixture.em.maximise(params, stats, len(ys))
+        losses.append(loss(enc, params))  # (pri, gen): their optimum for that enc
+    assert (np.diff(losses) < 0).all()
+    start = {"enc": enc, **jax.tree.map(lambda x: x + 0.1, params)}
+    trained, _ = train(system, start, ys, steps=300, optimizer=optax.adam(0.05), parts=("pri", "gen"))
+    by_gradient = loss(enc, {part: trained[part] for part in ("pri", "gen")})
+    assert losses[-1] - 1e-12 < by_gradient < losses[-1] + 1e-4
+    trained, _ = train(system, {"enc": enc, **params}, ys, steps=300, optimizer=optax.adam(0.05), parts=("enc",))
+    by_gradient = loss(trained["enc"], params)
+    assert loss(params, params) - 1e-12 < by_gradient < loss(params, params) + 1e-4
+
+
+def test_in_em_the_posterior_can_be_sampled_and_computed(x64):
+    """P_pri,gen(z|y) of factor analysis: computed it is Bayes' rule; sampled, every L(y, z) is -ln P_pri,gen(y)."""
+    rng = np.random.default_rng(1)
+    model = factor_analysis(3, 2)
+    params = jax.tree.map(lambda x: jnp.asarray(0.5 * rng.normal(size=x.shape)), model.init(jax.random.key(0)))
+    y = jnp.asarray(rng.normal(size=3))
+    loadings, mean, log_std = (np.asarray(params["gen"][name]) for name in ("loadings", "mean", "log_std"))
+    noise = np.diag(np.exp(2 * log_std))
+    precision = np.eye(2) + loadings.T @ np.linalg.inv(noise) @ loadings
+    posterior = model.em.posterior(params, y)
+    np.testing.assert_allclose(posterior.covariance_matrix, np.linalg.inv(precision), rtol=1e-9)
+    expected = np.linalg.solve(precision, loadings.T @ np.linalg.inv(noise) @ (np.asarray(y) - mean))
+    np.testing.assert_allclose(posterior.mean, expected, rtol=1e-9)
+    log_p = multivariate_normal(mean, loadings @ loadings.T + noise).logpdf(np.asarray(y))
+    system = as_vae(model)
+    keys = jax.random.split(jax.random.key(0), 20)
+    nats = jax.jit(jax.vmap(lambda key: system.terms({"enc": params, **params}, key, y).nats))(keys)
+    np.testing.assert_allclose(nats, np.full(20, -log_p), rtol=1e-10)
+
+
+# The Bayesian interpretation
+
+
+def test_training_the_encoder_is_variational_bayesian_inference(x64):
+    """With prior and generator fixed, refining q for one y raises the ELBO to ln P(y), and q to the posterior."""
+    system = toy()
+    q = refine(
+        affine_normal(1), standard_normal(1), l2(affine(2), np.sqrt(0.5)), system.params, jax.random.key(0),
+        system.ys[0], steps=400, learning_rate=optax.cosine_decay_schedule(0.1, 400),
+    )  # fmt: skip
+    np.testing.assert_allclose(q.q.mean, [-2 / 11], atol=1e-4)
+    np.testing.assert_allclose(q.q.variance, [1 / 11], atol=1e-4)
+    assert q.elbo[-1] == pytest.approx(system.log_p[0], abs=1e-4)  # every draw of L is -ln P at the posterior

@@ -104,20 +104,21 @@ def hidden_markov_models(ys: np.ndarray, start: dict[str, np.ndarray]) -> Contes
     }
     contestants = {"vae_jax": ours(model.em, params, ys, len(ys))}
     if importlib.util.find_spec("hmmlearn") is not None:
-        contestants["hmmlearn"] = _hmmlearn(ys, start)
+        contestants["hmmlearn, log (default)"] = _hmmlearn(ys, start, "log")
+        contestants["hmmlearn, scaling"] = _hmmlearn(ys, start, "scaling")
     if importlib.util.find_spec("dynamax") is not None:
         contestants["dynamax"] = _dynamax(ys, start)
     return contestants
 
 
-def _hmmlearn(ys, start) -> Callable[[], float]:
+def _hmmlearn(ys, start, implementation) -> Callable[[], float]:
     from hmmlearn.hmm import CategoricalHMM
 
     flat, lengths = ys.reshape(-1, 1), [ys.shape[1]] * len(ys)
 
     def run() -> float:
         peer = CategoricalHMM(
-            len(start["initial"]), n_iter=ITERATIONS, tol=-np.inf, init_params="", implementation="scaling"
+            len(start["initial"]), n_iter=ITERATIONS, tol=-np.inf, init_params="", implementation=implementation
         )
         peer.startprob_, peer.transmat_, peer.emissionprob_ = start["initial"], start["transition"], start["emission"]
         return float(peer.fit(flat, lengths).score(flat, lengths) / len(ys))

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.estimators import enumerated, sampled
+from vae_jax.estimators import enumerated, fixed_encoder, sampled
 from vae_jax.model import EM, Conditional, Model, Params, example_of
 from vae_jax.vae import vae
 
@@ -78,6 +78,7 @@ def fit_em(
     em.check(ys, cs)
     ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
     starts = _stack(params) if params is not None else _starts(em)(jax.random.split(key, restarts), ys, cs)
+    starts = _in_precision_of(ys, starts)
     limit = -jnp.inf if tolerance is None else tolerance
     fitted, histories, done = jax.device_get(_loop(em, iterations, min(chunk, n))(starts, limit, ys, cs))
     last = histories[np.arange(restarts), done]
@@ -108,6 +109,16 @@ def em_of(model: Any) -> EM:
     return em
 
 
+def _in_precision_of(ys: Any, params: Params) -> Params:
+    """Parameters in the data's floating-point type; integers leave them as they are."""
+    dtype = jnp.result_type(*jax.tree.leaves(ys))
+    return jax.tree.map(lambda x: x.astype(dtype), params) if jnp.issubdtype(dtype, jnp.floating) else params
+
+
+def _with_dtypes(new: Params, old: Params) -> Params:
+    return jax.tree.map(lambda x, y: x.astype(y.dtype), new, old)
+
+
 def _stack(params: Params) -> Params:
     return jax.tree.map(lambda x: jnp.asarray(x)[None], params)
 
@@ -133,7 +144,7 @@ def _loop(em: EM, iterations: int, chunk: int) -> Callable[..., Any]:
             log_p, stats = expect_in_chunks(em, params, ys, cs, chunk)
             value = (log_p + em.log_prior(params) / n).astype(history.dtype)
             done = (i == iterations) | ((i > 0) & ~(value - history[i - 1] >= tolerance))
-            moved = em.maximise(params, stats, n)
+            moved = _with_dtypes(em.maximise(params, stats, n), params)
             params = jax.tree.map(lambda old, new: jnp.where(done, old, new), params, moved)
             return done, jnp.where(done, i, i + 1), params, history.at[i].set(value)
 
@@ -221,7 +232,7 @@ def make_em_step(
         past = decay(state.step) if callable(decay) else decay
         log_p, new = em.expect(state.params, ys, cs)
         stats = jax.tree.map(lambda old, x: past * old + (1 - past) * x, state.stats, new)
-        params = em.maximise(state.params, stats, examples)
+        params = _with_dtypes(em.maximise(state.params, stats, examples), state.params)
         return EMState(params, em.recentre(stats, state.params, params), state.step + 1), log_p.mean()
 
     return step
@@ -231,7 +242,8 @@ def as_vae(model: Conditional) -> Model:
     """The same model as encoder, prior and generator: P_enc(z|y) is the exact posterior of parameters of its own.
 
     With `enc = {"pri": ..., "gen": ...}` equal to the model's parameters (an E-step) every bound is -ln P(y); training
-    the rest alone is an M-step. A latent with finitely many values is summed over, another one sampled.
+    the rest alone is an M-step. A latent with finitely many values is summed over, another one sampled; the encoder is
+    fixed where the sample has no gradient (paths of states).
 
     Raises:
         TypeError: the model has no exact posterior, or does not offer its parts.
@@ -245,5 +257,6 @@ def as_vae(model: Conditional) -> Model:
         return em.posterior(enc, y, c)
 
     encoder = Conditional(lambda key, c: model.init(key), posterior)
-    discrete = getattr(em.prior.dist(em.prior.init(jax.random.key(0))), "has_enumerate_support", False)
-    return vae(encoder, em.prior, em.generator, estimator=enumerated if discrete else sampled)
+    pri = em.prior.dist(em.prior.init(jax.random.key(0)))
+    estimator = enumerated if pri.has_enumerate_support else sampled if pri.has_rsample else fixed_encoder
+    return vae(encoder, em.prior, em.generator, estimator=estimator)

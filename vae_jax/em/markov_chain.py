@@ -101,9 +101,10 @@ class MarkovChain(dist.Distribution):
                 state = jnp.where(moved, drawn, later)
                 return state, state
 
-            keys = jax.random.split(key, len(log_filtered))
-            last = jax.random.categorical(keys[-1], log_filtered[-1])
-            _, before = jax.lax.scan(step, last, (keys[:-1], log_filtered[:-1], real_next), reverse=True)
+            k_last, k_before = jax.random.split(key)
+            keys = jax.random.split(k_before, len(log_filtered) - 1)
+            last = jax.random.categorical(k_last, log_filtered[-1])
+            _, before = jax.lax.scan(step, last, (keys, log_filtered[:-1], real_next), reverse=True)
             return jnp.append(before, last)
 
         return _draw(one, key, sample_shape)

@@ -64,6 +64,7 @@ def mixture(
 
     def expect(params, ys, cs=None):
         del cs
+        ys = jnp.asarray(ys)
         log_joint = joint(params, ys)
         if hard:
             log_p, weights = log_joint.max(axis=1), _one_hot(log_joint.argmax(axis=1), components, log_joint.dtype)
@@ -99,8 +100,10 @@ def mixture(
         return {**stats, "gen": family.recentre(stats["gen"], old["gen"], new["gen"])}
 
     def log_prior(params):
-        weights = (concentration - 1) * jax.nn.log_softmax(params["pri"]["logits"]).sum()
-        return weights + family.log_prior(params["gen"])
+        total = family.log_prior(params["gen"])
+        if concentration > 1:
+            total += (concentration - 1) * jax.nn.log_softmax(params["pri"]["logits"]).sum()
+        return total
 
     def check(ys, cs=None):
         if cs is not None:

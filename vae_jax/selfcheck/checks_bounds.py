@@ -74,7 +74,7 @@ def importance_weighted() -> list[Row]:
 
 
 def renyi() -> list[Row]:
-    """20,000 samples in each bound, so that its bias is far below the error of the mean of 20."""
+    """20 bounds of 20,000 samples each: their bias is at most 4e-5, which the tolerance allows for."""
     alphas, k = (1.0, 0.5, 0.0), 20_000
 
     @jax.jit

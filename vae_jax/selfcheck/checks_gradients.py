@@ -56,6 +56,7 @@ def at_nodes(model: Model, params: Any, nodes: jax.Array, y: jax.Array) -> jax.A
     return jax.vmap(at)(nodes)
 
 
+# one object each, so that two checks share what is compiled
 PLAIN, DOUBLY = multi_sample.importance_weighted(5), multi_sample.doubly_reparameterised(5)
 ESTIMATORS = {"sampled": sampled, "analytic": analytic, "sticking": sticking}
 
@@ -92,7 +93,7 @@ def several_samples() -> list[Row]:
 
 
 def one_family() -> list[Row]:
-    """Equal gradients of one draw, under the noise that they share: at beta, m or k where the names are one."""
+    """Their gradients are equal draw by draw, under the noise that they share; m = 3 and k = 4."""
     m, k = 3, 4
 
     @jax.jit
