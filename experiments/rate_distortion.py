@@ -5,7 +5,7 @@
     python -m experiments.rate_distortion --help           # every option
 
 With an L2 generator of fixed sigma a VAE at weight beta of the rate describes each direction of the data down to the
-variance beta sigma^2, and lets all directions below that collapse (see `vae_jax.collapse`).
+variance beta sigma^2, and lets all directions below that collapse (see `vae_jax.evaluate.collapse`).
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ import tyro
 
 import vae_jax
 from vae_jax import data, nets, objectives, pictures, preprocess, report
-from vae_jax.collapse import Collapse, collapse, rate_distortion
 from vae_jax.evaluate import Evaluation, Mean, active_units, evaluate, mean
+from vae_jax.evaluate.collapse import Collapse, collapse, rate_distortion
 from vae_jax.fit import fit
 
 

@@ -16,8 +16,8 @@ from scipy.stats import norm
 from systems import NormalAt, affine, affine_normal, linear_gaussian, table
 
 from vae_jax import conditional, l2, learned_normal, standard_normal, vae
-from vae_jax.accounting import gaps, rate_split
 from vae_jax.evaluate import evaluate
+from vae_jax.evaluate.accounting import gaps, rate_split
 from vae_jax.preprocess import dequantisation
 
 KEY = jax.random.key(8)

@@ -17,12 +17,12 @@ REPOSITORY = Path(__file__).parents[1]
 FLOORS = [
     {"_version", "distributions", "network", "preprocess", "run_directory"},
     {"model"},
-    {"annealed", "collapse", "conditionals", "l2", "priors"},
+    {"conditionals", "l2", "priors"},
     {"estimators"},
     {"score_function"},
     {"vae", "objectives", "em"},
     {"multi_sample", "refine", "train"},
-    {"accounting", "certify", "check", "checkpoint", "evaluate", "data", "nets", "pictures", "report"},
+    {"check", "checkpoint", "evaluate", "data", "nets", "pictures", "report"},
     {"fit", "selfcheck"},
 ]
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}

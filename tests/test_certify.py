@@ -11,9 +11,9 @@ from scipy.stats import multivariate_normal
 from systems import affine, affine_normal, linear_gaussian, table
 
 from vae_jax import bernoulli, conditional, l2, learned_normal, standard_normal, vae
-from vae_jax.annealed import linear_betas
-from vae_jax.certify import certified
 from vae_jax.evaluate import evaluate
+from vae_jax.evaluate.annealed import linear_betas
+from vae_jax.evaluate.certify import certified
 from vae_jax.preprocess import dequantisation
 
 KEY = jax.random.key(5)

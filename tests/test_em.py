@@ -9,7 +9,7 @@ from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.datasets import load_iris, load_wine
 from sklearn.mixture import GaussianMixture
 
-from vae_jax import evaluate, fixed_encoder, gaussian, l2, standard_normal, vae
+from vae_jax import fixed_encoder, gaussian, l2, standard_normal, vae
 from vae_jax.em import (
     CovariancePrior,
     as_vae,
@@ -23,6 +23,7 @@ from vae_jax.em import (
 )
 from vae_jax.em.fit import expect_in_chunks
 from vae_jax.em.kmeans import assign, plus_plus
+from vae_jax.evaluate import evaluate
 
 FORMS = {"full": "full", "tied": "tied", "diagonal": "diag", "spherical": "spherical"}
 LINE = np.concatenate([np.arange(-2.0, 2.0, 0.5), np.arange(3.0, 5.0, 0.5)])[:, None]
@@ -249,7 +250,7 @@ def test_missing_entries_are_summed_out(x64):
             ]
             for ours in log_p(params, y):
                 assert ours == pytest.approx(np.log(weights @ parts), abs=1e-12)
-    result = evaluate.evaluate(model, params, jax.random.key(0), np.array([[1.0, np.nan, 2.0], [0.0, 0.0, 0.0]]))
+    result = evaluate(model, params, jax.random.key(0), np.array([[1.0, np.nan, 2.0], [0.0, 0.0, 0.0]]))
     np.testing.assert_allclose(
         result.elbo, [model.dist(params).log_prob(jnp.array(y)) for y in ([1.0, np.nan, 2.0], [0.0] * 3)], rtol=1e-10
     )
@@ -410,8 +411,8 @@ def test_a_mixture_is_the_prior_of_a_vae(x64):
         jax.random.split(jax.random.key(1), len(ys)), ys
     )
     fitted = fit_em(prior, codes, key=jax.random.key(2), restarts=3)
-    before = evaluate.evaluate(first, params, jax.random.key(3), ys)
-    after = evaluate.evaluate(second, {**params, "pri": fitted.params}, jax.random.key(3), ys)
+    before = evaluate(first, params, jax.random.key(3), ys)
+    after = evaluate(second, {**params, "pri": fitted.params}, jax.random.key(3), ys)
     np.testing.assert_allclose(after.distortion, before.distortion, rtol=1e-12)
     assert after.rate.mean() < before.rate.mean() - 0.3
 

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from vae_jax import checkpoint
 from vae_jax.check import check_data
-from vae_jax.evaluate import evaluate_checked, mean
+from vae_jax.evaluate.elbo import evaluate_checked, mean
 from vae_jax.model import Model, Params, example_of
 from vae_jax.preprocess import Preprocess, identity
 from vae_jax.run_directory import claim

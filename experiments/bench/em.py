@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.em import expect_in_chunks, mixture_of_gaussians
+from vae_jax.em.fit import em_of
 from vae_jax.em.hidden_markov import categorical_hmm
 from vae_jax.model import EM, Params
 
@@ -52,7 +53,7 @@ def mixtures(rows: np.ndarray, components: int) -> Contestants:
     gen = {"means": means, "covariances": np.tile(raw, (components, 1, 1))}
     params = {"pri": {"logits": np.zeros(components)}, "gen": gen}
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    contestants = {"vae_jax": ours(model.em, params, rows, 2048)}
+    contestants = {"vae_jax": ours(em_of(model), params, rows, 2048)}
     if importlib.util.find_spec("sklearn") is not None:
         contestants["scikit-learn"] = _sklearn_mixture(rows, components, means, np.linalg.inv(covariance))
     return contestants
@@ -102,7 +103,7 @@ def hidden_markov_models(ys: np.ndarray, start: dict[str, np.ndarray]) -> Contes
         "pri": {"initial": logits["initial"], "transition": logits["transition"]},
         "gen": {"logits": logits["emission"]},
     }
-    contestants = {"vae_jax": ours(model.em, params, ys, len(ys))}
+    contestants = {"vae_jax": ours(em_of(model), params, ys, len(ys))}
     if importlib.util.find_spec("hmmlearn") is not None:
         contestants["hmmlearn, log (default)"] = _hmmlearn(ys, start, "log")
         contestants["hmmlearn, scaling"] = _hmmlearn(ys, start, "scaling")

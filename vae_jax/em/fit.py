@@ -65,8 +65,7 @@ def fit_em(
         FloatingPointError: the likelihood is not finite at any restart.
     """
     em = em_of(model)
-    if (key is None) == (params is None):
-        raise ValueError("EM starts at params=, or at a random start drawn with key=: give one of them")
+    _check_start(key, params)
     if params is not None and restarts != 1:
         raise ValueError(f"restarts={restarts} from the same params would all be the same: pass key= instead")
     if iterations < 1 or restarts < 1 or chunk < 1:
@@ -77,7 +76,7 @@ def fit_em(
         raise ValueError("ys is empty: want an array (n, *example) with at least one example")
     em.check(ys, cs)
     ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
-    starts = _stack(params) if params is not None else _starts(em)(jax.random.split(key, restarts), ys, cs)
+    starts = _stack(params) if key is None else _starts(em)(jax.random.split(key, restarts), ys, cs)
     starts = _in_precision_of(ys, starts)
     limit = -jnp.inf if tolerance is None else tolerance
     fitted, histories, done = jax.device_get(_loop(em, iterations, min(chunk, n))(starts, limit, ys, cs))
@@ -107,6 +106,11 @@ def em_of(model: Any) -> EM:
             "Models of vae_jax.em do; others are trained by gradient, with vae_jax.fit"
         )
     return em
+
+
+def _check_start(key: Array | None, params: Params | None) -> None:
+    if (key is None) == (params is None):
+        raise ValueError("EM starts at params=, or at a random start drawn with key=: give one of them")
 
 
 def _in_precision_of(ys: Any, params: Params) -> Params:
@@ -200,8 +204,7 @@ def init_em(model: Conditional, ys: Any, cs: Any = None, *, key: Array | None = 
         ValueError: neither or both of key and params.
     """
     em = em_of(model)
-    if (key is None) == (params is None):
-        raise ValueError("EM starts at params=, or at a random start drawn with key=: give one of them")
+    _check_start(key, params)
     params = em.start(key, ys, cs) if params is None else params
     return EMState(params, em.expect(params, ys, cs)[1], jnp.zeros((), jnp.int32))
 

@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.accounting import rate_split
-from vae_jax.annealed import ais, linear_betas, path_to_joint, reverse_ais
+from vae_jax.evaluate.accounting import rate_split
+from vae_jax.evaluate.annealed import ais, linear_betas, path_to_joint, reverse_ais
 from vae_jax.l2 import l2
 from vae_jax.priors import standard_normal, vampprior
 from vae_jax.selfcheck.check import Check, Row, average

@@ -7,12 +7,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.collapse import collapse
 from vae_jax.data import load_table
 from vae_jax.distributions import raw_log_std
 from vae_jax.em.factor_analysis import ppca, ppca_closed_form
 from vae_jax.em.fit import fit_em
 from vae_jax.estimators import analytic
+from vae_jax.evaluate.collapse import collapse
 from vae_jax.model import Model
 from vae_jax.selfcheck.check import Check, Row
 from vae_jax.selfcheck.solvable import expected_terms, floats, linear_gaussian, sigma_points

@@ -15,7 +15,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Shaped
 
 from vae_jax.check import check_data
-from vae_jax.evaluate import Mean, mean, over_split
+from vae_jax.evaluate.elbo import Mean, mean, over_split
 from vae_jax.model import Conditional, Model, Params, Terms, join, log_prob
 from vae_jax.preprocess import Preprocess, identity
 from vae_jax.refine import elbo_draws, refine

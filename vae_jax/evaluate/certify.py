@@ -13,7 +13,9 @@ import jax
 import numpy as np
 from jax import Array
 
-from vae_jax.annealed import (
+from vae_jax.check import check_data
+from vae_jax.estimators import fixed_encoder
+from vae_jax.evaluate.annealed import (
     ais,
     check_parts,
     hmc,
@@ -24,9 +26,7 @@ from vae_jax.annealed import (
     tune,
     upper_bound,
 )
-from vae_jax.check import check_data
-from vae_jax.estimators import fixed_encoder
-from vae_jax.evaluate import Mean, mean, over_split
+from vae_jax.evaluate.elbo import Mean, mean, over_split
 from vae_jax.model import Conditional, Params, join
 from vae_jax.preprocess import Preprocess, identity
 from vae_jax.vae import vae

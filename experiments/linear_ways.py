@@ -1,0 +1,191 @@
+"""Three ways to the maximum likelihood of one linear-Gaussian model: in closed form, by EM, and as a linear VAE.
+
+The VAE's diagonal encoder can be the exact posterior only where the columns of W are orthogonal, which costs nothing,
+as ln P(y) does not change when z is rotated.
+"""
+
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+import vae_jax
+from experiments.rate_distortion import constant_std
+from vae_jax import nets, objectives, pictures, report
+from vae_jax.em import fit_em
+from vae_jax.em.factor_analysis import ppca, ppca_closed_form
+from vae_jax.em.fit import em_of
+from vae_jax.evaluate import Mean, evaluate, mean
+
+CLOSED, EM, VAE = "closed form", "EM", "linear VAE"
+
+
+class Parts(NamedTuple):
+    """A linear VAE, and its parts."""
+
+    model: vae_jax.Model
+    encoder: vae_jax.Conditional
+    generator: vae_jax.Conditional
+
+
+def linear_vae(size: int, latent: int, sigma: Any) -> Parts:
+    """Affine networks, one log standard deviation for each unit of z, KL in closed form."""
+    encoder = vae_jax.gaussian(constant_std(latent))
+    generator = vae_jax.l2(nets.MLP((), size), sigma)
+    model = vae_jax.vae(encoder, vae_jax.standard_normal(latent), generator, estimator=vae_jax.analytic)
+    return Parts(model, encoder, generator)
+
+
+class Training(NamedTuple):
+    """Adam with a rate that falls to 0 along a cosine, in batches, for so many epochs."""
+
+    epochs: int
+    batch_size: int
+    learning_rate: float
+
+
+def train(
+    model: vae_jax.Model, ys: np.ndarray, key: jax.Array, how: Training, betas: tuple[float, ...] = (1.0,)
+) -> Iterator[tuple[Any, float]]:
+    """After each epoch the parameters, and the mean ELBO of the batches in it; all epochs at each beta in turn.
+
+    It is compiled once, beta being a function of the step. Each beta starts where the one before ended.
+    """
+    k_init, k_train = jax.random.split(key)
+    per_epoch = len(ys) // how.batch_size
+    stage = how.epochs * per_epoch
+    peak = optax.cosine_decay_schedule(how.learning_rate, stage)
+    weights = jnp.asarray(betas)
+    objective = objectives.beta_elbo(lambda step: weights[jnp.minimum(step // stage, len(betas) - 1)])
+    optimizer = optax.adam(lambda step: peak(step % stage))
+    state = vae_jax.init_state(model, optimizer, k_init, ys[0])
+    step = vae_jax.make_train_step(model, optimizer, objective=objective)
+    epoch = jax.jit(vae_jax.make_scan(step, how.batch_size, per_epoch))
+    for _ in range(how.epochs * len(betas)):
+        state, metrics = epoch(state, k_train, ys)
+        yield state.params, float(metrics["elbo"].mean())
+
+
+class Ways(NamedTuple):
+    """What the three ways reached, in nats per example.
+
+    Fields:
+        top: mean ln P(y) in closed form.
+        em: (passes + 1,) mean ln P(y) after 0, 1, 2, ... iterations of EM.
+        elbo: (passes,) mean ELBO of the VAE over the batches of each epoch.
+        gap: ln P(y) in closed form less the ELBO of the trained VAE, over the examples.
+        loadings: way -> (size, latent) W.
+        sigma: way -> sigma.
+    """
+
+    top: float
+    em: np.ndarray
+    elbo: np.ndarray
+    gap: Mean
+    loadings: dict[str, np.ndarray]
+    sigma: dict[str, float]
+
+
+def three_ways(ys: np.ndarray, latent: int, key: jax.Array, how: Training) -> Ways:
+    """Fit ys (n, d) three times; EM takes as many iterations as the VAE takes epochs."""
+    k_em, k_vae, k_gap = jax.random.split(key, 3)
+    model = ppca(ys.shape[1], latent)
+    closed = ppca_closed_form(ys, latent)
+    em = fit_em(model, ys, key=k_em, iterations=how.epochs, tolerance=None)
+    parts = linear_vae(ys.shape[1], latent, "learned")
+    *_, (params, _) = path = list(train(parts.model, ys, k_vae, how))
+    # All terms at the same sample: at the optimum, where enc is the posterior, the ELBO has no noise.
+    exact = vae_jax.vae(parts.encoder, vae_jax.standard_normal(latent), parts.generator)
+    log_p = np.asarray(em_of(model).expect(closed.params, jnp.asarray(ys))[0])
+    gap = mean(log_p - evaluate(exact, params, k_gap, ys, batch_size=1000).elbo)
+    in_closed_form, by_em = (
+        (fitted.params["gen"]["loadings"], fitted.params["gen"]["log_std"]) for fitted in (closed, em)
+    )
+    loadings, sigma = affine(parts.generator, params["gen"], latent)
+    return Ways(
+        top=closed.log_p,
+        em=em.history,
+        elbo=np.array([elbo for _, elbo in path]),
+        gap=gap,
+        loadings={CLOSED: np.asarray(in_closed_form[0]), EM: np.asarray(by_em[0]), VAE: loadings},
+        sigma={CLOSED: float(np.exp(in_closed_form[1])), EM: float(np.exp(by_em[1])), VAE: sigma},
+    )
+
+
+def affine(generator: vae_jax.Conditional, params: Any, latent: int) -> tuple[np.ndarray, float]:
+    """(W, sigma) of a linear generator."""
+    origin = jnp.zeros(latent)
+    loadings = jax.jacfwd(lambda z: generator.dist(params, z).mean)(origin)
+    return np.asarray(loadings), float(np.sqrt(generator.dist(params, origin).variance[0]))
+
+
+def angle(a: np.ndarray, b: np.ndarray) -> float:
+    """The largest angle between the spans of two matrices' columns, in degrees."""
+    a, b = (np.linalg.qr(x.astype(np.float64))[0] for x in (a, b))
+    return float(np.degrees(np.arcsin(min(1.0, float(np.linalg.norm(b - a @ (a.T @ b), 2))))))
+
+
+def rows(ways: Ways, where: str) -> list[report.Row]:
+    """The three optima, and how far they are apart. `where` names the data."""
+    em, reached = float(ways.em[-1]), ways.top - ways.gap.value
+    meaning = {EM: "degrees, the largest between its span and the principal directions", VAE: "the same"}
+    return [
+        report.Row("ln p, closed form", ways.top, None, f"nats per image, {where}; higher is better"),
+        report.Row("ln p, EM", em, None, f"the same after {len(ways.em) - 1} iterations"),
+        report.Row("closed form - EM", ways.top - em, None, "nats"),
+        report.Row(
+            "ELBO, linear VAE", reached, None, f"after {len(ways.elbo)} epochs; at most ln p of the closed form"
+        ),
+        report.Row("closed form - ELBO", *ways.gap, "nats, image by image"),
+        *(report.Row(f"sigma, {way}", sigma, None, "of the generator") for way, sigma in ways.sigma.items()),
+        *(
+            report.Row(f"angle, {way}", angle(ways.loadings[CLOSED], ways.loadings[way]), None, words)
+            for way, words in meaning.items()
+        ),
+    ]
+
+
+def climb(ways: Ways) -> report.Section:
+    """ln p and ELBO by passes over the data."""
+    lines = {CLOSED: (np.array([0, len(ways.em) - 1]), np.full(2, ways.top))}
+    for name, first, values in (("EM: ln p", 0, ways.em), ("linear VAE: ELBO", 1, ways.elbo)):
+        near = values > ways.top - 3
+        if near.any():
+            lines[name] = (np.arange(first, first + len(values))[near], values[near])
+    cells = [
+        [CLOSED, "eigenvectors of the covariance", f"{ways.top:.4f}", f"{ways.sigma[CLOSED]:.4f}"],
+        [EM, "enc: the exact posterior; then gen in closed form", f"{ways.em[-1]:.4f}", f"{ways.sigma[EM]:.4f}"],
+        [VAE, "enc and gen climb the ELBO together", f"{ways.top - ways.gap.value:.4f}", f"{ways.sigma[VAE]:.4f}"],
+    ]
+    return report.Section(
+        "Three ways to one optimum",
+        "Mean ln p of the images, or the ELBO, a lower bound on it; the last 3 nats of the climb. A pass is an "
+        "iteration of EM, or an epoch of Adam, whose ELBO is the mean over its batches.",
+        [
+            report.Picture(
+                pictures.curves(lines, x="passes over the data", y="nats per image"), "ln p and ELBO by passes"
+            )
+        ],
+        report.TextTable(["way", "what it does", "nats per image", "sigma"], cells),
+    )
+
+
+def directions(ways: Ways, shape: tuple[int, int, int]) -> report.Section:
+    """The columns of W as images of this shape, a row for each way."""
+    images = []
+    for loadings in ways.loadings.values():
+        ordered = loadings[:, np.argsort(-np.square(loadings).sum(axis=0))].T
+        signs = np.where(np.sum(ordered * ways.loadings[CLOSED].T, axis=1) < 0, -1, 1)
+        ordered = ordered * (signs / np.abs(ordered).max(axis=1))[:, None]
+        images.append(0.5 + 0.5 * ordered.reshape(-1, *shape))
+    tiles = np.concatenate(images).repeat(20, 1).repeat(20, 2)
+    return report.Section(
+        "Directions",
+        f"The columns of W as images, the longest first: {', '.join(ways.loadings)} from top to bottom. The likelihood "
+        "does not know a rotation of z, so EM finds any basis of the same space. The diagonal encoder does: the "
+        "columns of the VAE are the principal directions, as in the closed form.",
+        [report.Picture(pictures.png(pictures.grid(tiles, len(images[0]), 4, background=255)), "columns of W")],
+    )
