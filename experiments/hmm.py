@@ -16,6 +16,7 @@ Every ln P is a density of the series in its own units, in nats per step. Expect
 """
 
 import dataclasses
+import functools
 import itertools
 from typing import Any, NamedTuple
 
@@ -28,7 +29,7 @@ from experiments.series import Series, load_series
 from vae_jax import pictures, report
 from vae_jax.em import FittedEM, fit_em, gaussians, mixture_of_gaussians
 from vae_jax.em.fit import em_of
-from vae_jax.em.hidden_markov import filtering, gaussian_hmm, smoothing, viterbi
+from vae_jax.em.hidden_markov import gaussian_hmm
 from vae_jax.evaluate import Mean, mean
 from vae_jax.model import Conditional
 
@@ -78,10 +79,7 @@ def compare(config: Config, series: Series, states: int, key: jax.Array) -> Comp
     zs, first = jnp.asarray(series.standardised()), len(series.ys) * 3 // 4
     model = gaussian_hmm(zs.shape[1], states, len(zs))
     mixture = mixture_of_gaussians(zs.shape[1], states, "full")
-    score = {
-        "markov": jax.jit(lambda params: filtering(model, params, zs).log_p),
-        "mixture": jax.jit(lambda params: em_of(mixture).expect(params, zs)[0]),
-    }
+    of_mixture = jax.jit(lambda params: em_of(mixture).expect(params, zs)[0])
     options = {"restarts": config.restarts, "iterations": config.iterations}
 
     def fit(key, n):
@@ -90,15 +88,30 @@ def compare(config: Config, series: Series, states: int, key: jax.Array) -> Comp
         # the model is that of T steps, of which n are real: it is compiled once
         markov = fit_em(model, zs[None], np.array([n]), key=k_markov, tolerance=1e-3, **options)
         independent = fit_em(mixture, zs[:n], key=k_mixture, tolerance=1e-3 / n, **options)
-        scores = score["markov"](markov.params), score["mixture"](independent.params)
+        scores = infer(model, markov.params, zs).log_p, of_mixture(independent.params)
         return markov, *(np.asarray(values, np.float64) + series.log_scale for values in scores)
 
     k_whole, k_early = jax.random.split(key)
     fitted, *whole = fit(k_whole, len(zs))
     _, *early = fit(k_early, first)
-    share = jax.jit(lambda params: smoothing(model, params, zs).mean(axis=0))(fitted.params)
+    share = infer(model, fitted.params, zs).marginals.mean(axis=0)
     fitted = fitted._replace(params=in_order(fitted.params, jnp.argsort(-share)))
     return Comparison(model, fitted, *whole, *(values[first:] for values in early))
+
+
+class Inferred(NamedTuple):
+    """What a model says of a series: (T,) ln P(y_t|y_1 .. y_{t-1}), (T, K) P(z_t|y), and (T,) the likeliest path."""
+
+    log_p: jax.Array
+    marginals: jax.Array
+    path: jax.Array
+
+
+@functools.partial(jax.jit, static_argnames="model")
+def infer(model: Conditional, params: Any, zs: jax.Array) -> Inferred:
+    """Filter, smooth and find the most probable path (Viterbi)."""
+    posterior = em_of(model).posterior(params, zs)
+    return Inferred(posterior.filtered.log_p, posterior.marginals, posterior.viterbi()[0])
 
 
 def in_order(params: Any, order: Any) -> Any:
@@ -152,7 +165,7 @@ def describe(found: Comparison, series: Series) -> report.TextTable:
     """Mean and standard deviation of each state, how often it is, how long it lasts and what follows."""
     params, zs = found.fitted.params, jnp.asarray(series.standardised())
     moves = np.asarray(jax.nn.softmax(params["pri"]["transition"]), np.float64)
-    shares = np.asarray(smoothing(found.model, params, zs).mean(axis=0))
+    shares = np.asarray(infer(found.model, params, zs).marginals.mean(axis=0))
     means = series.in_units(params["gen"]["means"])
     stds = np.sqrt(np.stack([np.diag(c) for c in covariances(params)])) * series.std
     pairs = itertools.chain.from_iterable((f"{name}: mean", "std") for name in series.columns)
@@ -170,27 +183,28 @@ def covariances(params: Any) -> np.ndarray:
     """(K, d, d) of the standardised series."""
     means = params["gen"]["means"]
     family = gaussians(means.shape[1], "full")
-    return np.stack([np.asarray(family.dist(params["gen"], k).covariance_matrix) for k in range(len(means))])
+    of_state = jax.vmap(lambda k: family.dist(params["gen"], k).covariance_matrix)
+    return np.asarray(jax.jit(of_state)(jnp.arange(len(means))))
 
 
-def simulate(found: Comparison, key: jax.Array) -> tuple[jax.Array, jax.Array]:
+@functools.partial(jax.jit, static_argnames="model")
+def simulate(model: Conditional, params: Any, key: jax.Array) -> tuple[jax.Array, jax.Array]:
     """A path (T,) of the chain, and a standardised series (T, d) along it."""
-    em, params = em_of(found.model), found.fitted.params
+    em = em_of(model)
     assert em.prior is not None and em.generator is not None
     k_path, k_ys = jax.random.split(key)
     path = em.prior.dist(params["pri"]).sample(k_path)
     return path, em.generator.dist(params["gen"], path).sample(k_ys)
 
 
-def drawn(found: Comparison, series: Series, zs: jax.Array, path: Any, what: str) -> list[report.Picture]:
+def drawn(series: Series, zs: jax.Array, path: Any, marginals: Any, what: str) -> list[report.Picture]:
     """A series with its states, and below it P(z_t|y); then its beginning, from nearer."""
-    posterior = np.asarray(jax.jit(lambda params: smoothing(found.model, params, zs))(found.fitted.params))
-    names = [f"state {k + 1}" for k in range(posterior.shape[1])]
-    ys, path = series.in_units(zs), np.asarray(path)
+    ys, path, marginals = series.in_units(zs), np.asarray(path), np.asarray(marginals)
+    names = [f"state {k + 1}" for k in range(marginals.shape[1])]
     near = max(40, len(ys) // 20)
 
     def picture(n: int, what: str) -> report.Picture:
-        svg = pictures.timeline(ys[:n], path[:n], posterior[:n], columns=series.columns, names=names, x=series.step)
+        svg = pictures.timeline(ys[:n], path[:n], marginals[:n], columns=series.columns, names=names, x=series.step)
         return report.Picture(svg, what, what)
 
     return [picture(len(ys), what), picture(near, f"{what}: the first {near} {series.step}s")]
@@ -211,8 +225,10 @@ def sections(comparisons: dict[int, Comparison], series: Series, key: jax.Array)
         )
     ]
     for i, (states, found) in enumerate(comparisons.items()):
-        path, _ = jax.jit(lambda params, model=found.model: viterbi(model, params, zs))(found.fitted.params)
-        true_path, simulated = simulate(found, jax.random.fold_in(key, i))
+        model, params = found.model, found.fitted.params
+        seen = infer(model, params, zs)
+        path, simulated = simulate(model, params, jax.random.fold_in(key, i))
+        guessed = infer(model, params, simulated)
         found_sections.append(
             report.Section(
                 f"{states} states",
@@ -220,8 +236,8 @@ def sections(comparisons: dict[int, Comparison], series: Series, key: jax.Array)
                 "the probability of each state given the whole series. Then a series that the model drew, in the "
                 "colours of its true states, and what the model infers from it.",
                 [
-                    *drawn(found, series, zs, path, "the series"),
-                    *drawn(found, series, simulated, true_path, "a simulated series"),
+                    *drawn(series, zs, seen.path, seen.marginals, "the series"),
+                    *drawn(series, simulated, path, guessed.marginals, "a simulated series"),
                 ],
                 describe(found, series),
             )

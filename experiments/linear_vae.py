@@ -8,6 +8,9 @@
 Its encoder cannot correlate units, and need not: the optimum of the ELBO is that of ln P(y), with columns of W along
 the data's principal directions (Lucas et al. 2019, "Don't blame the ELBO!"). With weight beta of the rate the direction
 of variance lambda is active iff lambda > beta sigma^2 (see `vae_jax.evaluate.collapse`).
+
+Expected: ln p = -12.0391 nats per image in closed form, the same by EM to 2e-6, and an ELBO 0.005 ± 0.001 below it;
+rates within 0.01 nats of theory at every beta, and as many active units: 7, 6, 5, 2, 2, 1, 0.
 """
 
 import dataclasses
@@ -16,7 +19,8 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import tables
+from experiments import linear_ways, tables
+from experiments.linear_ways import Training
 from vae_jax import data, pictures, report
 from vae_jax.evaluate import Mean, active_units, evaluate, mean
 from vae_jax.evaluate.collapse import Collapse, collapse

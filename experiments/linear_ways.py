@@ -186,6 +186,6 @@ def directions(ways: Ways, shape: tuple[int, int, int]) -> report.Section:
         "Directions",
         f"The columns of W as images, the longest first: {', '.join(ways.loadings)} from top to bottom. The likelihood "
         "does not know a rotation of z, so EM finds any basis of the same space. The diagonal encoder does: the "
-        "columns of the VAE are the principal directions, as in the closed form.",
+        "columns of the VAE turn towards the principal directions, slowly where two of these have similar variances.",
         [report.Picture(pictures.png(pictures.grid(tiles, len(images[0]), 4, background=255)), "columns of W")],
     )

@@ -15,7 +15,7 @@ REPOSITORY = Path(__file__).parents[1]
 
 # A room imports from its own floor and from those above it in this list. A new room is a new name here.
 FLOORS = [
-    {"_version", "distributions", "network", "preprocess", "run_directory"},
+    {"_version", "distributions", "linalg", "network", "preprocess", "run_directory"},
     {"model"},
     {"conditionals", "l2", "priors"},
     {"estimators"},

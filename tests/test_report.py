@@ -98,6 +98,13 @@ def test_pairs_put_each_original_left_of_its_reconstruction():
         (lambda: pictures.bars(np.zeros((2, 2))), r"values: got shape \(2, 2\)"),
         (lambda: pictures.bars(np.array([np.nan])), "values: 1 of 1"),
         (lambda: pictures.bars(np.zeros(2), ["a"]), "got 1 names for 2 values"),
+        (lambda: _timeline(series=np.zeros(3)), r"a series of shape \(3,\) with 1 names of columns"),
+        (lambda: _timeline(series=np.zeros((0, 1))), r"a series of shape \(0, 1\)"),
+        (lambda: _timeline(probabilities=np.ones((3, 3))), r"shape \(3, 3\) with 2 names of states"),
+        (lambda: _timeline(series=np.array([[0], [np.nan], [0]])), r"series: 1 of 3 .* at index \(1, 0\)"),
+        (lambda: _timeline(probabilities=np.full((3, 2), np.inf)), "probabilities: 6 of 6"),
+        (lambda: _timeline(states=np.zeros(2, int)), r"labels: got int64 of shape \(2,\)"),
+        (lambda: _timeline(states=np.array([0, 1, 2])), "labels: got 0 to 2, wanted 0 to 1, for the 2 names"),
     ],
 )
 def test_bad_pictures_are_named(call, message):
@@ -157,6 +164,33 @@ def test_scatter_shows_every_class_in_its_colour():
     assert all(texts.count(name) == 2 for name in ("zero", "one", "two"))  # map and legend
 
 
+def _timeline(**changes):
+    arrays = {
+        "series": np.array([[0.0], [1.0], [0.0]]),
+        "states": np.array([0, 1, 0]),
+        "probabilities": np.array([[1.0, 0.0], [0.0, 1.0], [1.0, 0.0]]),
+    }
+    return pictures.timeline(**(arrays | changes), columns=["level"], names=["low", "high"], x="day")
+
+
+def test_a_timeline_shows_the_states_and_how_probable_they_are():
+    """Of three points two are in the first colour, and the other one is the highest; of the lowest panel two thirds."""
+    svg = _timeline(probabilities=np.array([[1, 0], [0.5, 0.5], [0.5, 0.5]]))
+    found = []
+    for image in re.findall(r"data:image/png;base64,\s*([^\"]+)", svg.decode()):
+        pixels = np.asarray(Image.open(io.BytesIO(base64.b64decode(image)))).astype(int)
+        rgbs = [[int(colour[i : i + 2], 16) for i in (1, 3, 5)] for colour in pictures.COLOURS[:2]]
+        found.append(
+            [np.argwhere((np.abs(pixels[..., :3] - rgb).max(-1) <= 3) & (pixels[..., 3] > 180)) for rgb in rgbs]
+        )
+    (low, high), (first, second) = found
+    assert high[:, 0].min() > low[:, 0].max()  # the rows of an image inside go upwards
+    assert low[:, 1].min() < high[:, 1].min() < high[:, 1].max() < low[:, 1].max()
+    assert len(first) / (len(first) + len(second)) == pytest.approx(2 / 3, abs=0.01)
+    texts = [element.text for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
+    assert all(texts.count(name) == 1 for name in ("low", "high", "level", "day", "P(state)"))
+
+
 FIGURES = {
     "curves": lambda name: pictures.curves(
         {name: (np.arange(3), np.arange(3.0)), "_b": (np.arange(1), np.ones(1))}, x=name, y=name
@@ -167,6 +201,9 @@ FIGURES = {
         np.arange(274.0).reshape(137, 2), np.arange(137), [f"{name} {i}" for i in range(137)]
     ),
     "bars": lambda name: pictures.bars(np.ones(1), [name]),
+    "timeline": lambda name: pictures.timeline(
+        np.eye(3)[:, :2], np.arange(3), np.eye(3), columns=[name, "b"], names=[name, "_c", "d"], x=name
+    ),
 }
 
 

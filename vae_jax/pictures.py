@@ -280,7 +280,8 @@ def timeline(
             axes.set(ylabel=name)
         edges = np.append(np.zeros((steps, 1)), np.cumsum(probabilities, axis=1), axis=1).T
         for look, low, high in zip(looks, edges[:-1], edges[1:], strict=True):
-            panels[-1].fill_between(time, low, high, step="mid", color=look["color"], linewidth=0, rasterized=True)
+            flat = {"fill": True, "linewidth": 0, "rasterized": True}
+            panels[-1].stairs(high, np.arange(steps + 1) + 0.5, baseline=low, color=look["color"], **flat)
         panels[-1].set(xlabel=x, ylabel="P(state)", ylim=(0, 1), xlim=(0.5, steps + 0.5))
         return [panels[0].plot([], [], linestyle="", markersize=6, **look)[0] for look in looks]
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
+from vae_jax.distributions import MultivariateNormal
 from vae_jax.em.factor_analysers import Noise, factor_analysers, infer, regression_on_factors
 from vae_jax.em.family import Family, check_real, fill
 from vae_jax.em.gaussians import FLOOR, LOG_2PI
@@ -125,7 +126,7 @@ def _one(family: Family, latent: int, floor: float, missing: bool) -> Conditiona
     def posterior(params, y, c=None):
         del c
         known = infer(parts(params), jnp.asarray(y)[None], missing=missing)
-        return dist.MultivariateNormal(known.mean[0], scale_tril=known.root[0])
+        return MultivariateNormal(known.mean[0], scale_tril=known.root[0])
 
     def generated(params, z):
         loc, loadings, std = parts({"gen": params})

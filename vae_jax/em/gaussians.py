@@ -14,8 +14,10 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
+from vae_jax.distributions import MultivariateNormal
 from vae_jax.em.family import Family, check_real
 from vae_jax.em.missing import MaybeMissing, completed, masked_log_prob
+from vae_jax.linalg import cholesky, eigh, inverse_of_lower, upper_of_qr
 
 Covariance = Literal["full", "tied", "diagonal", "spherical"]
 FLOOR = 1e-6
@@ -78,7 +80,7 @@ def gaussians(
             return MaybeMissing(mean, factor)
         if form.factorised:
             return dist.Normal(mean.reshape(shape), factor.reshape(shape)).to_event(len(shape))
-        return dist.MultivariateNormal(mean, scale_tril=factor)
+        return MultivariateNormal(mean, scale_tril=factor)
 
     def log_prob(params, ys):
         ys = jnp.reshape(ys, (-1, size))
@@ -86,7 +88,7 @@ def gaussians(
         if missing:
             of_one = jax.vmap(masked_log_prob, in_axes=(0, None, None))
             return jax.lax.map(lambda part: of_one(ys, *part), (params["means"], factors)).T
-        whitening = 1 / factors if form.factorised else _inverses(factors)
+        whitening = 1 / factors if form.factorised else inverse_of_lower(factors)
         log_scale = jnp.log(factors if form.factorised else jnp.diagonal(factors, axis1=1, axis2=2)).sum(1)
 
         def squared(part):
@@ -144,7 +146,7 @@ def gaussians(
             log_det, trace = 2 * jnp.log(factors).sum(), (factors**-2).sum()
         else:
             log_det = 2 * jnp.log(jnp.diagonal(factors, axis1=1, axis2=2)).sum()
-            trace = (_inverses(factors) ** 2).sum()
+            trace = (inverse_of_lower(factors) ** 2).sum()
         return -0.5 * prior.examples * (log_det + prior.variance * trace)
 
     def check(ys):
@@ -183,15 +185,15 @@ def raw_cholesky(covariance: Array, floor: float) -> Array:
     covariance = 0.5 * (covariance + jnp.swapaxes(covariance, -1, -2))
 
     def raised():
-        values, vectors = jnp.linalg.eigh(covariance)
+        values, vectors = eigh(covariance)
         root = vectors * jnp.sqrt(jnp.maximum(values, floor))[..., None, :]
         # By QR of the root: a Cholesky factorisation fails in float32 where the eigenvalues differ by 1e7.
-        upper = jnp.linalg.qr(jnp.swapaxes(root, -1, -2), mode="r")
+        upper = upper_of_qr(jnp.swapaxes(root, -1, -2))
         sign = jnp.where(jnp.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
         return jnp.swapaxes(upper * sign[..., :, None], -1, -2).astype(covariance.dtype)
 
-    low = ~jnp.isfinite(jnp.linalg.cholesky(covariance - floor * _eye(covariance))).all()
-    factor = jax.lax.cond(low, raised, lambda: jnp.linalg.cholesky(covariance))
+    low = ~jnp.isfinite(cholesky(covariance - floor * _eye(covariance))).all()
+    factor = jax.lax.cond(low, raised, lambda: cholesky(covariance))
     diagonal = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1))
     return jnp.tril(factor, -1) + diagonal[..., None] * _eye(factor)
 
@@ -234,11 +236,6 @@ _FORMS: dict[str, _Form] = {
         shared=False,
     ),
 }
-
-
-def _inverses(factors: Array) -> Array:
-    """Inverses of lower triangular matrices (k, d, d)."""
-    return jax.scipy.linalg.solve_triangular(factors, _eye(factors), lower=True)
 
 
 def _eye(matrices: Array) -> Array:

@@ -19,6 +19,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from vae_jax.em.regression import matmul, root_of, root_of_inverse
+from vae_jax.linalg import inverse, inverse_of_lower
 
 PARALLEL_FROM = 64
 
@@ -99,7 +100,7 @@ def _in_parallel(chain: Chain, precision: Array, shift: Array) -> tuple[Array, A
     gain = matmul(kept, chain.transition[None])
     eta = _times(_t(gain), shift)
     root = root_of(noise)
-    lost = jax.scipy.linalg.solve_triangular(root, matmul(spread, precision), lower=True)  # Q^-1/2 C J
+    lost = matmul(inverse_of_lower(root), matmul(spread, precision))  # Q^-1/2 C J
     back = matmul(_t(gain), matmul(precision, gain))
     seen = matmul(lost, chain.transition[None])
     elements = (gain, offset, spread, eta, back + matmul(_t(seen), seen))
@@ -114,7 +115,7 @@ def _join(earlier, later):
     a_1, b_1, c_1, eta_1, j_1 = earlier
     a_2, b_2, c_2, eta_2, j_2 = later
     eye = jnp.broadcast_to(jnp.eye(b_1.shape[-1], dtype=b_1.dtype), c_1.shape)
-    between = jnp.linalg.inv(eye + matmul(c_1, j_2))
+    between = inverse(eye + matmul(c_1, j_2))
     both, back = matmul(a_2, between), _t(matmul(between, a_1))
     return (
         matmul(both, a_1),
@@ -206,7 +207,7 @@ class GaussianChain(dist.Distribution):
             none = jnp.zeros_like(away[:1])
             neighbour = jnp.concatenate([away[1:], none]) if self.backwards else jnp.concatenate([none, away[:-1]])
             left = (away - _times(self.gains, neighbour))[..., None]
-            white = jax.scipy.linalg.solve_triangular(self.roots, left, lower=True)
+            white = matmul(inverse_of_lower(self.roots), left)
             log_scale = jnp.log(jnp.diagonal(self.roots, axis1=1, axis2=2))
             return -0.5 * jnp.sum(white**2) - jnp.sum(log_scale + 0.5 * math.log(2 * math.pi))
 

@@ -9,6 +9,8 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
+from vae_jax.linalg import cholesky, inverse_of_lower
+
 ROWS_AT_ONCE = 256
 
 
@@ -67,7 +69,7 @@ def _masked_factor(factor: Array, seen: Array) -> Array:
     """Cholesky factor of the covariance of what is seen; the rest is independent with variance 1."""
     both = seen[:, None] & seen[None, :]
     covariance = jnp.matmul(factor, factor.T, precision="highest")
-    return jnp.linalg.cholesky(jnp.where(both, covariance, jnp.eye(len(seen), dtype=factor.dtype)))
+    return cholesky(jnp.where(both, covariance, jnp.eye(len(seen), dtype=factor.dtype)))
 
 
 def masked_log_prob(y: Array, mean: Array, factor: Array) -> Array:
@@ -77,7 +79,7 @@ def masked_log_prob(y: Array, mean: Array, factor: Array) -> Array:
         scaled, log_scale = residual / factor, jnp.log(factor)
     else:
         masked = _masked_factor(factor, seen)
-        scaled = jax.scipy.linalg.solve_triangular(masked, residual, lower=True)
+        scaled = jnp.matmul(inverse_of_lower(masked), residual, precision="highest")
         log_scale = jnp.log(jnp.diagonal(masked))
     each = -0.5 * scaled**2 - log_scale - 0.5 * jnp.log(2 * jnp.pi)
     return jnp.sum(jnp.where(seen, each, 0.0))
@@ -98,7 +100,9 @@ def completed(ys: Array, mean: Array, factor: Array, weights: Array) -> tuple[Ar
         y, weight = part
         seen, residual = _seen(y, mean)
         masked = _masked_factor(factor, seen)
-        gain = jax.scipy.linalg.cho_solve((masked, True), jnp.where(seen[:, None], covariance, 0.0)).T
+        inverse = inverse_of_lower(masked)
+        precision = jnp.matmul(inverse.T, inverse, precision="highest")
+        gain = jnp.matmul(precision, jnp.where(seen[:, None], covariance, 0.0), precision="highest").T
         expected = jnp.where(seen, residual, jnp.matmul(gain, residual, precision="highest"))
         left = covariance - jnp.matmul(gain, jnp.where(seen[:, None], covariance, 0.0), precision="highest")
         return expected, weight * jnp.where(seen[:, None] | seen[None, :], 0.0, left)

@@ -10,6 +10,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.linalg import cholesky, inverse_of_lower
+
 
 class Regression(NamedTuple):
     """Sums over examples that determine the regression of y on x, y of D and x of p numbers, about the current fit.
@@ -54,7 +56,7 @@ def root_of(matrix: Array) -> Array:
     Rows are scaled first and a few rounding errors added to the diagonal, so that float32 never gives NaN.
     """
     scale, unit = _scaled(matrix)
-    return jnp.linalg.cholesky(unit) * scale[..., :, None]
+    return cholesky(unit) * scale[..., :, None]
 
 
 def root_of_inverse(matrix: Array) -> Array:
@@ -63,9 +65,8 @@ def root_of_inverse(matrix: Array) -> Array:
     Scaled as in `root_of`.
     """
     scale, unit = _scaled(matrix)
-    upper = jnp.linalg.cholesky(unit[..., ::-1, ::-1])[..., ::-1, ::-1]  # unit = upper upper'
-    eye = jnp.broadcast_to(_like(jnp.eye(matrix.shape[-1], dtype=matrix.dtype), matrix), matrix.shape)
-    return jax.scipy.linalg.solve_triangular(_transposed(upper), eye, lower=True) / scale[..., :, None]
+    upper = cholesky(unit[..., ::-1, ::-1])[..., ::-1, ::-1]  # unit = upper upper'
+    return inverse_of_lower(_transposed(upper)) / scale[..., :, None]
 
 
 def _scaled(matrix: Array) -> tuple[Array, Array]:

@@ -19,6 +19,7 @@ from vae_jax.em.gaussians import cholesky_of as unpack
 from vae_jax.em.kalman import Chain, Filtered, GaussianChain, kalman_filter
 from vae_jax.em.missing import RealOrMissing, masked_log_prob
 from vae_jax.em.regression import matmul
+from vae_jax.linalg import cholesky, inverse_of_lower
 from vae_jax.model import Params
 
 
@@ -61,7 +62,7 @@ def _evidence(form: Form, gen: Params, y: Array, real: Array) -> _Evidence:
         else:
             factor = unpack(gen["noise"])
             both = jnp.concatenate([gen["loadings"], centred.T], axis=1)
-            both = jax.scipy.linalg.solve_triangular(factor, both, lower=True)
+            both = matmul(inverse_of_lower(factor), both)
             white, centred = both[:, : form.latent], both[:, form.latent :].T
             log_det = jnp.sum(jnp.diagonal(gen["noise"]))
         log_scale = jnp.where(real, -log_det - 0.5 * form.size * LOG_2PI, 0.0)
@@ -75,7 +76,7 @@ def _evidence(form: Form, gen: Params, y: Array, real: Array) -> _Evidence:
     factor = masked_factors(gen, here)
     both = jnp.where(here[:, :, None], jnp.broadcast_to(gen["loadings"][None], (*y.shape, form.latent)), 0.0)
     both = jnp.concatenate([both, centred[:, :, None]], axis=2)
-    both = jax.scipy.linalg.solve_triangular(factor, both, lower=True)
+    both = matmul(inverse_of_lower(factor), both)
     log_det = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
     return _Evidence(both[:, :, :-1], both[:, :, -1], -log_det - 0.5 * LOG_2PI * here.sum(axis=1))
 
@@ -91,7 +92,7 @@ def masked_factors(gen: Params, here: Array) -> Array:
     factor = unpack(gen["noise"])
     both = here[:, :, None] & here[:, None, :]
     eye = jnp.eye(len(factor), dtype=factor.dtype)[None]
-    return jnp.linalg.cholesky(jnp.where(both, matmul(factor, factor.T)[None], eye))
+    return cholesky(jnp.where(both, matmul(factor, factor.T)[None], eye))
 
 
 def filter_sequence(form: Form, params: Params, y: Array, count: Any) -> tuple[Filtered, Array]:

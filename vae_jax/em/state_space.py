@@ -31,6 +31,7 @@ from vae_jax.em.sequences import (
     masked_factors,
     prior_over_paths,
 )
+from vae_jax.linalg import inverse_of_lower
 from vae_jax.model import EM, Conditional, Params
 
 Noise = Literal["full", "diagonal"]
@@ -191,7 +192,8 @@ def _completed(form: Form, gen: Params, here: Array, left: Array, weight: Array)
     factor = unpack(gen["noise"])
     covariance = jnp.broadcast_to(matmul(factor, factor.T), (*here.shape, here.shape[1]))
     known = jnp.where(here[:, :, None], covariance, 0.0)
-    gain = jnp.swapaxes(jax.scipy.linalg.cho_solve((masked_factors(gen, here), True), known), 1, 2)
+    white = inverse_of_lower(masked_factors(gen, here))
+    gain = matmul(matmul(jnp.swapaxes(known, 1, 2), jnp.swapaxes(white, 1, 2)), white)
     rest = jnp.where(here[:, :, None] | here[:, None, :], 0.0, covariance - matmul(gain, known))
     return matmul(gain, left[:, :, None])[..., 0], matmul(gain, loadings), _summed(weight, rest)
 

@@ -1,0 +1,111 @@
+"""Factorisations of small matrices, one LAPACK call per matrix on CPU.
+
+jaxlib's batched LAPACK calls wait for the thread pool that runs them: on a machine with two cores, two of them that do
+not depend on each other can wait for ever (seen with jax 0.10: a Cholesky factorisation beside an eigenvalue problem,
+two triangular solves, each of 50 matrices of 50 x 50). Calls for single matrices do not wait. Elsewhere than on CPU
+these are jax's batched functions.
+
+Matrices are the last two axes; `lower` means that what is above the diagonal is not read.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+
+def _one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """A function of one matrix that goes through a batch of them in turn, on CPU."""
+
+    @jax.custom_batching.custom_vmap
+    def single(matrix):
+        return function(matrix)
+
+    @single.def_vmap
+    def batched(axis_size, in_batched, matrices):
+        del axis_size, in_batched
+        result = jax.lax.platform_dependent(
+            matrices, cpu=lambda m: jax.lax.map(single, m), default=lambda m: jax.vmap(function)(m)
+        )
+        return result, jax.tree.map(lambda _: True, result)
+
+    def over_leading_axes(matrices):
+        apply: Callable[[Array], Any] = single
+        for _ in range(jnp.ndim(matrices) - 2):
+            apply = jax.vmap(apply)
+        return apply(matrices)
+
+    return over_leading_axes
+
+
+_cholesky = _one_by_one(jnp.linalg.cholesky)
+_inverse = _one_by_one(jnp.linalg.inv)
+_inverse_of_lower = _one_by_one(
+    lambda factor: jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(factor), dtype=factor.dtype), lower=True)
+)
+_eigh = _one_by_one(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
+_upper_of_qr = _one_by_one(lambda matrix: jnp.linalg.qr(matrix, mode="r"))
+
+
+def _matmul(*factors: Array) -> Array:
+    result = factors[0]
+    for factor in factors[1:]:
+        result = jnp.matmul(result, factor, precision=jax.lax.Precision.HIGHEST)
+    return result
+
+
+def _transposed(x: Array) -> Array:
+    return jnp.swapaxes(x, -1, -2)
+
+
+@jax.custom_jvp
+def cholesky(matrix: Array) -> Array:
+    """The lower Cholesky factor of symmetric matrices; NaN where one is not positive definite."""
+    return _cholesky(matrix)
+
+
+@cholesky.defjvp
+def _cholesky_jvp(primals, tangents):
+    """dL = L Phi(L^-1 dA L^-T), Phi: the lower triangle with half the diagonal."""
+    factor = cholesky(*primals)
+    inverse = inverse_of_lower(factor)
+    change = 0.5 * (tangents[0] + _transposed(tangents[0]))
+    inner = _matmul(inverse, change, _transposed(inverse))
+    half = jnp.tril(inner) - 0.5 * inner * jnp.broadcast_to(jnp.eye(inner.shape[-1], dtype=inner.dtype), inner.shape)
+    return factor, _matmul(factor, half)
+
+
+@jax.custom_jvp
+def inverse_of_lower(factor: Array) -> Array:
+    """The inverse of lower triangular matrices."""
+    return _inverse_of_lower(factor)
+
+
+@inverse_of_lower.defjvp
+def _inverse_of_lower_jvp(primals, tangents):
+    inverse = inverse_of_lower(*primals)
+    return inverse, -_matmul(inverse, jnp.tril(tangents[0]), inverse)
+
+
+@jax.custom_jvp
+def inverse(matrix: Array) -> Array:
+    """The inverse of square matrices."""
+    return _inverse(matrix)
+
+
+@inverse.defjvp
+def _inverse_jvp(primals, tangents):
+    result = inverse(*primals)
+    return result, -_matmul(result, tangents[0], result)
+
+
+def eigh(matrix: Array) -> tuple[Array, Array]:
+    """Eigenvalues, rising, and eigenvectors of symmetric matrices. Without derivatives."""
+    return _eigh(matrix)
+
+
+def upper_of_qr(matrix: Array) -> Array:
+    """R of the QR decomposition. Without derivatives."""
+    return _upper_of_qr(matrix)
