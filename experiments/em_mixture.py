@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from experiments import em_routes, tables
+from experiments import em_routes, publish
 from vae_jax import data, pictures, report
 from vae_jax.em import CovariancePrior, FittedEM, fit_em, mixture_of_gaussians
 from vae_jax.em.fit import em_of
@@ -256,7 +256,7 @@ def main(config: Config) -> dict[str, Any]:
         f"{config.route_components} Gaussians on the first {config.route_dimensions} principal components of "
         f"{len(some)} images"
     )
-    return tables.publish(
+    return publish.write(
         "em_mixture",
         config,
         title="A mixture of Gaussians, by expectation maximisation",
@@ -270,4 +270,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    tables.run(main, Config)
+    publish.run(main, Config)

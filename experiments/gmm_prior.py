@@ -17,7 +17,7 @@ import jax
 import numpy as np
 
 import vae_jax
-from experiments import tables, vae, vae_report
+from experiments import publish, vae, vae_report
 from experiments.vae_report import Pictured
 from vae_jax import pictures, report
 from vae_jax.em import FittedEM, fit_em
@@ -191,7 +191,7 @@ def main(config: Config) -> dict[str, Any]:
         "N(0, I)": draws_of(standard, {}, k_before, len(codes)),
         "mixture": draws_of(mixture, fitted.params, k_after, len(codes)),
     }
-    return tables.publish(
+    return publish.write(
         "gmm_prior",
         config,
         title="A prior fitted by EM to the codes of a VAE",
@@ -206,4 +206,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    tables.run(main, Config)
+    publish.run(main, Config)

@@ -24,7 +24,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import tables
+from experiments import publish
 from experiments.series import Series, load_series
 from vae_jax import pictures, report
 from vae_jax.em import FittedEM, fit_em, gaussians, mixture_of_gaussians
@@ -260,7 +260,7 @@ def main(config: Config) -> dict[str, Any]:
     comparisons = {
         states: compare(config, series, states, jax.random.fold_in(k_fits, states)) for states in config.states
     }
-    return tables.publish(
+    return publish.write(
         "hmm",
         config,
         title=f"Hidden Markov models of {config.data}",
@@ -275,4 +275,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    tables.run(main, Config)
+    publish.run(main, Config)

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import linear_ways, tables
+from experiments import linear_ways, publish
 from experiments.linear_ways import Training
 from vae_jax import data, pictures, report
 from vae_jax.evaluate import Mean, active_units, evaluate, mean
@@ -179,7 +179,7 @@ def main(config: Config) -> dict[str, Any]:
     for point in points:
         print(f"beta = {point.beta:g}: {point.theory.sentence}")
     where = f"{len(ys)} images as {ys.shape[1]} means of blocks, centred, of variance 1 on average"
-    return tables.publish(
+    return publish.write(
         "linear_vae",
         config,
         title="The linear VAE: one optimum, and its collapse",
@@ -194,4 +194,4 @@ def main(config: Config) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    tables.run(main, Config)
+    publish.run(main, Config)

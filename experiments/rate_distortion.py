@@ -1,7 +1,7 @@
 """Rate against distortion as beta grows, beside the rate-distortion function of a Gaussian with the data's covariance.
 
     python -m experiments.rate_distortion                  # Fashion-MNIST mini, linear networks: points on the curve
-    python -m experiments.rate_distortion --network mlp    # deeper networks: points below it, as data are no Gaussian
+    python -m experiments.rate_distortion --network mlp    # deeper networks: data are no Gaussian
     python -m experiments.rate_distortion --help           # every option
 
 With an L2 generator of fixed sigma a VAE at weight beta of the rate describes each direction of the data down to the
@@ -9,18 +9,15 @@ variance beta sigma^2, and lets all directions below that collapse (see `vae_jax
 """
 
 import dataclasses
-import shlex
-import sys
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import vae_jax
+from experiments import publish
 from vae_jax import data, nets, objectives, pictures, preprocess, report
 from vae_jax.evaluate import Evaluation, Mean, active_units, evaluate, mean
 from vae_jax.evaluate.collapse import Collapse, collapse, rate_distortion
@@ -197,9 +194,9 @@ def sections(points: list[Point], eigenvalues: np.ndarray, test: np.ndarray) -> 
         report.Section(
             "Collapse",
             "A unit counts as active if its posterior mean varies over the training images with a variance above 0.01. "
-            "A linear model at its optimum keeps the directions of the data whose variance is above beta sigma²; those "
-            "just below fade slowly, and units may share a direction for long at hardly any cost, so that a training "
-            "cut short leaves too many.",
+            "A linear model at its optimum keeps the directions of the data whose variance is above beta sigma². After "
+            "a finite training more units are above the line of 0.01 than that, though rate and error are near the "
+            "curve.",
             [report.Picture(pictures.curves(units, x="log₂ beta sigma²", y="active units"), "active units")],
             report.TextTable(["beta", "in words"], [[f"{point.beta:g}", point.theory.sentence] for point in points]),
         ),
@@ -237,8 +234,9 @@ def main(config: Config) -> list[Point]:
         print(f"beta = {beta:g}: {point.theory.sentence}")
     eigenvalues = eigenvalues_of(train_ys)
     rows = table(points, eigenvalues, len(train_ys))
-    path = report.write(
-        Path(config.out) / "report.html",
+    publish.write(
+        "rate_distortion",
+        config,
         title=f"Rate and distortion of {config.data}",
         lead=(
             f"{config.network} networks, {config.latent} latent dimensions, l2 generator with sigma = "
@@ -247,23 +245,9 @@ def main(config: Config) -> list[Point]:
         ),
         table=rows,
         sections=sections(points, eigenvalues, test_ys),
-        configuration=dataclasses.asdict(config),
-        command=command(),
     )
-    print(report.table_text(rows))
-    print(f"\nreport: {path}")
     return points
 
 
-def command() -> str:
-    """The command line of this run."""
-    if not sys.argv[0].endswith("rate_distortion.py"):
-        return "main(config)"
-    return "python -m experiments.rate_distortion " + shlex.join(sys.argv[1:])
-
-
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config))
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    publish.run(main, Config)

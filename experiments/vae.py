@@ -9,8 +9,6 @@ The three distributions of the lecture are three lines of `build`; all else is d
 
 import dataclasses
 import json
-import shlex
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -19,12 +17,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-import tyro
 
 import vae_jax
-from experiments import vae_report
+from experiments import publish, vae_report
 from experiments.vae_report import Pictured, Split
-from vae_jax import data, multi_sample, nets, objectives, preprocess, report
+from vae_jax import data, multi_sample, nets, objectives, preprocess
 from vae_jax.evaluate import evaluate
 from vae_jax.fit import fit
 
@@ -299,34 +296,21 @@ def main(config: Config) -> dict[str, Any]:
         k=config.k,
         progress=True,
     )
-    rows = vae_report.table(result, fitted, len(test.ys))
-    path = report.write(
-        Path(config.out) / "report.html",
+    return publish.write(
+        "vae",
+        config,
         title=f"A variational auto-encoder on {config.data}",
         lead=(
             f"{config.latent} latent dimensions, {config.network} networks, {config.likelihood} likelihood, "
             f"{config.prior} prior; {len(train.ys)} training images of shape {train.ys.shape[1:]}, "
             f"{fitted.history[-1]['epoch']} epochs. Data: {source.source}."
         ),
-        table=rows,
+        table=vae_report.table(result, fitted, len(test.ys)),
         sections=vae_report.sections(
             pictured, fitted, result, jax.random.fold_in(key, 2), test, source.label_names, Path(config.out)
         ),
-        configuration=dataclasses.asdict(config),
-        command=command(),
     )
-    print(report.table_text(rows))
-    print(f"\nreport: {path}")
-    return {row.name: row.value for row in rows}
-
-
-def command() -> str:
-    """The command line of this run."""
-    return "python -m experiments.vae " + shlex.join(sys.argv[1:]) if sys.argv[0].endswith("vae.py") else "main(config)"
 
 
 if __name__ == "__main__":
-    try:
-        main(tyro.cli(Config))
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    publish.run(main, Config)

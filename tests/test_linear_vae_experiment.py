@@ -68,6 +68,7 @@ def test_collapse_is_as_predicted():
     one, two = linear_vae.sweep(config, data_with_variances([4, 2, 1, 0.5, 0.5]), jax.random.key(0))
     assert (one.beta, two.beta) == (1.0, 2.0)
     assert (one.active, two.active) == (one.theory.active, two.theory.active) == (3, 2)
+    assert (one.theory.rate, two.theory.rate) == pytest.approx((1.57473319, 0.70324853), abs=1e-5)
     assert one.rate.value == pytest.approx(1.57473319, abs=0.02)
     assert two.rate.value == pytest.approx(0.70324853, abs=0.02)
 

@@ -12,7 +12,7 @@ import tyro
 from vae_jax import report
 
 
-def publish(
+def write(
     name: str, config: Any, *, title: str, lead: str, table: Sequence[report.Row], sections: Sequence[report.Section]
 ) -> dict[str, Any]:
     """Write `config.out`/report.html, print the table, and return it by the names of its rows.
