@@ -7,12 +7,14 @@ beartype as its checker, in the tests only.
 import os
 
 os.environ["JAX_PLATFORMS"] = "cpu"
-FLAGS = (
-    "--xla_force_host_platform_device_count=4",
-    "--xla_backend_optimization_level=0",  # what tests compile is small: compiling takes longer than running it
-    "--xla_cpu_multi_thread_eigen=false",  # two processes run side by side
+os.environ["XLA_FLAGS"] = " ".join(
+    [
+        os.environ.get("XLA_FLAGS", ""),
+        "--xla_force_host_platform_device_count=4",
+        "--xla_backend_optimization_level=0",  # what tests compile is small: compiling takes longer than running it
+        "--xla_cpu_multi_thread_eigen=false",  # two processes run side by side
+    ]
 )
-os.environ["XLA_FLAGS"] = " ".join([os.environ.get("XLA_FLAGS", ""), *FLAGS])
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")
 
 import jax
