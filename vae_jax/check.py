@@ -36,12 +36,11 @@ def check_data(
         where: how messages name these data: f"{where}ys" and f"{where}cs".
 
     Raises:
-        ValueError: no data, NaN, a batch larger than the data, conditions that do not match, values outside the
+        ValueError: no data, NaN (unless the likelihood takes it as missing), a batch larger than the data, conditions that do not match, values outside the
             likelihood's support, parameters made for other shapes, or terms that are not scalars.
         Exception: whatever the user's own functions raise on one example, with a note of what they were given.
     """
     n = _length(f"{where}ys", ys)
-    _check_finite(f"{where}ys", ys)
     if batch_size < 1 or batch_size > n:
         raise ValueError(f"batch_size={batch_size} does not fit data of {n} examples: take one from 1 to {n}")
     if cs is not None:
@@ -55,10 +54,13 @@ def check_data(
     with _noting(where, seen, c):
         fresh = jax.eval_shape(model.init, key, seen, c)
         terms = jax.eval_shape(model.terms, fresh, key, seen, c)
+    support = _support_of(model, fresh, c)
+    if not _takes_missing(support, y):
+        _check_finite(f"{where}ys", ys)
     if params is not None:
         _check_params(fresh, params)
     _check_terms(terms)
-    _check_support(model, fresh, ys, c, preprocess, where)
+    _check_support(support, ys, preprocess, where)
 
 
 @contextlib.contextmanager
@@ -127,9 +129,15 @@ def _check_terms(terms: Any) -> None:
             raise ValueError(f"Model.terms is for ONE example: its {name} has to be a scalar and has shape {shape}")
 
 
-def _check_support(model: Model, fresh: Any, ys: Any, c: Any, preprocess: Preprocess, where: str) -> None:
+def _takes_missing(support: Any, y: Any) -> bool:
+    """Whether the likelihood takes NaN, which then means missing, in an example like y."""
+    if support is None or len(jax.tree.leaves(y)) != 1 or not np.issubdtype(np.asarray(y).dtype, np.floating):
+        return False
+    return bool(np.all(support(np.full_like(y, np.nan))))
+
+
+def _check_support(support: Any, ys: Any, preprocess: Preprocess, where: str) -> None:
     """Hold some preprocessed examples against the likelihood's support; all of them where nothing is preprocessed."""
-    support = _support_of(model, fresh, c)
     if support is None:
         return
     if preprocess.name != "as given":
