@@ -36,8 +36,9 @@ def check_data(
         where: how messages name these data: f"{where}ys" and f"{where}cs".
 
     Raises:
-        ValueError: no data, NaN (unless the likelihood takes it as missing), a batch larger than the data, conditions that do not match, values outside the
-            likelihood's support, parameters made for other shapes, or terms that are not scalars.
+        ValueError: no data, NaN (unless the likelihood takes it for missing), a batch larger than the data, conditions
+            that do not match, values outside the likelihood's support, parameters made for other shapes, or terms that
+            are not scalars.
         Exception: whatever the user's own functions raise on one example, with a note of what they were given.
     """
     n = _length(f"{where}ys", ys)
