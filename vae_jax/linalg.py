@@ -1,4 +1,4 @@
-"""Factorisations of small matrices, one LAPACK call per matrix on CPU.
+"""Small matrices: products at full precision; factorisations, one LAPACK call per matrix on CPU.
 
 jaxlib's batched LAPACK calls wait for the thread pool that runs them: on a machine with two cores, two of them that do
 not depend on each other can wait for ever (seen with jax 0.10: a Cholesky factorisation beside an eigenvalue problem,
@@ -8,6 +8,7 @@ these are jax's batched functions.
 Matrices are the last two axes; `lower` means that what is above the diagonal is not read.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -49,15 +50,19 @@ _eigh = _one_by_one(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
 _upper_of_qr = _one_by_one(lambda matrix: jnp.linalg.qr(matrix, mode="r"))
 
 
-def _matmul(*factors: Array) -> Array:
-    result = factors[0]
-    for factor in factors[1:]:
-        result = jnp.matmul(result, factor, precision=jax.lax.Precision.HIGHEST)
-    return result
+def matmul(*factors: Array) -> Array:
+    """The product of matrices at full precision: accelerators round the inputs of a product by default."""
+    return functools.reduce(functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST), factors)
 
 
-def _transposed(x: Array) -> Array:
+def transposed(x: Array) -> Array:
+    """The last two axes exchanged."""
     return jnp.swapaxes(x, -1, -2)
+
+
+def eye_like(matrices: Array) -> Array:
+    """The identity in the shape of matrices (..., d, d)."""
+    return jnp.broadcast_to(jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape)
 
 
 @jax.custom_jvp
@@ -71,10 +76,10 @@ def _cholesky_jvp(primals, tangents):
     """dL = L Phi(L^-1 dA L^-T), Phi: the lower triangle with half the diagonal."""
     factor = cholesky(*primals)
     inverse = inverse_of_lower(factor)
-    change = 0.5 * (tangents[0] + _transposed(tangents[0]))
-    inner = _matmul(inverse, change, _transposed(inverse))
-    half = jnp.tril(inner) - 0.5 * inner * jnp.broadcast_to(jnp.eye(inner.shape[-1], dtype=inner.dtype), inner.shape)
-    return factor, _matmul(factor, half)
+    change = 0.5 * (tangents[0] + transposed(tangents[0]))
+    inner = matmul(inverse, change, transposed(inverse))
+    half = jnp.tril(inner) - 0.5 * inner * eye_like(inner)
+    return factor, matmul(factor, half)
 
 
 @jax.custom_jvp
@@ -86,7 +91,7 @@ def inverse_of_lower(factor: Array) -> Array:
 @inverse_of_lower.defjvp
 def _inverse_of_lower_jvp(primals, tangents):
     inverse = inverse_of_lower(*primals)
-    return inverse, -_matmul(inverse, jnp.tril(tangents[0]), inverse)
+    return inverse, -matmul(inverse, jnp.tril(tangents[0]), inverse)
 
 
 @jax.custom_jvp
@@ -98,7 +103,7 @@ def inverse(matrix: Array) -> Array:
 @inverse.defjvp
 def _inverse_jvp(primals, tangents):
     result = inverse(*primals)
-    return result, -_matmul(result, tangents[0], result)
+    return result, -matmul(result, tangents[0], result)
 
 
 def eigh(matrix: Array) -> tuple[Array, Array]:

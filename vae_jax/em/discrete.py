@@ -23,6 +23,7 @@ from numpyro.distributions import constraints
 from vae_jax.distributions import Levels
 from vae_jax.em.family import Family, check_real, fill
 from vae_jax.em.mixture import mixture
+from vae_jax.linalg import matmul
 from vae_jax.model import Conditional, Params
 
 FLOOR = 1e-30
@@ -189,7 +190,7 @@ def _sum_up(table: Array, ys: Array) -> Array:
 
     def add(total, part):
         level, log_p = part
-        return total + jnp.matmul((ys == level).astype(table.dtype), log_p.T, precision="highest"), None
+        return total + matmul((ys == level).astype(table.dtype), log_p.T), None
 
     levels = jnp.arange(table.shape[-1])
     return jax.lax.scan(add, jnp.zeros((len(ys), len(table)), table.dtype), (levels, jnp.moveaxis(table, -1, 0)))[0]
@@ -199,7 +200,7 @@ def _count(ys: Array, weights: Array, levels: int) -> Array:
     """(K, D, levels): the weight that each level has in ys (n, D)."""
 
     def of_level(level):
-        return jnp.matmul(weights.T, (ys == level).astype(weights.dtype), precision="highest")
+        return matmul(weights.T, (ys == level).astype(weights.dtype))
 
     return jnp.moveaxis(jax.lax.map(of_level, jnp.arange(levels)), 0, -1)
 

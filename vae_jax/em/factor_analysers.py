@@ -22,7 +22,8 @@ from numpyro.distributions import constraints
 from vae_jax.em.family import Family, check_real
 from vae_jax.em.gaussians import FLOOR, LOG_2PI
 from vae_jax.em.missing import RealOrMissing
-from vae_jax.em.regression import Regression, matmul, root_of_inverse, seen
+from vae_jax.em.regression import Regression, root_of_inverse, seen
+from vae_jax.linalg import matmul
 
 Noise = Literal["diagonal", "isotropic"]
 

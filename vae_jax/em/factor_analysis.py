@@ -18,7 +18,7 @@ from vae_jax.em.family import Family, check_real, fill
 from vae_jax.em.gaussians import FLOOR, LOG_2PI
 from vae_jax.em.missing import MaybeMissing
 from vae_jax.em.mixture import mixture
-from vae_jax.em.regression import matmul
+from vae_jax.linalg import matmul
 from vae_jax.model import EM, Conditional, Params
 from vae_jax.priors import standard_normal
 

@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.linalg import matmul
+
 _LONG, _LARGE = 64, 2**20
 
 
@@ -153,11 +155,6 @@ def ratio(marginal: Array, predicted: Array) -> Array:
     """marginal / predicted, 0 for impossible states."""
     possible = predicted > _floor(predicted)
     return jnp.where(possible, marginal / jnp.where(possible, predicted, 1.0), 0.0)
-
-
-def matmul(a: Array, b: Array) -> Array:
-    """In the full precision of its type, on every device."""
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def _moves(filtered: Array, ratios: Array, real: Array) -> Array:

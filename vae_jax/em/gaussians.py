@@ -17,12 +17,11 @@ from jax import Array
 from vae_jax.distributions import MultivariateNormal
 from vae_jax.em.family import Family, check_real
 from vae_jax.em.missing import MaybeMissing, completed, masked_log_prob
-from vae_jax.linalg import cholesky, eigh, inverse_of_lower, upper_of_qr
+from vae_jax.linalg import cholesky, eigh, eye_like, inverse_of_lower, matmul, upper_of_qr
 
 Covariance = Literal["full", "tied", "diagonal", "spherical"]
 FLOOR = 1e-6
 LOG_2PI = 1.8378770664093453
-_matmul = functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST)
 
 
 class CovariancePrior(NamedTuple):
@@ -94,7 +93,7 @@ def gaussians(
         def squared(part):
             mean, white = part
             centred = ys - mean[None]
-            return jnp.sum((centred * white[None] if form.factorised else _matmul(centred, white.T)) ** 2, axis=1)
+            return jnp.sum((centred * white[None] if form.factorised else matmul(centred, white.T)) ** 2, axis=1)
 
         squares = jax.lax.map(squared, (params["means"], whitening))
         return (-0.5 * squares - (log_scale + 0.5 * size * LOG_2PI)[:, None]).T
@@ -107,10 +106,10 @@ def gaussians(
             mean, factor, weight = part
             centred, spread = completed(ys, mean, factor, weight) if missing else (ys - mean[None], 0.0)
             if form.factorised:
-                scatter = _matmul(weight[None], centred**2)[0]
+                scatter = matmul(weight[None], centred**2)[0]
             else:
-                scatter = _matmul((centred * weight[:, None]).T, centred)
-            return {"weight": weight.sum(), "first": _matmul(weight[None], centred)[0], "scatter": scatter + spread}
+                scatter = matmul((centred * weight[:, None]).T, centred)
+            return {"weight": weight.sum(), "first": matmul(weight[None], centred)[0], "scatter": scatter + spread}
 
         return jax.lax.map(of_component, (params["means"], factors, weights.T))
 
@@ -122,7 +121,7 @@ def gaussians(
         pooled, total = form.pool(scatter, stats["weight"])
         extra = 0.0 if prior is None else prior.examples / n
         enough = total + extra > _nothing(total)
-        added = 0.0 if prior is None else extra * prior.variance * (1.0 if form.factorised else _eye(pooled))
+        added = 0.0 if prior is None else extra * prior.variance * (1.0 if form.factorised else eye_like(pooled))
         new = (pooled + added) / _like(jnp.where(enough, total + extra, 1.0), pooled)
         raw = form.raw(new, floor)
         return {
@@ -177,7 +176,7 @@ class _Form(NamedTuple):
 def cholesky_of(raw: Array) -> Array:
     """Lower Cholesky factors from their parameters: the diagonal is stored as a logarithm."""
     diagonal = jnp.exp(jnp.diagonal(raw, axis1=-2, axis2=-1))
-    return jnp.tril(raw, -1) + diagonal[..., None] * _eye(raw)
+    return jnp.tril(raw, -1) + diagonal[..., None] * eye_like(raw)
 
 
 def raw_cholesky(covariance: Array, floor: float) -> Array:
@@ -192,10 +191,10 @@ def raw_cholesky(covariance: Array, floor: float) -> Array:
         sign = jnp.where(jnp.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
         return jnp.swapaxes(upper * sign[..., :, None], -1, -2).astype(covariance.dtype)
 
-    low = ~jnp.isfinite(cholesky(covariance - floor * _eye(covariance))).all()
+    low = ~jnp.isfinite(cholesky(covariance - floor * eye_like(covariance))).all()
     factor = jax.lax.cond(low, raised, lambda: cholesky(covariance))
     diagonal = jnp.log(jnp.diagonal(factor, axis1=-2, axis2=-1))
-    return jnp.tril(factor, -1) + diagonal[..., None] * _eye(factor)
+    return jnp.tril(factor, -1) + diagonal[..., None] * eye_like(factor)
 
 
 def _log_std(variance: Array, floor: float) -> Array:
@@ -236,11 +235,6 @@ _FORMS: dict[str, _Form] = {
         shared=False,
     ),
 }
-
-
-def _eye(matrices: Array) -> Array:
-    """The identity in the shape of matrices (..., d, d)."""
-    return jnp.broadcast_to(jnp.eye(matrices.shape[-1], dtype=matrices.dtype), matrices.shape)
 
 
 def _like(x: Array, target: Array) -> Array:

@@ -18,8 +18,8 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from vae_jax.em.regression import matmul, root_of, root_of_inverse
-from vae_jax.linalg import inverse, inverse_of_lower
+from vae_jax.em.regression import root_of, root_of_inverse
+from vae_jax.linalg import inverse, inverse_of_lower, matmul, transposed
 
 PARALLEL_FROM = 64
 
@@ -75,12 +75,12 @@ def _update(mean: Array, covariance: Array, precision: Array, shift: Array) -> t
     """(mean, covariance) given the evidence; the way the mean went, in units of the prior; ln |I + L'JL|."""
     left = root_of(covariance)
     eye = jnp.broadcast_to(jnp.eye(left.shape[-1], dtype=left.dtype), left.shape)
-    root = root_of_inverse(eye + matmul(_t(left), matmul(precision, left)))
+    root = root_of_inverse(eye + matmul(transposed(left), matmul(precision, left)))
     gradient = shift - _times(precision, mean)
-    moved = _times(root, _times(_t(root), _times(_t(left), gradient)))
+    moved = _times(root, _times(transposed(root), _times(transposed(left), gradient)))
     log_det = -2 * jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), axis=-1)
     square_root = matmul(left, root)
-    return mean + _times(left, moved), matmul(square_root, _t(square_root)), moved, log_det
+    return mean + _times(left, moved), matmul(square_root, transposed(square_root)), moved, log_det
 
 
 def _in_steps(chain: Chain, precision: Array, shift: Array) -> tuple[Array, Array]:
@@ -98,16 +98,16 @@ def _in_parallel(chain: Chain, precision: Array, shift: Array) -> tuple[Array, A
     offset, spread, _, _ = _update(zero, noise, precision, shift)
     kept = jnp.eye(shift.shape[-1], dtype=shift.dtype)[None] - matmul(spread, precision)
     gain = matmul(kept, chain.transition[None])
-    eta = _times(_t(gain), shift)
+    eta = _times(transposed(gain), shift)
     root = root_of(noise)
     lost = matmul(inverse_of_lower(root), matmul(spread, precision))  # Q^-1/2 C J
-    back = matmul(_t(gain), matmul(precision, gain))
+    back = matmul(transposed(gain), matmul(precision, gain))
     seen = matmul(lost, chain.transition[None])
-    elements = (gain, offset, spread, eta, back + matmul(_t(seen), seen))
+    elements = (gain, offset, spread, eta, back + matmul(transposed(seen), seen))
     first = (0 * gain[0], first_mean, first_covariance, 0 * eta[0], 0 * back[0])
     elements = jax.tree.map(lambda x, x_0: x.at[0].set(x_0), elements, first)
     _, means, covariances, _, _ = jax.lax.associative_scan(_join, elements)
-    return means, 0.5 * (covariances + _t(covariances))
+    return means, 0.5 * (covariances + transposed(covariances))
 
 
 def _join(earlier, later):
@@ -116,11 +116,11 @@ def _join(earlier, later):
     a_2, b_2, c_2, eta_2, j_2 = later
     eye = jnp.broadcast_to(jnp.eye(b_1.shape[-1], dtype=b_1.dtype), c_1.shape)
     between = inverse(eye + matmul(c_1, j_2))
-    both, back = matmul(a_2, between), _t(matmul(between, a_1))
+    both, back = matmul(a_2, between), transposed(matmul(between, a_1))
     return (
         matmul(both, a_1),
         _times(both, b_1 + _times(c_1, eta_2)) + b_2,
-        matmul(matmul(both, c_1), _t(a_2)) + c_2,
+        matmul(matmul(both, c_1), transposed(a_2)) + c_2,
         _times(back, eta_2 - _times(j_2, b_1)) + eta_1,
         matmul(matmul(back, j_2), a_1) + j_1,
     )
@@ -130,11 +130,13 @@ def smooth(chain: Chain, known: Filtered, *, parallel: bool) -> "GaussianChain":
     """The posterior over paths, as a chain that runs backwards: z_t given z_{t+1} and y_1 .. y_t."""
     inverse = root_of_inverse(known.predicted[1:])
     transition = jnp.broadcast_to(chain.transition, inverse.shape)
-    carried = matmul(known.covariances[:-1], _t(transition))
-    gains = matmul(matmul(carried, inverse), _t(inverse))
+    carried = matmul(known.covariances[:-1], transposed(transition))
+    gains = matmul(matmul(carried, inverse), transposed(inverse))
     rest = jnp.eye(chain.mean.shape[-1], dtype=inverse.dtype)[None] - matmul(gains, transition)
     noise = jnp.broadcast_to(chain.noise, inverse.shape)
-    spread = matmul(matmul(rest, known.covariances[:-1]), _t(rest)) + matmul(matmul(gains, noise), _t(gains))
+    spread = matmul(matmul(rest, known.covariances[:-1]), transposed(rest)) + matmul(
+        matmul(gains, noise), transposed(gains)
+    )
     offsets = known.means[:-1] - _times(gains, known.predictions[1:])
     gains = jnp.concatenate([gains, jnp.zeros_like(known.covariances[-1:])])
     offsets = jnp.concatenate([offsets, known.means[-1:]])
@@ -165,7 +167,7 @@ def backward_covariances(gains: Array, spreads: Array, *, parallel: bool) -> Arr
     if parallel:
 
         def join(later, earlier):
-            spread = matmul(matmul(earlier[0], later[1]), _t(earlier[0])) + earlier[1]
+            spread = matmul(matmul(earlier[0], later[1]), transposed(earlier[0])) + earlier[1]
             return matmul(earlier[0], later[0]), spread
 
         return jax.lax.associative_scan(join, (gains, spreads), reverse=True)[1]
@@ -231,7 +233,7 @@ class GaussianChain(dist.Distribution):
     @property
     def covariances(self) -> Array:
         """(T, q, q) of each x_t."""
-        spreads = matmul(self.roots, _t(self.roots))
+        spreads = matmul(self.roots, transposed(self.roots))
         if self.backwards:
             return backward_covariances(self.gains, spreads, parallel=self.parallel)
         return backward_covariances(self.gains[::-1], spreads[::-1], parallel=self.parallel)[::-1]
@@ -240,16 +242,12 @@ class GaussianChain(dist.Distribution):
     def lag_one(self) -> Array:
         """(T - 1, q, q) covariances of x_{t+1} (rows) with x_t."""
         if self.backwards:
-            return matmul(self.covariances[1:], _t(self.gains[:-1]))
+            return matmul(self.covariances[1:], transposed(self.gains[:-1]))
         return matmul(self.gains[1:], self.covariances[:-1])
 
     @property
     def variance(self):
         return jnp.diagonal(self.covariances, axis1=1, axis2=2)
-
-
-def _t(x: Array) -> Array:
-    return jnp.swapaxes(x, -1, -2)
 
 
 def _times(matrix: Array, vector: Array) -> Array:

@@ -4,6 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.linalg import matmul
+
 
 def k_means(key: Array, rows: Array, k: int, *, iterations: int = 10) -> Array:
     """Centres (k, d) of rows (n, d): a k-means++ start and some steps of Lloyd's algorithm.
@@ -36,7 +38,7 @@ def lloyd(rows: Array, centres: Array, *, iterations: int) -> Array:
     def step(centres, _):
         member = jax.nn.one_hot(assign(rows, centres), len(centres), dtype=rows.dtype)
         count = member.sum(axis=0)[:, None]
-        means = jnp.matmul(member.T, rows, precision="highest") / jnp.maximum(count, 1.0)
+        means = matmul(member.T, rows) / jnp.maximum(count, 1.0)
         return jnp.where(count > 0, means, centres), None
 
     return jax.lax.scan(step, centres, None, length=iterations)[0]
@@ -46,7 +48,7 @@ def assign(rows: Array, centres: Array) -> Array:
     """Index (n,) of the centre (k, d) nearest to each row (n, d)."""
     middle = centres.mean(axis=0)  # distances between points near 0 lose fewer digits
     rows, centres = rows - middle[None], centres - middle[None]
-    products = jnp.matmul(rows, centres.T, precision="highest")
+    products = matmul(rows, centres.T)
     return jnp.argmin(jnp.sum(centres**2, axis=1)[None] - 2 * products, axis=1)
 
 

@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from vae_jax.linalg import cholesky, inverse_of_lower
+from vae_jax.linalg import cholesky, inverse_of_lower, matmul
 
 ROWS_AT_ONCE = 256
 
@@ -68,7 +68,7 @@ def _seen(y: Array, mean: Array) -> tuple[Array, Array]:
 def _masked_factor(factor: Array, seen: Array) -> Array:
     """Cholesky factor of the covariance of what is seen; the rest is independent with variance 1."""
     both = seen[:, None] & seen[None, :]
-    covariance = jnp.matmul(factor, factor.T, precision="highest")
+    covariance = matmul(factor, factor.T)
     return cholesky(jnp.where(both, covariance, jnp.eye(len(seen), dtype=factor.dtype)))
 
 
@@ -79,7 +79,7 @@ def masked_log_prob(y: Array, mean: Array, factor: Array) -> Array:
         scaled, log_scale = residual / factor, jnp.log(factor)
     else:
         masked = _masked_factor(factor, seen)
-        scaled = jnp.matmul(inverse_of_lower(masked), residual, precision="highest")
+        scaled = matmul(inverse_of_lower(masked), residual)
         log_scale = jnp.log(jnp.diagonal(masked))
     each = -0.5 * scaled**2 - log_scale - 0.5 * jnp.log(2 * jnp.pi)
     return jnp.sum(jnp.where(seen, each, 0.0))
@@ -94,17 +94,17 @@ def completed(ys: Array, mean: Array, factor: Array, weights: Array) -> tuple[Ar
     if factor.ndim == 1:
         seen, residuals = _seen(ys, mean[None])
         return residuals, factor**2 * jnp.sum(jnp.where(seen, 0.0, weights[:, None]), axis=0)
-    covariance = jnp.matmul(factor, factor.T, precision="highest")
+    covariance = matmul(factor, factor.T)
 
     def one(part):
         y, weight = part
         seen, residual = _seen(y, mean)
         masked = _masked_factor(factor, seen)
         inverse = inverse_of_lower(masked)
-        precision = jnp.matmul(inverse.T, inverse, precision="highest")
-        gain = jnp.matmul(precision, jnp.where(seen[:, None], covariance, 0.0), precision="highest").T
-        expected = jnp.where(seen, residual, jnp.matmul(gain, residual, precision="highest"))
-        left = covariance - jnp.matmul(gain, jnp.where(seen[:, None], covariance, 0.0), precision="highest")
+        precision = matmul(inverse.T, inverse)
+        gain = matmul(precision, jnp.where(seen[:, None], covariance, 0.0)).T
+        expected = jnp.where(seen, residual, matmul(gain, residual))
+        left = covariance - matmul(gain, jnp.where(seen[:, None], covariance, 0.0))
         return expected, weight * jnp.where(seen[:, None] | seen[None, :], 0.0, left)
 
     expected, left = jax.lax.map(one, (ys, weights), batch_size=min(ROWS_AT_ONCE, len(ys)))

@@ -6,11 +6,10 @@ z_{t-1}.
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.linalg import cholesky, inverse_of_lower
+from vae_jax.linalg import cholesky, inverse_of_lower, matmul, transposed
 
 
 class Regression(NamedTuple):
@@ -46,7 +45,7 @@ class Regression(NamedTuple):
         if self.square.ndim < self.cross.ndim:
             square = self.square - jnp.sum(change * (self.cross + cross), axis=-1)
         else:
-            square = self.square - matmul(change, _transposed(self.cross)) - matmul(cross, _transposed(change))
+            square = self.square - matmul(change, transposed(self.cross)) - matmul(cross, transposed(change))
         return Regression(self.weight, self.gram, cross, square)
 
 
@@ -66,7 +65,7 @@ def root_of_inverse(matrix: Array) -> Array:
     """
     scale, unit = _scaled(matrix)
     upper = cholesky(unit[..., ::-1, ::-1])[..., ::-1, ::-1]  # unit = upper upper'
-    return inverse_of_lower(_transposed(upper)) / scale[..., :, None]
+    return inverse_of_lower(transposed(upper)) / scale[..., :, None]
 
 
 def _scaled(matrix: Array) -> tuple[Array, Array]:
@@ -81,14 +80,6 @@ def _scaled(matrix: Array) -> tuple[Array, Array]:
 def _like(x: Array, target: Array) -> Array:
     """x with axes of size 1 in front, as many as `target` has more."""
     return x.reshape((1,) * (target.ndim - x.ndim) + x.shape)
-
-
-def _transposed(x: Array) -> Array:
-    return jnp.swapaxes(x, -1, -2)
-
-
-def matmul(a: Array, b: Array) -> Array:
-    return jnp.matmul(a, b, precision=jax.lax.Precision.HIGHEST)
 
 
 def seen(weight: Array) -> Array:

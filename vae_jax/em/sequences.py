@@ -18,8 +18,7 @@ from vae_jax.em.gaussians import LOG_2PI
 from vae_jax.em.gaussians import cholesky_of as unpack
 from vae_jax.em.kalman import Chain, Filtered, GaussianChain, kalman_filter
 from vae_jax.em.missing import RealOrMissing, masked_log_prob
-from vae_jax.em.regression import matmul
-from vae_jax.linalg import cholesky, inverse_of_lower
+from vae_jax.linalg import cholesky, inverse_of_lower, matmul
 from vae_jax.model import Params
 
 

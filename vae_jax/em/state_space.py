@@ -20,7 +20,7 @@ from vae_jax.em.gaussians import FLOOR
 from vae_jax.em.gaussians import cholesky_of as unpack
 from vae_jax.em.gaussians import raw_cholesky as pack
 from vae_jax.em.kalman import Chain, GaussianChain, run_parallel, smooth
-from vae_jax.em.regression import Regression, matmul, seen
+from vae_jax.em.regression import Regression, seen
 from vae_jax.em.sequences import (
     Form,
     Observations,
@@ -31,7 +31,7 @@ from vae_jax.em.sequences import (
     masked_factors,
     prior_over_paths,
 )
-from vae_jax.linalg import inverse_of_lower
+from vae_jax.linalg import inverse_of_lower, matmul
 from vae_jax.model import EM, Conditional, Params
 
 Noise = Literal["full", "diagonal"]
