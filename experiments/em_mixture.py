@@ -5,9 +5,9 @@
     python -m experiments.em_mixture --help                       # every option
 
 Every ln p here is a density of the projection (PCA coordinates of pixels / 255), not of images. Expected test ln p in
-nats: 7.11 ± 0.27 on Fashion-MNIST (one Gaussian: -45.11 ± 0.11), -8.3 ± 1.0 on the mini set, which is small for 50
-covariances. In the small mixture EM, VAE and gradient ascent end within 0.0002 nats of each other, hard EM lower:
-by 0.007 nats on Fashion-MNIST, by 0.016 on the mini set, where it stops at another maximum.
+nats: 7.15 ± 0.27 on Fashion-MNIST (one Gaussian: -45.11 ± 0.11), -8.5 ± 1.0 on the mini set, which is small for 50
+covariances. In the small mixture EM, VAE and gradient ascent end within 0.001 nats of each other, hard EM lower: by
+0.006 nats on Fashion-MNIST, by 0.016 on the mini set, where it stops at another maximum.
 """
 
 import dataclasses
