@@ -273,7 +273,7 @@ SYSTEMS: dict[str, System] = {
     "mixture of Gaussians": exact(mixture_of_gaussians(2, 3, "full"), REALS, THREE),
     "mixture of Bernoullis": exact(mixture_of_bernoullis((3,), 3), BITS, THREE),
     "mixture of categoricals": exact(mixture_of_categoricals((2,), 3, 3), CLASSES, THREE),
-    "factor analysis": exact(factor_analysis(2, 1), REALS, LINE),
+    "factor analysis": exact(factor_analysis(2, 1), REALS._replace(values=WIDE), LINE),
     "hidden Markov model": exact(categorical_hmm(3, 2, 2), CLASSES, TWO_BITS),
     "state-space model": exact(linear_gaussian_state_space(1, 1, 2), STEPS, PATHS),
     "mixture of Gaussians, as a VAE": System(

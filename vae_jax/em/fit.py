@@ -140,22 +140,23 @@ def _loop(em: EM, iterations: int, chunk: int) -> Callable[..., Any]:
         n = len(jax.tree.leaves(ys)[0])
 
         def unfinished(carry):
-            return ~carry[0]
+            """Decided by what is stored, not by what is computed: that may be rounded differently each time."""
+            looks, _, _, history = carry
+            gain = history[looks - 1] - history[looks - 2]
+            return (looks < 2) | ((looks <= iterations) & (gain >= tolerance))
 
         def iterate(carry):
-            """The E-step at the present parameters; then the M-step, unless that was the last look at them."""
-            _, i, params, history = carry
+            """The E-step at the next parameters, and the M-step from there."""
+            looks, _, params, history = carry
             log_p, stats = expect_in_chunks(em, params, ys, cs, chunk)
             value = (log_p + em.log_prior(params) / n).astype(history.dtype)
-            done = (i == iterations) | ((i > 0) & ~(value - history[i - 1] >= tolerance))
             moved = _with_dtypes(em.maximise(params, stats, n), params)
-            params = jax.tree.map(lambda old, new: jnp.where(done, old, new), params, moved)
-            return done, jnp.where(done, i, i + 1), params, history.at[i].set(value)
+            return looks + 1, params, moved, history.at[looks].set(value)
 
         dtype = jax.eval_shape(lambda: expect_in_chunks(em, params, ys, cs, chunk)[0]).dtype
         history = jnp.full(iterations + 1, jnp.nan, dtype)
-        _, i, params, history = jax.lax.while_loop(unfinished, iterate, (jnp.array(False), 0, params, history))
-        return params, history, i
+        looks, params, _, history = jax.lax.while_loop(unfinished, iterate, (0, params, params, history))
+        return params, history, looks - 1
 
     return jax.jit(jax.vmap(run, in_axes=(0, None, None, None)))
 

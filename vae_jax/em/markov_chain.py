@@ -96,15 +96,14 @@ class MarkovChain(dist.Distribution):
 
         def one(key):
             def step(later, inputs):
-                key, log_now, moved = inputs
-                drawn = jax.random.categorical(key, log_now + self.transition[:, later])
+                noisy, moved = inputs
+                drawn = jnp.argmax(noisy + self.transition[:, later])
                 state = jnp.where(moved, drawn, later)
                 return state, state
 
-            k_last, k_before = jax.random.split(key)
-            keys = jax.random.split(k_before, len(log_filtered) - 1)
-            last = jax.random.categorical(k_last, log_filtered[-1])
-            _, before = jax.lax.scan(step, last, (keys, log_filtered[:-1], real_next), reverse=True)
+            noisy = log_filtered + jax.random.gumbel(key, log_filtered.shape, log_filtered.dtype)
+            last = jnp.argmax(noisy[-1])
+            _, before = jax.lax.scan(step, last, (noisy[:-1], real_next), reverse=True)
             return jnp.append(before, last)
 
         return _draw(one, key, sample_shape)
