@@ -29,6 +29,7 @@ from vae_jax import (
     enumerated,
     fixed_encoder,
     gaussian,
+    gumbel_softmax,
     join,
     l2,
     learned_normal,
@@ -43,7 +44,7 @@ from vae_jax import (
     vae,
     vampprior,
 )
-from vae_jax.distributions import bounded_log_std
+from vae_jax.distributions import GumbelSoftmax, bounded_log_std
 from vae_jax.em import (
     as_vae,
     categorical_hmm,
@@ -147,6 +148,8 @@ LABELS = np.eye(2, dtype=np.float32)[integers(2)]
 # Latents: all their values.
 FINE = grid(2, reach=6.0, step=0.25)
 PATHS = Grid(FINE.points[..., None], FINE.log_volume)
+_middles = (np.arange(400) + 0.5) / 400
+SEGMENT = Grid(np.stack([_middles, 1 - _middles], axis=1), -math.log(400))  # the simplex of two classes
 LINE, PLANE, THREE, PAIRS, TWO_BITS = grid(1), grid(2), Grid(np.arange(3), 0.0), words(3, 2), words(2, 2)
 
 
@@ -240,6 +243,13 @@ SYSTEMS: dict[str, System] = {
     "fixed encoder, classes": latent(*DISCRETE, estimator=fixed_encoder, same_as="enumerated classes"),
     "score function, classes": latent(
         *DISCRETE, estimator=score_function(baseline=2.0), on_average=("enc",), same_as="enumerated classes"
+    ),
+    "relaxed classes": latent(
+        gumbel_softmax(affine(2), 1.0),
+        uniform((2,), lambda logits: GumbelSoftmax(logits, 1.0)),
+        bernoulli(affine(3, scale=1.0)),
+        BITS,
+        SEGMENT,
     ),
     "enumerated pair of classes": latent(
         categorical(affine(2, 3)), UNIFORM_PAIR, categorical(affine(2, 3)), CLASSES, PAIRS, estimator=enumerated

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit, log_expit, log_softmax, softmax
 
-from vae_jax import bernoulli, categorical, conditional, discretised_logistic, gaussian, l2
+from vae_jax import bernoulli, categorical, conditional, discretised_logistic, gaussian, gumbel_softmax, l2
 from vae_jax.distributions import (
     MAX_LOG_STD,
     Bernoulli,
     DiscretisedLogistic,
+    GumbelSoftmax,
     bounded_log_std,
     enumerate_support,
     raw_log_std,
@@ -462,3 +463,58 @@ def test_half_precision_networks_have_full_precision_densities():
     part = l2(IDENTITY, "learned")
     z = jnp.ones(4, jnp.bfloat16)
     assert part.dist(part.init(jax.random.key(0), z), z).mean.dtype == jnp.float32
+
+
+# Relaxed classes
+
+
+@pytest.mark.parametrize("temperature", [0.3, 1.0, 2.0])
+def test_gumbel_softmax_of_two_classes(x64, temperature):
+    """z_1 = sigmoid((l_1 - l_2 + logistic noise) / t): density and distribution function in closed form."""
+    logits = jnp.array([0.7, -0.4])
+    relaxed = GumbelSoftmax(logits, temperature)
+    z = np.array([0.01, 0.3, 0.5, 0.8, 0.999])
+    inside = temperature * np.log(z / (1 - z)) - 1.1
+    density = temperature / (z * (1 - z)) * expit(inside) * expit(-inside)
+    np.testing.assert_allclose(jnp.exp(relaxed.log_prob(np.stack([z, 1 - z], axis=1))), density, rtol=1e-10)
+    draws = np.asarray(relaxed.sample(jax.random.key(0), (20_000,)))
+    np.testing.assert_allclose(draws.sum(axis=1), 1.0, rtol=1e-12)
+    assert (
+        stats.kstest(
+            draws[:, 0], lambda t: expit(temperature * (np.log(t) - np.log(np.maximum(1 - t, 1e-300))) - 1.1)
+        ).pvalue
+        > 1e-4
+    )
+
+
+def test_gumbel_softmax_density_sums_to_one(x64):
+    """Three classes, over the simplex by Dirichlet(1, 1, 1) draws: volume 1/2, 200,000 draws, 4 standard errors."""
+    relaxed = GumbelSoftmax(jnp.array([0.5, -0.2, 0.1]), 1.5)
+    z = np.random.default_rng(0).dirichlet(np.ones(3), size=200_000)
+    values = 0.5 * np.exp(np.asarray(jax.jit(relaxed.log_prob)(z)))
+    assert abs(values.mean() - 1) < 4 * values.std() / np.sqrt(len(values))
+
+
+def test_gumbel_softmax_bias_vanishes_with_the_temperature(x64):
+    """Gradient of E f(z), f curved, against enumeration: 400,000 draws, key 0, the same noise at each temperature.
+
+    The bias is many standard errors at temperature 1, falls, and is within 4 of them, or 0.002, at 0.02.
+    """
+    logits, values = jnp.array([0.3, -0.5, 0.4]), jnp.array([1.0, -2.0, 0.5])
+    exact = jax.grad(lambda x: jax.nn.softmax(x) @ (values**2))(logits)
+    keys = jax.random.split(jax.random.key(0), 400_000)
+
+    def gradients(temperature):
+        loss = lambda x, key: (GumbelSoftmax(x, temperature).rsample(key) @ values) ** 2  # noqa: E731
+        draws = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(logits, keys)
+        return np.abs(draws.mean(axis=0) - exact).max(), (draws.std(axis=0) / np.sqrt(len(keys))).max()
+
+    (first, error), (second, _), (last, last_error) = (gradients(t) for t in (1.0, 0.3, 0.02))
+    assert first > 50 * error and first > second > last
+    assert last < max(4 * last_error, 0.002)
+
+
+def test_gumbel_softmax_wants_a_temperature():
+    for make in (lambda: GumbelSoftmax(jnp.zeros(3), 0.0), lambda: gumbel_softmax(IDENTITY, -1.0)):
+        with pytest.raises(ValueError, match="must be positive; got"):
+            make()

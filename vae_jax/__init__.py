@@ -10,7 +10,7 @@ imports are modules of their own: `vae_jax.nets` (flax), `vae_jax.data`, `vae_ja
 """
 
 from vae_jax._version import __version__
-from vae_jax.conditionals import bernoulli, categorical, conditional, discretised_logistic, gaussian
+from vae_jax.conditionals import bernoulli, categorical, conditional, discretised_logistic, gaussian, gumbel_softmax
 from vae_jax.em.mixture import mixture_of_gaussians
 from vae_jax.estimators import Estimator, analytic, enumerated, fixed_encoder, sampled, sticking
 from vae_jax.l2 import l2
@@ -38,6 +38,7 @@ __all__ = [
     "enumerated",
     "fixed_encoder",
     "gaussian",
+    "gumbel_softmax",
     "importance_weighted_bound",
     "init_state",
     "join",

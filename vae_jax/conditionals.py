@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from vae_jax.distributions import Bernoulli, DiscretisedLogistic, bounded_log_std
+from vae_jax.distributions import Bernoulli, DiscretisedLogistic, GumbelSoftmax, bounded_log_std
 from vae_jax.model import Conditional
 from vae_jax.network import as_network
 
@@ -95,6 +95,21 @@ def bernoulli(net: Any) -> Conditional:
 def categorical(net: Any) -> Conditional:
     """Independent categorical values 0 .. K-1; the network gives logits of shape `example + (K,)`."""
     return conditional(net, lambda logits: dist.CategoricalLogits(logits).to_event(logits.ndim - 1))
+
+
+def gumbel_softmax(net: Any, temperature: float) -> Conditional:
+    """Independent classes, relaxed to points of the simplex; the network gives logits of shape `example + (K,)`.
+
+    As an encoder of z with values `example + (K,)` it is reparameterised (see `GumbelSoftmax`), and the bound is one of
+    the relaxed model: the prior has to be a density on the simplex too, for instance this with a network of constants.
+    As the temperature falls the gradient's bias against the model of classes goes to 0 and its variance grows.
+
+    Raises:
+        ValueError: a temperature that is not positive.
+    """
+    if not temperature > 0:
+        raise ValueError(f"the temperature of relaxed classes must be positive; got {temperature}")
+    return conditional(net, lambda logits: GumbelSoftmax(logits, temperature).to_event(logits.ndim - 1))
 
 
 def discretised_logistic(net: Any, *, levels: int = 256, components: int = 1) -> Conditional:

@@ -1,6 +1,7 @@
 """The densities that numpyro lacks or gets wrong at the edges, and what a factorised density tells unit by unit."""
 
 import itertools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -57,6 +58,43 @@ class MultivariateNormal(dist.MultivariateNormal):
         squared = jnp.sum(jnp.einsum("...ij,...j->...i", white, away, precision="highest") ** 2, axis=-1)
         log_scale = jnp.log(jnp.diagonal(self.scale_tril, axis1=-2, axis2=-1)).sum(axis=-1)
         return -0.5 * squared - log_scale - 0.5 * self.event_shape[-1] * jnp.log(2 * jnp.pi)
+
+
+class GumbelSoftmax(dist.Distribution):
+    """One of K classes, relaxed to a point z of the simplex: z = softmax((logits + Gumbel noise) / temperature).
+
+    A smooth function of the logits, so that z has a reparameterised gradient; one-hot in the limit of temperature 0
+    (Jang et al. 2017; Maddison et al. 2017, the Concrete distribution, whose density, equation 10, this has).
+
+    Args:
+        logits: (..., K).
+        temperature: positive; a low one has little bias and much variance.
+    """
+
+    arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
+    reparametrized_params = ["logits"]  # noqa: RUF012
+    support = constraints.simplex
+    pytree_data_fields = ("logits",)
+    pytree_aux_fields = ("temperature",)
+
+    def __init__(self, logits: ArrayLike, temperature: float, *, validate_args=None):
+        if not temperature > 0:
+            raise ValueError(f"the temperature of a relaxed class must be positive; got {temperature}")
+        self.logits, self.temperature = jnp.asarray(logits), temperature
+        super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
+
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+        noise = jax.random.gumbel(key, (*sample_shape, *self.logits.shape), self.logits.dtype)
+        noisy = jnp.broadcast_to(self.logits, noise.shape) + noise
+        # Not exactly on the rim, where the density is infinite or 0.
+        return jnp.maximum(jax.nn.softmax(noisy / self.temperature), jnp.finfo(noise.dtype).tiny)
+
+    def log_prob(self, value: ArrayLike) -> Array:
+        classes, shape = self.logits.shape[-1], jnp.broadcast_shapes(jnp.shape(value), self.logits.shape)
+        log_z, logits = jnp.log(jnp.broadcast_to(value, shape)), jnp.broadcast_to(self.logits, shape)
+        weighed = logits - self.temperature * log_z
+        constant = math.lgamma(classes) + (classes - 1) * math.log(self.temperature)
+        return constant + jnp.sum(weighed - log_z, axis=-1) - classes * jax.nn.logsumexp(weighed, axis=-1)
 
 
 class Levels(constraints.ParameterFreeConstraint):
