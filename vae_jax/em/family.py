@@ -7,6 +7,7 @@ A family knows nothing of where its weights come from. Anything that computes th
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
@@ -50,6 +51,17 @@ def fill(rows: Array) -> Array:
     seen = ~jnp.isnan(rows)
     total = jnp.where(seen, rows, 0.0).sum(axis=0)
     return jnp.where(seen, rows, (total / jnp.maximum(seen.sum(axis=0), 1))[None])
+
+
+def fit_to_weights(family: Family, params: Params, ys: Any, weights: Array) -> Params:
+    """The family's weighted fit to ys, where EM starts: `params` may be far off, as without data.
+
+    Fitted twice, the second time about the means of the first.
+    """
+    for _ in range(2):
+        stats = jax.tree.map(lambda s: s / len(weights), family.stats(params, ys, weights))
+        params = family.maximise(params, stats, len(weights))
+    return params
 
 
 def check_real(ys: Any, shape: tuple[int, ...], *, missing: bool) -> None:

@@ -79,7 +79,7 @@ def fit_em(
     starts = _stack(params) if key is None else _starts(em)(jax.random.split(key, restarts), ys, cs)
     starts = _in_precision_of(ys, starts)
     limit = -jnp.inf if tolerance is None else tolerance
-    fitted, histories, done = jax.device_get(_loop(em, iterations, min(chunk, n))(starts, limit, ys, cs))
+    fitted, histories, done = jax.device_get(_loop(em, iterations, chunk)(starts, limit, ys, cs))
     last = histories[np.arange(restarts), done]
     if not np.isfinite(last).any():
         raise FloatingPointError(

@@ -15,7 +15,7 @@ import numpy as np
 from jax import Array
 
 from vae_jax.em.discrete import categoricals
-from vae_jax.em.family import Family
+from vae_jax.em.family import Family, fit_to_weights
 from vae_jax.em.fit import em_of
 from vae_jax.em.forward_backward import Filtered, backward, forward, real_steps
 from vae_jax.em.gaussians import FLOOR, Covariance, CovariancePrior, gaussians
@@ -123,11 +123,7 @@ def hidden_markov(
         rows = _some_real(k_rows, ys, cs)
         features = family.features(rows)
         member = jax.nn.one_hot(assign(features, k_means(k_centres, features, states)), states, dtype=features.dtype)
-        for _ in range(2):  # the second time about the means of the first
-            sums = family.stats(params["gen"], rows, member)
-            gen = family.maximise(params["gen"], jax.tree.map(lambda s: s / len(rows), sums), len(rows))
-            params = {**params, "gen": gen}
-        return params
+        return {**params, "gen": fit_to_weights(family, params["gen"], rows, member)}
 
     def recentre(stats, old, new):
         return {**stats, "gen": family.recentre(stats["gen"], old["gen"], new["gen"])}

@@ -65,7 +65,7 @@ def _seen(y: Array, mean: Array) -> tuple[Array, Array]:
     return seen, jnp.where(seen, y, mean) - mean
 
 
-def _masked_factor(factor: Array, seen: Array) -> Array:
+def masked_factor(factor: Array, seen: Array) -> Array:
     """Cholesky factor of the covariance of what is seen; the rest is independent with variance 1."""
     both = seen[:, None] & seen[None, :]
     covariance = matmul(factor, factor.T)
@@ -78,7 +78,7 @@ def masked_log_prob(y: Array, mean: Array, factor: Array) -> Array:
     if factor.ndim == 1:
         scaled, log_scale = residual / factor, jnp.log(factor)
     else:
-        masked = _masked_factor(factor, seen)
+        masked = masked_factor(factor, seen)
         scaled = matmul(inverse_of_lower(masked), residual)
         log_scale = jnp.log(jnp.diagonal(masked))
     each = -0.5 * scaled**2 - log_scale - 0.5 * jnp.log(2 * jnp.pi)
@@ -99,7 +99,7 @@ def completed(ys: Array, mean: Array, factor: Array, weights: Array) -> tuple[Ar
     def one(part):
         y, weight = part
         seen, residual = _seen(y, mean)
-        masked = _masked_factor(factor, seen)
+        masked = masked_factor(factor, seen)
         inverse = inverse_of_lower(masked)
         precision = matmul(inverse.T, inverse)
         gain = matmul(precision, jnp.where(seen[:, None], covariance, 0.0)).T

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from numpyro.distributions.batch_util import promote_batch_shape
 
-from vae_jax.em.family import Family
+from vae_jax.em.family import Family, fit_to_weights
 from vae_jax.em.gaussians import FLOOR, Covariance, CovariancePrior, gaussians
 from vae_jax.em.kmeans import assign, k_means, plus_plus
 from vae_jax.model import EM, Conditional
@@ -67,30 +67,34 @@ def mixture(
         ys = jnp.asarray(ys)
         log_joint = joint(params, ys)
         if hard:
-            log_p, weights = log_joint.max(axis=1), _one_hot(log_joint.argmax(axis=1), components, log_joint.dtype)
+            log_p, weights = (
+                log_joint.max(axis=1),
+                jax.nn.one_hot(log_joint.argmax(axis=1), components, dtype=log_joint.dtype),
+            )
         else:
             log_p = jax.nn.logsumexp(log_joint, axis=1)
             weights = jnp.exp(log_joint - log_p[:, None])
         sums = {"pri": weights.sum(axis=0), "gen": family.stats(params["gen"], ys, weights)}
         return log_p, jax.tree.map(lambda s: s / len(weights), sums)
 
+    def log_weights(average, n):
+        weight = average + (concentration - 1) / n
+        return jnp.log(jnp.maximum(weight / weight.sum(), jnp.finfo(weight.dtype).tiny))
+
     def maximise(params, stats, n):
-        weight = stats["pri"] + (concentration - 1) / n
-        logits = jnp.log(jnp.maximum(weight / weight.sum(), jnp.finfo(weight.dtype).tiny))
-        return {"pri": {"logits": logits}, "gen": family.maximise(params["gen"], stats["gen"], n)}
+        gen = family.maximise(params["gen"], stats["gen"], n)
+        return {"pri": {"logits": log_weights(stats["pri"], n)}, "gen": gen}
 
     def start_at(key, ys, cs=None):
         del cs
         k_rows, k_centres, k_init = jax.random.split(key, 3)
         ys = _some(k_rows, ys)
         rows = family.features(ys)
-        member = _one_hot(assign(rows, _centres(k_centres, rows, components, start)), components, rows.dtype)
+        nearest = assign(rows, _centres(k_centres, rows, components, start))
+        member = jax.nn.one_hot(nearest, components, dtype=rows.dtype)
         member = (1 - _DOUBT) * member + _DOUBT / components
-        params = init(k_init)
-        for _ in range(2):  # the second time about the means of the first
-            sums = {"pri": member.sum(axis=0), "gen": family.stats(params["gen"], ys, member)}
-            params = maximise(params, jax.tree.map(lambda s: s / len(member), sums), len(member))
-        return params
+        gen = fit_to_weights(family, init(k_init)["gen"], ys, member)
+        return {"pri": {"logits": log_weights(member.mean(axis=0), len(member))}, "gen": gen}
 
     def posterior(params, y, c=None):
         del c
@@ -154,7 +158,3 @@ def _some(key, ys):
     if len(ys) <= _START_ROWS:
         return ys
     return ys[jax.random.choice(key, len(ys), (_START_ROWS,), replace=False)]
-
-
-def _one_hot(indices, k, dtype):
-    return jax.nn.one_hot(indices, k, dtype=dtype)

@@ -17,8 +17,8 @@ from numpyro.distributions import constraints
 from vae_jax.em.gaussians import LOG_2PI
 from vae_jax.em.gaussians import cholesky_of as unpack
 from vae_jax.em.kalman import Chain, Filtered, GaussianChain, kalman_filter
-from vae_jax.em.missing import RealOrMissing, masked_log_prob
-from vae_jax.linalg import cholesky, inverse_of_lower, matmul
+from vae_jax.em.missing import RealOrMissing, masked_factor, masked_log_prob
+from vae_jax.linalg import inverse_of_lower, matmul
 from vae_jax.model import Params
 
 
@@ -88,10 +88,7 @@ def masked(gen: Params, y: Array, real: Array) -> tuple[Array, Array]:
 
 def masked_factors(gen: Params, here: Array) -> Array:
     """(T, D, D) Cholesky factors of R for what is seen; the rest is independent with variance 1."""
-    factor = unpack(gen["noise"])
-    both = here[:, :, None] & here[:, None, :]
-    eye = jnp.eye(len(factor), dtype=factor.dtype)[None]
-    return cholesky(jnp.where(both, matmul(factor, factor.T)[None], eye))
+    return jax.vmap(masked_factor, in_axes=(None, 0))(unpack(gen["noise"]), here)
 
 
 def filter_sequence(form: Form, params: Params, y: Array, count: Any) -> tuple[Filtered, Array]:
