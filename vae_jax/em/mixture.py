@@ -67,10 +67,8 @@ def mixture(
         ys = jnp.asarray(ys)
         log_joint = joint(params, ys)
         if hard:
-            log_p, weights = (
-                log_joint.max(axis=1),
-                jax.nn.one_hot(log_joint.argmax(axis=1), components, dtype=log_joint.dtype),
-            )
+            log_p = log_joint.max(axis=1)
+            weights = jax.nn.one_hot(log_joint.argmax(axis=1), components, dtype=log_joint.dtype)
         else:
             log_p = jax.nn.logsumexp(log_joint, axis=1)
             weights = jnp.exp(log_joint - log_p[:, None])
