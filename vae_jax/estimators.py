@@ -93,10 +93,20 @@ def _assemble(chain: _Chain, params: Params, key: Array, log_q: Array, z: Any, y
         distortion=gen.nats,
         rate=log_q + pri.nats,
         penalty=pri.penalty + gen.penalty,
-        detail={"pri": pri.detail, "gen": gen.detail},
+        detail={"pri": pri.detail, "gen": gen.detail, "rates": rates_above(log_q + pri.distortion, pri)},
         stats={"pri": pri.stats, "gen": gen.stats},
     )
     return with_drawn(terms, log_drawn(pri), log_drawn(gen))
+
+
+def rates_above(own: Array, prior: Terms) -> Array:
+    """(levels,) The rate of each level of latents, the one next to y first; they sum to the rate.
+
+    A level costs ln P_enc(z_i|z_{i-1}) - ln P_gen(z_i|z_{i+1}), the last one ln P_enc - ln P_pri.
+    """
+    above = prior.detail.get("rates") if isinstance(prior.detail, dict) else None
+    own = jnp.reshape(own, (1,))
+    return own if above is None else jnp.concatenate([own, above])
 
 
 def with_drawn(terms: Terms, *log_qs: Array | None) -> Terms:
@@ -108,6 +118,11 @@ def with_drawn(terms: Terms, *log_qs: Array | None) -> Terms:
 def with_detail(terms: Terms, q: dist.Distribution, unit_rate: Array | None) -> Terms:
     """The terms with mean and rate of each unit of z."""
     return terms._replace(detail={**terms.detail, "z": {"mean": mean_of(q), "rate": unit_rate}})
+
+
+def _with_rate(terms: Terms, rate: Array) -> Terms:
+    """The terms with a rate in closed form, which is not split over levels."""
+    return terms._replace(rate=rate, detail={**terms.detail, "rates": jnp.reshape(rate, (1,))})
 
 
 def mean_of(q: dist.Distribution) -> Array | None:
@@ -191,7 +206,7 @@ def _analytic_terms(parts, params, key, y, c):
         ) from error
     z = q.rsample(k_z)
     at_sample = _assemble(bounds(parts), params, k_parts, log_prob(q, z), z, y, c)
-    return with_detail(at_sample._replace(rate=kl), q, unit_kl(q, p))
+    return with_detail(_with_rate(at_sample, kl), q, unit_kl(q, p))
 
 
 def _at_every_z(chain, parts, params, key, y, c):
@@ -214,7 +229,7 @@ def _enumerated_importance(parts, params, key, y, c):
     q, log_qs, each = _at_every_z(importances(parts), parts, params, key, y, c)
     joint = -(each.nats - log_qs)
     terms = _average(jax.nn.softmax(joint), each)
-    terms = with_detail(terms._replace(rate=-logsumexp(joint) - terms.distortion), q, None)
+    terms = with_detail(_with_rate(terms, -logsumexp(joint) - terms.distortion), q, None)
     log_qs_of_parts = log_drawn(each)
     if log_qs_of_parts is None:
         return terms

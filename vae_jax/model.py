@@ -78,7 +78,8 @@ class Terms(NamedTuple):
         distortion: -ln P_gen(y|z).
         rate: ln P_enc(z|y) - ln P_pri(z).
         penalty: added to the training loss, never to the bound (commitment, adversarial terms).
-        detail: named extras for a human (`z`: mean and rate per unit of the latent; `pri`, `gen`: those of the parts).
+        detail: named extras for a human (`z`: mean and rate per unit of the latent; `rates`: the rate of each level of
+            latents, the one next to y first; `pri`, `gen`: those of the parts).
         stats: sufficient statistics for `Model.maximise`; the training step averages them over the batch.
     """
 

@@ -98,6 +98,32 @@ def per_example(rates: Array, floor: float) -> Array:
     return jnp.mean(jnp.maximum(jnp.sum(rates, axis=1), floor))
 
 
+def drop_condition(objective: Objective, rate: float) -> Objective:
+    """The objective with the condition replaced by zeros for a part of the examples, at random.
+
+    So one network learns P(y|c) and P(y), which classifier-free guidance needs (Ho & Salimans 2022, algorithm 1).
+
+    Raises:
+        ValueError: a rate outside [0, 1]; or, when first called, no conditions.
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate is the part of the examples that lose their condition, in [0, 1]; got {rate}")
+
+    def dropped(model, params, keys, ys, cs, step):
+        if cs is None:
+            raise ValueError("drop_condition drops conditions, and there are none: pass labels (cs)")
+
+        def drop(key, c):
+            gone = jax.random.bernoulli(jax.random.fold_in(key, 0), rate)
+            return jax.tree.map(lambda x: jnp.where(gone, jnp.zeros_like(x), x), c)
+
+        seen = jax.vmap(drop)(keys, cs)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        return objective(model, params, keys, ys, seen, step)
+
+    return dropped
+
+
 def linear(steps: int, *, start: float = 0.0, end: float = 1.0) -> Schedule:
     """From `start` at step 0 straight to `end` at step `steps`, then constant."""
     _check_steps(steps)

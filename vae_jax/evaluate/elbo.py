@@ -42,6 +42,7 @@ class Evaluation(NamedTuple):
         k: the number of importance samples.
         unit_rate: (units,) mean rate of each unit of z, or None where prior or encoder does not factorise.
         unit_variance: (units,) variance over the split of the posterior mean of each unit, or None.
+        level_rate: (levels,) mean rate of each level of latents, the one next to y first, or None without a latent.
         dimensions: numbers in one example, D.
         convention: name of the data convention.
         log_volume: see `Preprocess`.
@@ -54,6 +55,7 @@ class Evaluation(NamedTuple):
     k: int
     unit_rate: np.ndarray | None
     unit_variance: np.ndarray | None
+    level_rate: np.ndarray | None
     dimensions: int
     convention: str
     log_volume: float | None
@@ -113,7 +115,7 @@ def evaluate_checked(
     batch_size = min(batch_size, len(jax.tree.leaves(ys)[0]))
     of_batch = _compiled(model, preprocess, k, samples, max(1, _SAMPLES_IN_MEMORY // batch_size), cs is not None)
     values = over_split(of_batch, params, key, ys, cs, batch_size=batch_size, progress=progress)
-    distortion, rate, bound, unit_rate, unit_mean = values
+    distortion, rate, bound, unit_rate, unit_mean, level_rate = values
     ys = jax.tree.map(np.asarray, ys)
     seen = jax.eval_shape(preprocess.apply, key, jax.tree.map(lambda y: y[0], ys))
     return Evaluation(
@@ -124,6 +126,7 @@ def evaluate_checked(
         k=k,
         unit_rate=None if unit_rate is None else unit_rate.mean(axis=0, dtype=np.float64).ravel(),
         unit_variance=None if unit_mean is None else unit_mean.var(axis=0, dtype=np.float64).ravel(),
+        level_rate=None if level_rate is None else level_rate.mean(axis=0, dtype=np.float64),
         dimensions=dimensions(seen),
         convention=preprocess.name,
         log_volume=preprocess.log_volume,
@@ -166,7 +169,8 @@ def _compiled(model: Model, preprocess: Preprocess, k: int, samples: int, chunk:
         draws = jax.vmap(lambda k_i: model.terms(params, k_i, seen, c))(jax.random.split(k_terms, samples))
         terms = jax.tree.map(lambda x: jnp.mean(x, axis=0), draws)
         bound = importance_weighted_bound(model, params, k_weights, seen, c, k=k, chunk=chunk) if k else None
-        return terms.distortion, terms.rate, bound, terms.units.get("rate"), terms.units.get("mean")
+        levels = terms.detail.get("rates") if isinstance(terms.detail, dict) else None
+        return terms.distortion, terms.rate, bound, terms.units.get("rate"), terms.units.get("mean"), levels
 
     return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0, 0 if conditional else None)))
 

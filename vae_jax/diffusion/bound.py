@@ -1,0 +1,164 @@
+"""Diffusion as a multi-step VAE with a fixed encoder (Sohl-Dickstein et al. 2015; Ho et al. 2020; Kingma et al. 2021).
+
+    P_enc(z_t|z_s) = N((alpha_t/alpha_s) z_s, ...)      a little noise is added, T times; nothing is trained
+    P_pri(z_1)     = N(0, alpha_1^2 + sigma_1^2)        what comes out at the end
+    P_gen(z_s|z_t) = P_enc(z_s|z_t, x = xhat(z_t))      the step back, with the denoiser's xhat in place of x
+
+The T rates have closed forms given x, so that one of them at a random t estimates all (the integral, for T infinite):
+
+    -ln P(y) <= KL(P_enc(z_1|x) || P_pri)  +  E_t E_eps 1/2 gamma'(t) |eps - epshat|^2  +  E[-ln P(y|z_0)]
+                prior                         diffusion                                   reconstruction
+
+For T steps gamma'(t) becomes T expm1(gamma_t - gamma_s). `vae_jax.diffusion.unrolled` is the same bound said the long
+way, by T calls of `vae`; tests/test_diffusion.py holds the two together.
+"""
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vae_jax.diffusion.denoiser import Denoiser
+from vae_jax.diffusion.schedules import Level
+from vae_jax.diffusion.samplers import Sampler, ancestral, draw
+from vae_jax.diffusion.steps import end, first_step, forward_step, reverse_step, step_at, step_kl
+from vae_jax.diffusion.times import Times, uniform
+from vae_jax.model import Model, Params, Terms, log_prob
+
+
+def diffusion(
+    denoiser: Denoiser, *, times: Times = uniform, sampler: Sampler | None = None, guidance: float = 1.0
+) -> Model:
+    """P(y|c) by denoising.
+
+    In `Terms` the distortion is the reconstruction, the rate prior + diffusion; `detail["rates"]` is (diffusion, prior).
+    `detail["diffusion"]` holds what the objectives of `vae_jax.diffusion.objectives` read. With T steps there is
+    `importance` as well (T calls of the network); in continuous time `log_likelihood` takes its place.
+
+    Args:
+        denoiser: made by `vae_jax.diffusion.denoiser`.
+        times: where the bound is estimated: `uniform`, `stratified(k)`, `proposal(weights)` or `every(T)`.
+        sampler: how `sample` comes back from noise: `ancestral()` (the default: the model itself), `ddim`, `heun`,
+            `dpm_solver`, each with its number of steps.
+        guidance: weight of the condition in `sample` (Ho & Salimans 2022): 1 is the model, 0 ignores the condition,
+            more than 1 exaggerates it. Train with `objectives.drop_condition` for anything but 1.
+
+    Raises:
+        ValueError: a negative guidance; or, when first called, guidance without a condition.
+    """
+    sampler = ancestral() if sampler is None else sampler
+    if not guidance >= 0:
+        raise ValueError(f"guidance weighs the condition and cannot be negative; got {guidance}")
+    d = denoiser
+
+    def init(key, y, c=None):
+        if jnp.shape(y) != d.shape:
+            raise ValueError(f"the denoiser is made for examples of shape {d.shape}; got one of {jnp.shape(y)}")
+        return d.init(key, c)
+
+    def terms(params, key, y, c=None):
+        k_t, k_eps, k_data = jax.random.split(key, 3)
+        x = d.observation.embed(y)
+        ts, densities = times(k_t)
+
+        def loss_at(enc, gen, x, t, k):
+            return _step_terms(d, enc, gen, jax.random.normal(k, d.shape, x.dtype), x, t, c)
+
+        def loss(enc, gen, x):
+            if len(ts) == 1:
+                found = jax.tree.map(lambda v: v[None], loss_at(enc, gen, x, ts[0], k_eps))
+            else:
+                found = jax.lax.map(lambda at: loss_at(enc, gen, x, *at), (ts, jax.random.split(k_eps, len(ts))))
+            return jnp.mean(found["nats"] / densities), found
+
+        enc, gen = params["enc"], params["gen"]
+        interior = d.schedule.interior if d.steps is None else ()
+        held = {name: jax.lax.stop_gradient(v) if name in interior else v for name, v in enc.items()}
+        diffused, found = loss(held, gen, x)
+        first, last = d.level(held, 0.0), d.level(held, 1.0)
+        prior = jnp.sum(_prior_rate(x, last))
+        penalty: Any = 0.0
+        if interior:
+            # 0 in value; its gradient lowers the variance of the estimate.
+            moved = {name: v if name in interior else jax.lax.stop_gradient(v) for name, v in enc.items()}
+            squared = loss(moved, *jax.lax.stop_gradient((gen, x)))[0] ** 2 / math.prod(d.shape)
+            penalty = squared - jax.lax.stop_gradient(squared)
+        return Terms(
+            distortion=_reconstruction(d, gen, k_data, y, x, first, c),
+            rate=diffused + prior,
+            penalty=penalty,
+            detail={
+                "rates": jnp.stack([diffused, prior]),
+                "diffusion": {**found, "t": ts, "density": densities, "bound": diffused},
+            },
+        )
+
+    def importance(params, key, y, c=None):
+        return _chain_terms(d, params, key, y, c)
+
+    def sample(params, key, c=None):
+        return draw(d, params, key, c, sampler=sampler, guidance=guidance)
+
+    def support(params, c=None):
+        del params, c
+        return d.observation.support
+
+    return Model(init, terms, sample, importance if d.steps is not None else None, support=support)
+
+
+def _step_terms(d: Denoiser, enc: Params, gen: Params, eps: Array, x: Array, t: Array, c: Any) -> dict[str, Array]:
+    """The rate of the step at t, times how many there are, and what it is made of."""
+    if d.steps is None:
+        gamma, slope = jax.jvp(lambda t: d.gamma(enc, t), (t,), (jnp.ones_like(t),))
+        level = d.process(gamma)
+        squared = jnp.sum((eps - d.denoise(gen, level.alpha * x + level.sigma * eps, level, c).noise) ** 2)
+        nats = 0.5 * slope * squared
+    else:
+        s, t = step_at(t, d.steps)
+        low, level = d.level(enc, s), d.level(enc, t)
+        known = d.denoise(gen, level.alpha * x + level.sigma * eps, level, c)
+        squared = jnp.sum((eps - known.noise) ** 2)
+        slope = d.steps * jnp.expm1(level.gamma - low.gamma)
+        nats = d.steps * jnp.sum(step_kl(eps - known.noise, known.variance, low, level))
+    return {"nats": nats, "gamma": level.gamma, "slope": slope, "squared": squared}
+
+
+def _prior_rate(x: Array, level: Level) -> Array:
+    """KL(P_enc(z_1|x) || P_pri(z_1)), elementwise."""
+    signal = jax.nn.sigmoid(-level.gamma)  # alpha^2 of variance 1
+    return 0.5 * (signal * x**2 - signal - jax.nn.log_sigmoid(level.gamma))
+
+
+def _reconstruction(d: Denoiser, gen: Params, key: Array, y: Any, x: Array, level: Level, c: Any) -> Array:
+    """E[-ln P(y|z_0)], by one z_0 unless it is known."""
+    if d.observation.nats is not None:
+        return d.observation.nats(level, math.prod(d.shape))
+    z = first_step(x, level).sample(key)
+    return -log_prob(d.observation.dist(z, level, lambda z, level: d.denoise(gen, z, level, c)), y)
+
+
+def _chain_terms(d: Denoiser, params: Params, key: Array, y: Any, c: Any) -> Terms:
+    """One importance sample: the whole chain z_0, ..., z_1 and the T steps back, in one scan."""
+    enc, gen = params["enc"], params["gen"]
+    k_first, k_steps = jax.random.split(key)
+    times = d.times()
+    first, last = d.level(enc, times[0]), d.level(enc, times[-1])
+    start = first_step(d.observation.embed(y), first)
+    z_0 = start.sample(k_first)
+    distortion = -log_prob(d.observation.dist(z_0, first, lambda z, level: d.denoise(gen, z, level, c)), y)
+
+    def step(z, at):
+        s, t, eps = at
+        low, level = d.level(enc, s), d.level(enc, t)
+        forward = forward_step(z, low, level)
+        z_t = forward.mean + jnp.sqrt(forward.variance) * eps
+        back = reverse_step(d.denoise(gen, z_t, level, c), z_t, low, level)
+        return z_t, forward.log_prob(z_t) - back.log_prob(z)
+
+    noise = jax.random.normal(k_steps, (d.steps, *d.shape), z_0.dtype)
+    z_1, rates = jax.lax.scan(step, z_0, (times[:-1], times[1:], noise))
+    prior = -end(d.shape, last).log_prob(z_1)
+    diffused = start.log_prob(z_0) + jnp.sum(rates)
+    return Terms(distortion, diffused + prior, detail={"rates": jnp.stack([diffused, prior])})
