@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from vae_jax.distributions import Bernoulli, DiscretisedLogistic, GumbelSoftmax, bounded_log_std
+from vae_jax.distributions import Bernoulli, Categorical, DiscretisedLogistic, GumbelSoftmax, bounded_log_std
 from vae_jax.model import Conditional
 from vae_jax.network import as_network
 
@@ -94,7 +94,7 @@ def bernoulli(net: Any) -> Conditional:
 
 def categorical(net: Any) -> Conditional:
     """Independent categorical values 0 .. K-1; the network gives logits of shape `example + (K,)`."""
-    return conditional(net, lambda logits: dist.CategoricalLogits(logits).to_event(logits.ndim - 1))
+    return conditional(net, lambda logits: Categorical(logits).to_event(logits.ndim - 1))
 
 
 def gumbel_softmax(net: Any, temperature: float) -> Conditional:

@@ -44,6 +44,16 @@ class Bernoulli(dist.BernoulliLogits):
         return -jax.nn.softplus((1.0 - 2.0 * y) * self.logits)
 
 
+class Categorical(dist.CategoricalLogits):
+    """Classes 0 .. K-1 from logits (..., K), held in an array of any number type.
+
+    (numpyro's own wants integers, and fails inside on others. Whether the values are whole is for the support to say.)
+    """
+
+    def log_prob(self, value: ArrayLike) -> Array:
+        return super().log_prob(jnp.asarray(value).astype(jnp.int32))
+
+
 class MultivariateNormal(dist.MultivariateNormal):
     """N(loc, scale_tril scale_tril'), whose log_prob whitens by the inverse factor (see `vae_jax.linalg`).
 

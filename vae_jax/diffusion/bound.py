@@ -21,8 +21,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.diffusion.denoiser import Denoiser
-from vae_jax.diffusion.schedules import Level
 from vae_jax.diffusion.samplers import Sampler, ancestral, draw
+from vae_jax.diffusion.schedules import Level
 from vae_jax.diffusion.steps import end, first_step, forward_step, reverse_step, step_at, step_kl
 from vae_jax.diffusion.times import Times, uniform
 from vae_jax.model import Model, Params, Terms, log_prob
@@ -33,9 +33,9 @@ def diffusion(
 ) -> Model:
     """P(y|c) by denoising.
 
-    In `Terms` the distortion is the reconstruction, the rate prior + diffusion; `detail["rates"]` is (diffusion, prior).
-    `detail["diffusion"]` holds what the objectives of `vae_jax.diffusion.objectives` read. With T steps there is
-    `importance` as well (T calls of the network); in continuous time `log_likelihood` takes its place.
+    In `Terms` the distortion is the reconstruction, the rate prior + diffusion; `detail["rates"]` is (diffusion,
+    prior), and `detail["diffusion"]` holds what the objectives of `vae_jax.diffusion.objectives` read. With T steps
+    there is `importance` as well (T calls of the network); in continuous time `log_likelihood` takes its place.
 
     Args:
         denoiser: made by `vae_jax.diffusion.denoiser`.
@@ -77,7 +77,7 @@ def diffusion(
         interior = d.schedule.interior if d.steps is None else ()
         held = {name: jax.lax.stop_gradient(v) if name in interior else v for name, v in enc.items()}
         diffused, found = loss(held, gen, x)
-        first, last = d.level(held, 0.0), d.level(held, 1.0)
+        first, last = d.level(held, jnp.zeros(())), d.level(held, jnp.ones(()))
         prior = jnp.sum(_prior_rate(x, last))
         penalty: Any = 0.0
         if interior:
@@ -157,7 +157,7 @@ def _chain_terms(d: Denoiser, params: Params, key: Array, y: Any, c: Any) -> Ter
         back = reverse_step(d.denoise(gen, z_t, level, c), z_t, low, level)
         return z_t, forward.log_prob(z_t) - back.log_prob(z)
 
-    noise = jax.random.normal(k_steps, (d.steps, *d.shape), z_0.dtype)
+    noise = jax.random.normal(k_steps, (len(times) - 1, *d.shape), z_0.dtype)
     z_1, rates = jax.lax.scan(step, z_0, (times[:-1], times[1:], noise))
     prior = -end(d.shape, last).log_prob(z_1)
     diffused = start.log_prob(z_0) + jnp.sum(rates)

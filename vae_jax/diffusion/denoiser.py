@@ -12,10 +12,11 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.typing import ArrayLike
 
 from vae_jax.conditionals import arguments, full_precision
-from vae_jax.diffusion.schedules import Level, Process, Schedule, linear, variance_preserving
 from vae_jax.diffusion.observation import Observation, continuous
+from vae_jax.diffusion.schedules import Level, Process, Schedule, linear, variance_preserving
 from vae_jax.distributions import bounded_log_std
 from vae_jax.network import Network, as_network
 
@@ -50,7 +51,7 @@ class Denoised(NamedTuple):
 
     x: Array
     noise: Array
-    variance: Array
+    variance: ArrayLike
 
 
 class Denoiser(NamedTuple):
@@ -91,11 +92,11 @@ class Denoiser(NamedTuple):
         assert self.steps is not None
         return jnp.arange(self.steps + 1) / self.steps
 
-    def gamma(self, enc: Params, t: Array) -> Array:
+    def gamma(self, enc: Params, t: ArrayLike) -> Array:
         """-ln SNR at t; `enc` may be None for a schedule without parameters."""
         return self.schedule.gamma(enc, t)
 
-    def level(self, enc: Params, t: Array) -> Level:
+    def level(self, enc: Params, t: ArrayLike) -> Level:
         """The noise at t."""
         return self.process(self.gamma(enc, t))
 
@@ -134,8 +135,8 @@ def denoiser(
     """A network that denoises, with the noise that it is made for.
 
     Args:
-        net: flax linen module, `Network` or `(init, apply)` pair, called with (z, gamma) or (z, gamma, c): z of `shape`,
-            gamma = -ln SNR, a number from about -13 to 5. It gives the shape of z.
+        net: flax linen module, `Network` or `(init, apply)` pair, called with (z, gamma) or (z, gamma, c): z of
+            `shape`, gamma = -ln SNR, a number from about -13 to 5. It gives the shape of z.
         shape: of one example.
         schedule: `linear()` (the default), `cosine()`, `ddpm()`, `table(...)`, `learned()` or `schedule(function)`.
         process: `variance_preserving` or `variance_exploding`.

@@ -14,7 +14,7 @@ from vae_jax.diffusion.denoiser import Denoiser
 from vae_jax.model import Params
 
 
-def fit_variance(denoiser: Denoiser, params: Params, key: Array, ys: Array, cs: Any = None) -> Params:
+def fit_variance(denoiser: Denoiser, params: Params, key: Array, ys: Any, cs: Any = None) -> Params:
     """The parameters with `gen/variance`: E (x - xhat(z_t))^2 for t = 0, 1/T, ..., 1, over examples and dimensions.
 
     Args:

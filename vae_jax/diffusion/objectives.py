@@ -115,7 +115,7 @@ def spread_times(model_at: Callable[[Times], Model], objective: Objective | None
 
 
 def measure(
-    model_at: Callable[[Times], Model], params: Params, key: Array, ys: Array, cs: Any = None, *, parts: int = 10
+    model_at: Callable[[Times], Model], params: Params, key: Array, ys: Any, cs: Any = None, *, parts: int = 10
 ) -> np.ndarray:
     """(parts,) weights for `times.proposal`: the root of the mean square of the diffusion's loss in parts of [0, 1).
 

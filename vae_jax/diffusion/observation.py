@@ -14,7 +14,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from vae_jax.diffusion.schedules import Level
-from vae_jax.distributions import Levels
+from vae_jax.distributions import Categorical, Levels
 
 
 class Observation(NamedTuple):
@@ -22,7 +22,7 @@ class Observation(NamedTuple):
 
     Fields:
         embed: `y -> x`.
-        dist: `(z_0, level, denoise) -> Distribution` of y, where `denoise(z_0, level)` gives what the network makes of it.
+        dist: `(z_0, level, denoise) -> Distribution` of y; `denoise(z_0, level)` is what the network makes of it.
         support: the constraint that y has to satisfy.
         nats: `(level, D) -> E[-ln P(y|z_0)]`, where that is known without z_0, else None.
         log_volume: ln |dx/dy| of one number, where y is continuous and x a linear function of it; else None.
@@ -75,9 +75,10 @@ def denoised(low: float | None = None, high: float | None = None) -> Observation
 
 
 def levels(count: int = 256) -> Observation:
-    """y is one of the integers 0 .. count-1, x the middle of its cell on [-1, 1]; P(y|z_0) ~ N(z_0/alpha_0; x, exp(gamma_0)).
+    """y is one of the integers 0 .. count-1, x the middle of its cell on [-1, 1].
 
-    An exact probability of 8-bit data (Kingma et al. 2021, section 4, eq. 7-8).
+    P(y|z_0) is proportional to N(z_0 / alpha_0; x(y), exp(gamma_0)): an exact probability of 8-bit data (Kingma et al.
+    2021, section 4, equations 7 and 8).
 
     Raises:
         ValueError: fewer than 2 levels.
@@ -92,7 +93,7 @@ def levels(count: int = 256) -> Observation:
         del denoise
         away = (z / level.alpha)[..., None] - embed(jnp.arange(count)).reshape((1,) * z.ndim + (-1,))
         logits = -0.5 * away**2 * jnp.exp(-level.gamma)
-        return dist.CategoricalLogits(logits).to_event(z.ndim)
+        return Categorical(logits).to_event(z.ndim)
 
     return Observation(embed, make, Levels(count))
 

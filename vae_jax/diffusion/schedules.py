@@ -31,7 +31,7 @@ class Schedule(NamedTuple):
     """
 
     init: Callable[[Array], Params]
-    gamma: Callable[[Params, Array], Array]
+    gamma: Callable[[Params, ArrayLike], Array]
     interior: tuple[str, ...] = ()
 
 
@@ -162,16 +162,16 @@ class Level(NamedTuple):
     scale: Array
 
 
-Process = Callable[[Array], Level]
+Process = Callable[[ArrayLike], Level]
 
 
-def variance_preserving(gamma: Array) -> Level:
+def variance_preserving(gamma: ArrayLike) -> Level:
     """alpha^2 + sigma^2 = 1: data of variance 1 keep it (Ho et al. 2020)."""
     gamma = jnp.asarray(gamma)
     return Level(gamma, _root_of_sigmoid(-gamma), _root_of_sigmoid(gamma), jnp.ones_like(gamma))
 
 
-def variance_exploding(gamma: Array) -> Level:
+def variance_exploding(gamma: ArrayLike) -> Level:
     """alpha = 1: noise is added, and nothing taken away (Song & Ermon 2019)."""
     gamma = jnp.asarray(gamma)
     return Level(gamma, jnp.ones_like(gamma), jnp.exp(gamma / 2), jnp.exp(jax.nn.softplus(gamma) / 2))

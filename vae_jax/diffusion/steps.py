@@ -6,6 +6,7 @@
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from jax.typing import ArrayLike
 
 from vae_jax.diffusion.denoiser import Denoised
 from vae_jax.diffusion.schedules import Level
@@ -17,7 +18,7 @@ def step_at(t: Array, steps: int) -> tuple[Array, Array]:
     return i / steps, (i + 1) / steps
 
 
-def step_kl(error: Array, variance: Array, low: Level, level: Level) -> Array:
+def step_kl(error: Array, variance: ArrayLike, low: Level, level: Level) -> Array:
     """KL(P_enc(z_s|z_t, x) || P_gen(z_s|z_t)) elementwise, from eps - epshat and the variance of x given z_t.
 
     With variance 0 it is 1/2 expm1(gamma_t - gamma_s) (eps - epshat)^2.
@@ -26,7 +27,7 @@ def step_kl(error: Array, variance: Array, low: Level, level: Level) -> Array:
     return 0.5 * (jnp.log1p(more) - more / (1 + more) + jnp.expm1(level.gamma - low.gamma) * error**2 / (1 + more))
 
 
-def excess(variance: Array, low: Level, level: Level) -> Array:
+def excess(variance: ArrayLike, low: Level, level: Level) -> Array:
     """By what part a reverse step's variance exceeds that of P_enc(z_s|z_t, x), since x is known with a variance."""
     return variance * -jnp.expm1(low.gamma - level.gamma) * jnp.exp(-low.gamma)
 

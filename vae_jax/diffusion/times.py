@@ -5,12 +5,12 @@ that its expectation is the same whatever the choice.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.typing import ArrayLike
 
 Times = Callable[[Array], tuple[Array, Array]]
 
@@ -49,7 +49,7 @@ def every(steps: int) -> Times:
     return times
 
 
-def proposal(weights: ArrayLike) -> Times:
+def proposal(weights: Any) -> Times:
     """Importance sampling: one time, its density proportional to `weights` on as many equal parts of [0, 1).
 
     The variance is least where the weight of a part is the root of the mean square of the integrand there (Nichol &

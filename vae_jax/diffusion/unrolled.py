@@ -5,7 +5,7 @@ from typing import Any
 from vae_jax.chain import chain
 from vae_jax.diffusion.denoiser import Denoiser
 from vae_jax.diffusion.steps import end, first_step, forward_step, reverse_step
-from vae_jax.estimators import Estimator, fixed_encoder
+from vae_jax.estimators import Estimator, fixed_encoder, importance_of
 from vae_jax.model import Conditional, Model, Params
 
 
@@ -21,7 +21,7 @@ def unrolled(denoiser: Denoiser, *, estimator: Estimator | None = None) -> Model
     d = denoiser
     if d.steps is None:
         raise ValueError("only finitely many steps can be unrolled: denoiser(..., steps=10)")
-    times = [i / d.steps for i in range(d.steps + 1)]
+    times, count = d.times(), d.steps + 1
 
     def part(make: Any) -> Conditional:
         return Conditional(lambda key, c=None: None, make)
@@ -50,8 +50,9 @@ def unrolled(denoiser: Denoiser, *, estimator: Estimator | None = None) -> Model
         return part(make)
 
     prior = part(lambda params, c: end(d.shape, d.level(params["enc"], times[-1])))
-    steps = [(encoder(i), generator(i)) for i in range(d.steps + 1)]
+    steps = [(encoder(i), generator(i)) for i in range(count)]
     folded = chain(steps, prior, estimator=fixed_encoder if estimator is None else estimator)
+    one_importance = importance_of(folded)
 
     def spread(params: Params) -> Params:
         """The same parameters at every step of the chain."""
@@ -64,7 +65,7 @@ def unrolled(denoiser: Denoiser, *, estimator: Estimator | None = None) -> Model
         init=lambda key, y, c=None: d.init(key, c),
         terms=lambda params, key, y, c=None: folded.terms(spread(params), key, y, c),
         sample=lambda params, key, c=None: folded.sample(spread(params), key, c),
-        importance=lambda params, key, y, c=None: folded.importance(spread(params), key, y, c),
+        importance=lambda params, key, y, c=None: one_importance(spread(params), key, y, c),
         support=lambda params, c=None: d.observation.support,
     )
 

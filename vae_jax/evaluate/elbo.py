@@ -175,7 +175,7 @@ def _compiled(model: Model, preprocess: Preprocess, k: int, samples: int, chunk:
     return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0, 0 if conditional else None)))
 
 
-def mean(values: np.ndarray) -> Mean:
+def mean(values: Any) -> Mean:
     """Mean and standard error over examples; the error of a single example is NaN, as nothing is known of it."""
     values = np.asarray(values, np.float64)
     with np.errstate(invalid="ignore"):  # infinite values have a mean, and NaN for a spread
