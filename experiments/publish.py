@@ -1,6 +1,7 @@
 """How an experiment ends: its report is written, its table is printed, and its numbers are returned."""
 
 import dataclasses
+import json
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -33,6 +34,12 @@ def write(
     print(report.table_text(table))
     print(f"\nreport: {path}")
     return {row.name: row.value for row in table}
+
+
+def fields(config: Any, left_out: Sequence[str] = ()) -> dict[str, Any]:
+    """The fields of a configuration, as JSON has them, but some: what `fit(config=...)` keeps beside a run."""
+    kept = {name: value for name, value in dataclasses.asdict(config).items() if name not in left_out}
+    return json.loads(json.dumps(kept))
 
 
 def command(name: str) -> str:

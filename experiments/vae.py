@@ -8,7 +8,6 @@ The three distributions of the lecture are three lines of `build`; all else is d
 """
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -252,10 +251,8 @@ def build_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
 
 def run_config(config: Config) -> dict[str, Any]:
     """What decides the parameters; with a constant learning rate a run may be continued for more epochs."""
-    fields = {name: value for name, value in dataclasses.asdict(config).items() if name not in NOT_THE_RUN}
-    if config.schedule == "constant":
-        fields.pop("epochs")
-    return json.loads(json.dumps(fields))
+    left_out = NOT_THE_RUN + (("epochs",) if config.schedule == "constant" else ())
+    return publish.fields(config, left_out)
 
 
 def main(config: Config) -> dict[str, Any]:

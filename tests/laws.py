@@ -44,6 +44,25 @@ from vae_jax import (
     vae,
     vampprior,
 )
+from vae_jax.chain import chain
+from vae_jax.diffusion import (
+    Denoiser,
+    continuous,
+    cosine,
+    denoised,
+    denoiser,
+    diffusion,
+    learned,
+    levels,
+    linear,
+    unrolled,
+    variance_exploding,
+    velocity,
+)
+from vae_jax.diffusion import (
+    data as predict_x,
+)
+from vae_jax.diffusion.steps import end, reverse_step
 from vae_jax.distributions import GumbelSoftmax, bounded_log_std
 from vae_jax.em import (
     as_vae,
@@ -140,8 +159,11 @@ CLASSES = Data(integers(3, 2), words(3, 2), np.tile([0, 2], (BATCH, 1)))
 LEVELS = Data(integers(8, 2), words(8, 2), np.tile([0, 7], (BATCH, 1)))
 COUNTS = Data(integers(5, 1), words(60, 1), np.full((BATCH, 1), 10_000))
 REALS = Data(_reals, grid(2, reach=9.0, step=0.4), 1e4 * _reals)
+NO_SUM = REALS._replace(values=None)  # where a sum over y takes too long
 IMAGES = Data(integers(2, 4, 4, 1).astype(np.float32), None, np.ones((BATCH, 4, 4, 1), np.float32))
 WIDE = grid(2, reach=16.0, step=0.5)
+NUMBERS = Data(_reals[:, :1], grid(1, reach=16.0), 1e4 * _reals[:, :1])
+LEVEL = Data(integers(8, 1), words(8, 1), np.tile([7], (BATCH, 1)))
 STEPS = Data(_reals[..., None], Grid(WIDE.points[..., None], WIDE.log_volume), 1e4 * _reals[..., None])
 LABELS = np.eye(2, dtype=np.float32)[integers(2)]
 
@@ -207,6 +229,25 @@ def exact(part: Conditional, data: Data, zs: Grid) -> System:
     return System(lift(part), data, density, deterministic=True)
 
 
+def denoising(d: Denoiser, examples: Data, cs: np.ndarray | None = None, **fields) -> System:
+    """A diffusion of one step on one number, and its density by summing over (z_0, z_1); in continuous time none."""
+
+    def density(params, y, c):
+        low, level = (d.level(params["enc"], t) for t in d.times())
+
+        def denoise(z, level):
+            return d.denoise(params["gen"], z, level, c)
+
+        def joint(z):
+            z_0, z_1 = z[:1], z[1:]
+            back = reverse_step(denoise(z_1, level), z_1, low, level).log_prob(z_0)
+            return d.observation.dist(z_0, low, denoise).log_prob(y) + back + end((1,), level).log_prob(z_1)
+
+        return logsumexp(jax.vmap(joint)(jnp.asarray(PLANE.points))) + PLANE.log_volume
+
+    return System(diffusion(d), examples, None if d.steps is None else density, cs, **fields)
+
+
 def poisson(net) -> Conditional:
     return conditional(net, lambda raw: dist.Poisson(jnp.exp(bounded_log_std(raw))).to_event(1))
 
@@ -229,6 +270,10 @@ DISCRETE = (class_of(affine(3)), UNIFORM_CLASS, bernoulli(affine(3, scale=1.0)),
 # A prior and a generator that are VAEs.
 DEEP_PRIOR = latent(encoder(1), standard_normal(1), l2(affine(1, scale=1.0), 1.0), REALS, LINE, estimator=analytic)
 DEEP_GENERATOR = latent(encoder(1), standard_normal(1), l2(affine(2), 0.8), REALS, LINE)
+
+# One step of diffusion, with so much noise that sums over the latents are exact.
+ONE_STEP = denoiser(affine(1), (1,), linear(-1.0, 2.0), prediction=predict_x, steps=1, observation=denoised())
+ONE_DENOISING = denoising(ONE_STEP, NUMBERS)
 
 # For finite differences: no corner of relu, and the precision of the input.
 SMOOTH = {"activation": nn.gelu, "dtype": None}
@@ -292,6 +337,33 @@ SYSTEMS: dict[str, System] = {
         lambda params, y, c: mixture_of_gaussians(2, 3, "full").dist(params).log_prob(y),
         deterministic=True,
     ),
+    # Several steps.
+    "chain of VAEs": latent(encoder(1), DEEP_PRIOR, l2(affine(2), 0.8), REALS, LINE)._replace(
+        model=chain([(encoder(1), l2(affine(2), 0.8)), (encoder(1), l2(affine(1, scale=1.0), 1.0))], standard_normal(1))
+    ),
+    "diffusion, one step": ONE_DENOISING,
+    "diffusion, one step, unrolled": ONE_DENOISING._replace(model=unrolled(ONE_STEP), same_as="diffusion, one step"),
+    "diffusion of levels, variance learned, conditional": denoising(
+        denoiser(
+            affine(2),
+            (1,),
+            linear(-1.0, 0.8),
+            steps=1,
+            observation=levels(8),
+            variance="learned",
+            process=variance_exploding,
+            prediction=predict_x,
+        ),
+        LEVEL,
+        LABELS,
+    ),
+    "diffusion, continuous time": denoising(
+        denoiser(affine(2), (2,), cosine(-3.0, 3.0), observation=continuous(-1e5, 1e5), prediction=velocity), NO_SUM
+    ),
+    "diffusion, learned schedule": denoising(
+        denoiser(affine(2), (2,), learned(-3.0, 3.0, ends="learned")), NO_SUM, held=("enc/curve",)
+    ),
+    "latent diffusion": latent(encoder(1), ONE_DENOISING, l2(affine(2), 0.8), NO_SUM, LINE),
     # Networks.
     "MLP": latent(
         gaussian(nets.MLP((5,), 2, **SMOOTH)), standard_normal(1), bernoulli(nets.MLP((5,), 3, **SMOOTH)), BITS, LINE

@@ -21,7 +21,7 @@ FLOORS = [
     {"estimators"},
     {"score_function"},
     {"vae", "objectives", "em"},
-    {"multi_sample", "refine", "train"},
+    {"chain", "diffusion", "multi_sample", "refine", "train"},
     {"check", "checkpoint", "evaluate", "data", "nets", "pictures", "report"},
     {"fit", "selfcheck"},
 ]
@@ -33,6 +33,7 @@ ONLY = {
     "tensorflow_datasets": "data",
     "orbax": "checkpoint",
     "matplotlib": "pictures",
+    "diffrax": "diffusion",
     "tensorboardX": "fit",
     "tensorflow": None,
     "torch": None,
@@ -40,7 +41,7 @@ ONLY = {
     "experiments": None,
     "tests": None,
 }
-LAZY = {"tensorflow_datasets", "orbax", "matplotlib", "tensorboardX"}
+LAZY = {"diffrax", "tensorflow_datasets", "orbax", "matplotlib", "tensorboardX"}
 
 
 def imports(file: Path, package: Path) -> list[tuple[str, bool]]:
@@ -187,7 +188,18 @@ def test_a_planted_cycle_is_seen(tmp_path):
     assert cycle(package) == ["l2.py", "priors.py", "l2.py"]
 
 
-HEAVY = ("tensorflow", "tensorflow_datasets", "orbax", "matplotlib", "flax", "tensorboardX", "PIL", "torch", "tqdm")
+HEAVY = (
+    "diffrax",
+    "tensorflow",
+    "tensorflow_datasets",
+    "orbax",
+    "matplotlib",
+    "flax",
+    "tensorboardX",
+    "PIL",
+    "torch",
+    "tqdm",
+)
 
 
 def imported_with(statement: str) -> set[str]:

@@ -34,7 +34,7 @@ from vae_jax.diffusion import (
     variance_preserving,
     velocity,
 )
-from vae_jax.diffusion.bound import _prior_rate, _step_terms
+from vae_jax.diffusion.bound import prior_rate, step_terms
 from vae_jax.diffusion.objectives import measure, min_snr, sigmoid, simple, spread_times, weighted
 from vae_jax.diffusion.steps import end, first_step, forward_step, reverse_step
 from vae_jax.evaluate import evaluate, mean
@@ -78,7 +78,7 @@ def diffused(d, params, variance: float, count: int) -> float:
     ts = (jnp.arange(count) + 0.5) / count
 
     def at(t):
-        each = jax.vmap(lambda y, e: _step_terms(d, params["enc"], params["gen"], e, y, t, None)["nats"])(ys, eps)
+        each = jax.vmap(lambda y, e: step_terms(d, params["enc"], params["gen"], e, y, t, None)["nats"])(ys, eps)
         return jnp.mean(each)
 
     return float(jnp.mean(jax.vmap(at)(ts)))
@@ -165,7 +165,7 @@ def test_three_forms_of_a_steps_rate_agree(x64, process, prediction):
 
     weighted_x = 0.5 * (jnp.exp(-low.gamma) - jnp.exp(-level.gamma)) * jnp.sum((x - known.x) ** 2)
     weighted_eps = 0.5 * jnp.expm1(level.gamma - low.gamma) * jnp.sum((eps - known.noise) ** 2)
-    ours = _step_terms(d, {}, params["gen"], eps, x, (s + t) / 2, None)["nats"] / 4
+    ours = step_terms(d, {}, params["gen"], eps, x, (s + t) / 2, None)["nats"] / 4
     np.testing.assert_allclose([ours, weighted_x, weighted_eps], np.full(3, gaussians), rtol=1e-9)
 
 
@@ -180,7 +180,7 @@ def test_a_step_with_its_own_variance_is_the_kl_of_gaussians(x64, variance):
     known = d.denoise(params["gen"], z, level)
     truth = known._replace(x=x, variance=0.0)
     wanted = dist.kl_divergence(reverse_step(truth, z, low, level), reverse_step(known, z, low, level))
-    got = _step_terms(d, {}, params["gen"], eps, x, (s + t) / 2, None)["nats"] / 4
+    got = step_terms(d, {}, params["gen"], eps, x, (s + t) / 2, None)["nats"] / 4
     np.testing.assert_allclose(got, wanted, rtol=1e-9)
 
 
@@ -269,7 +269,7 @@ def test_the_whole_bound_of_gaussian_data(x64, variance, steps):
 
     total = (
         diffused(d, params, variance, steps or 20_000)
-        + jnp.mean(jax.vmap(lambda y: jnp.sum(_prior_rate(y, last)))(ys))
+        + jnp.mean(jax.vmap(lambda y: jnp.sum(prior_rate(y, last)))(ys))
         + jnp.mean(jax.vmap(last_step)(ys, zs))
     )
     end_variance = last.alpha**2 * variance + last.sigma**2
@@ -290,12 +290,12 @@ def test_entropy_of_the_unit_normal(x64):
     np.testing.assert_allclose(found.level_rate.sum(), found.rate.mean(), rtol=1e-6)
 
 
-def test_prior_rate_is_the_kl_to_the_end(x64):
+def testprior_rate_is_the_kl_to_the_end(x64):
     for gamma in (-3.0, 1.0, 12.0):
         for process in PROCESSES:
             level, x = process(gamma), jnp.array([0.3, -2.0])
             wanted = dist.kl_divergence(first_step(x, level), end((2,), level))
-            np.testing.assert_allclose(jnp.sum(_prior_rate(x, level)), wanted, rtol=1e-7)
+            np.testing.assert_allclose(jnp.sum(prior_rate(x, level)), wanted, rtol=1e-7)
 
 
 # The chain
@@ -361,7 +361,7 @@ def test_rates_of_a_chain_are_those_of_its_steps(x64):
     # Level 0 of the chain has z_0 and the step to z_1 back; the steps of `every` are the KLs given y.
     wanted = every["nats"].sum(axis=1) / 2
     total, known = mean(got.sum(axis=1)), mean(wanted)
-    prior = float(jnp.sum(_prior_rate(y, d.level({}, jnp.ones(())))))
+    prior = float(jnp.sum(prior_rate(y, d.level({}, jnp.ones(())))))
     assert abs(total.value - prior - known.value) < ERRORS * np.hypot(total.standard_error, known.standard_error)
 
 

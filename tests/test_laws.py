@@ -67,7 +67,7 @@ class Case:
         def one(keys):
             k_terms, k_importance, k_sample = jax.random.split(keys, 3)
             bound = self.model.terms(self.params, k_terms, self.y, self.c).nats
-            importance = self.model.importance(self.params, k_importance, self.y, self.c).nats
+            importance = (self.model.importance or self.model.terms)(self.params, k_importance, self.y, self.c).nats
             return bound, importance, self.model.sample(self.params, k_sample, self.c)
 
         with jax.debug_key_reuse(True):

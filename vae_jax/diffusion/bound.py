@@ -63,14 +63,13 @@ def diffusion(
         x = d.observation.embed(y)
         ts, densities = times(k_t)
 
-        def loss_at(enc, gen, x, t, k):
-            return _step_terms(d, enc, gen, jax.random.normal(k, d.shape, x.dtype), x, t, c)
+        noise = jax.random.normal(k_eps, (len(ts), *d.shape), x.dtype)
 
         def loss(enc, gen, x):
             if len(ts) == 1:
-                found = jax.tree.map(lambda v: v[None], loss_at(enc, gen, x, ts[0], k_eps))
-            else:
-                found = jax.lax.map(lambda at: loss_at(enc, gen, x, *at), (ts, jax.random.split(k_eps, len(ts))))
+                found = jax.tree.map(lambda v: v[None], step_terms(d, enc, gen, noise[0], x, ts[0], c))
+            else:  # one after the other: memory does not grow with the number of times
+                found = jax.lax.map(lambda at: step_terms(d, enc, gen, at[0], x, at[1], c), (noise, ts))
             return jnp.mean(found["nats"] / densities), found
 
         enc, gen = params["enc"], params["gen"]
@@ -78,7 +77,7 @@ def diffusion(
         held = {name: jax.lax.stop_gradient(v) if name in interior else v for name, v in enc.items()}
         diffused, found = loss(held, gen, x)
         first, last = d.level(held, jnp.zeros(())), d.level(held, jnp.ones(()))
-        prior = jnp.sum(_prior_rate(x, last))
+        prior = jnp.sum(prior_rate(x, last))
         penalty: Any = 0.0
         if interior:
             # 0 in value; its gradient lowers the variance of the estimate.
@@ -108,7 +107,7 @@ def diffusion(
     return Model(init, terms, sample, importance if d.steps is not None else None, support=support)
 
 
-def _step_terms(d: Denoiser, enc: Params, gen: Params, eps: Array, x: Array, t: Array, c: Any) -> dict[str, Array]:
+def step_terms(d: Denoiser, enc: Params, gen: Params, eps: Array, x: Array, t: Array, c: Any) -> dict[str, Array]:
     """The rate of the step at t, times how many there are, and what it is made of."""
     if d.steps is None:
         gamma, slope = jax.jvp(lambda t: d.gamma(enc, t), (t,), (jnp.ones_like(t),))
@@ -125,7 +124,7 @@ def _step_terms(d: Denoiser, enc: Params, gen: Params, eps: Array, x: Array, t: 
     return {"nats": nats, "gamma": level.gamma, "slope": slope, "squared": squared}
 
 
-def _prior_rate(x: Array, level: Level) -> Array:
+def prior_rate(x: Array, level: Level) -> Array:
     """KL(P_enc(z_1|x) || P_pri(z_1)), elementwise."""
     signal = jax.nn.sigmoid(-level.gamma)  # alpha^2 of variance 1
     return 0.5 * (signal * x**2 - signal - jax.nn.log_sigmoid(level.gamma))

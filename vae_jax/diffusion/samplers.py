@@ -16,6 +16,7 @@ from vae_jax.diffusion.schedules import Level
 from vae_jax.diffusion.steps import end, reverse_step
 from vae_jax.model import Params
 
+DEFAULT_STEPS = 250
 Denoise = Callable[[Array, Level], Denoised]
 
 
@@ -23,7 +24,7 @@ class Sampler(NamedTuple):
     """A rule for one step back.
 
     Fields:
-        steps: how many; None for the T of the denoiser.
+        steps: how many; None for the T of the denoiser, or 250 in continuous time.
         step: `(denoise, z, low, level, memory, key) -> (z_s, memory)`, from the noise at `level` to that at `low`.
         memory: `shape -> ` what the rule remembers before the first step.
     """
@@ -136,11 +137,9 @@ def trajectory(
     """One y of P(y|c), and the way to it.
 
     Raises:
-        ValueError: guidance without a condition; no steps, of the sampler or of the denoiser.
+        ValueError: guidance without a condition.
     """
-    d, steps = denoiser, sampler.steps or denoiser.steps
-    if steps is None:
-        raise ValueError("a diffusion in continuous time is sampled in steps: how many? sampler=ancestral(250)")
+    d, steps = denoiser, sampler.steps or denoiser.steps or DEFAULT_STEPS
     denoise = guided(d, params["gen"], c, guidance)
     k_end, k_steps, k_data = jax.random.split(key, 3)
     enc, times = params["enc"], jnp.linspace(1.0, 0.0, steps + 1)

@@ -16,8 +16,11 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
+from vae_jax.distributions import bounded_log_std, raw_log_std
+
 Params = Any
 START, END = -13.3, 5.0  # those of the paper: 8-bit levels can be told apart at the start
+LIMIT, LOG_WIDTH = 25.0, math.log(50.0)  # of a learned start, and of the way from there to a learned end
 
 
 class Schedule(NamedTuple):
@@ -35,7 +38,7 @@ class Schedule(NamedTuple):
     interior: tuple[str, ...] = ()
 
 
-def schedule(gamma: Callable[[Array], Array]) -> Schedule:
+def schedule(gamma: Callable[[Any], Array]) -> Schedule:
     """A schedule without parameters from any function of t.
 
     Raises:
@@ -120,9 +123,13 @@ def learned(
     are learned, by the bound itself (Kingma et al. 2021, appendix I.2).
 
     Raises:
-        ValueError: `start` is not below `end`, or no hidden unit.
+        ValueError: `start` is not below `end`, ends that are too far out to be learned, or no hidden unit.
     """
     _check_ends(start, end)
+    if ends == "learned" and not (abs(start) < LIMIT and end - start < math.exp(LOG_WIDTH)):
+        raise ValueError(
+            f"a learned start lies within {LIMIT:g} of 0, and the end at most 50 above; got {start} and {end}"
+        )
     if hidden < 1:
         raise ValueError(f"hidden units of the learned schedule: want at least 1; got {hidden}")
 
@@ -130,7 +137,10 @@ def learned(
         del key
         middles = (jnp.arange(hidden) + 0.5) / hidden
         curve = {"raw_weight": jnp.full(hidden, -6.0), "raw_slope": jnp.full(hidden, 5.0), "middle": middles}
-        free = {"start": jnp.float32(start), "log_width": jnp.float32(math.log(end - start))}
+        free = {
+            "start": raw_log_std(jnp.float32(start), LIMIT),
+            "log_width": raw_log_std(jnp.log(jnp.float32(end - start)), LOG_WIDTH),
+        }
         return {"curve": curve, "ends": free} if ends == "learned" else {"curve": curve}
 
     def gamma(params, t):
@@ -142,7 +152,8 @@ def learned(
 
         part = (rise(t) - rise(0.0)) / (rise(1.0) - rise(0.0))
         if ends == "learned":
-            return params["ends"]["start"] + jnp.exp(params["ends"]["log_width"]) * part
+            width = jnp.exp(bounded_log_std(params["ends"]["log_width"], LOG_WIDTH))
+            return bounded_log_std(params["ends"]["start"], LIMIT) + width * part
         return start + (end - start) * part
 
     return Schedule(init, gamma, ("curve",))

@@ -29,7 +29,7 @@ def step_kl(error: Array, variance: ArrayLike, low: Level, level: Level) -> Arra
 
 def excess(variance: ArrayLike, low: Level, level: Level) -> Array:
     """By what part a reverse step's variance exceeds that of P_enc(z_s|z_t, x), since x is known with a variance."""
-    return variance * -jnp.expm1(low.gamma - level.gamma) * jnp.exp(-low.gamma)
+    return jnp.exp(-low.gamma) * -jnp.expm1(low.gamma - level.gamma) * variance
 
 
 def reverse_step(known: Denoised, z: Array, low: Level, level: Level) -> dist.Distribution:

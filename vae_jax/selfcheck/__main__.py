@@ -25,6 +25,7 @@ from vae_jax.selfcheck import (
     checks_bayes,
     checks_bounds,
     checks_composition,
+    checks_diffusion,
     checks_em,
     checks_gradients,
     checks_likelihoods,
@@ -39,6 +40,7 @@ SUBJECTS = (
     checks_likelihoods,
     checks_bayes,
     checks_em,
+    checks_diffusion,
     checks_composition,
 )
 CHECKS = sorted((check for subject in SUBJECTS for check in subject.CHECKS), key=lambda check: check.oracle)

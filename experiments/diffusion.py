@@ -1,0 +1,222 @@
+"""Train a diffusion model on images: a multi-step VAE with a fixed encoder, its bound in nats and bits, its pictures.
+
+    python -m experiments.diffusion                                     # Fashion-MNIST, about ten minutes on two cores
+    python -m experiments.diffusion --data emoji_mini --epochs 700      # 32x32 in colour
+    python -m experiments.diffusion --scale accelerator --conditional   # about an hour on one accelerator
+    python -m experiments.diffusion --help                              # every option
+
+The loss that trains weighs the noise levels for the eye; the bound that is reported is the exact one, whatever trained.
+"""
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from experiments import diffusion_report, publish, vae
+from vae_jax import diffusion as df
+from vae_jax import nets, objectives, preprocess
+from vae_jax.evaluate import evaluate
+from vae_jax.fit import fit
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train a diffusion model on images, evaluate its bound on the test set and write a report."""
+
+    data: str = "fashion_mnist_mini"
+    """Data set: fashion_mnist_mini, emoji_mini, fashion_mnist, a file (npz, npy, IDX), a folder of images, or a name
+    that tensorflow-datasets has prepared."""
+    size: tuple[int, int] | None = None
+    """Resize images to this height and width."""
+    conditional: bool = False
+    """Condition on the class label."""
+    scale: Literal["cpu", "accelerator"] = "cpu"
+    """Size of what is not set below: for ten minutes on two CPU cores, or for an hour on one accelerator."""
+
+    channels: tuple[int, ...] = ()
+    """Channels of the U-Net, one entry for each grid (none: by scale)."""
+    blocks: int = 0
+    """Residual blocks a level and way (0: by scale)."""
+    attention: tuple[int, ...] = ()
+    """Levels with self-attention, besides the last."""
+    patch: int = 0
+    """Fold so many pixels a side into channels: 2 is a quarter of the cost (0: by scale)."""
+    bfloat16: bool = False
+    """Run the network in bfloat16; the loss stays in float32."""
+    remat: bool = False
+    """Compute blocks again in the backward pass, to save memory."""
+
+    schedule: Literal["cosine", "linear", "learned"] = "cosine"
+    """gamma(t) = -ln SNR from -13.3 to 5."""
+    process: Literal["preserving", "exploding"] = "preserving"
+    """What the noise does to the variance."""
+    prediction: Literal["velocity", "noise", "data"] = "velocity"
+    """What the network gives."""
+    steps: int | None = None
+    """T, or continuous time."""
+    likelihood: Literal["levels", "continuous"] = "levels"
+    """P(y|z_0): of the 256 levels, or a density of dequantised pixels."""
+    objective: Literal["sigmoid", "simple", "min-snr", "bound"] = "sigmoid"
+    """How the training loss weighs the noise levels."""
+
+    epochs: int = 0
+    """Passes over the training data (0: by scale)."""
+    batch_size: int = 0
+    """Examples in a step (0: by scale)."""
+    learning_rate: float = 1e-3
+    """Adam's learning rate at its peak; it warms up and falls to 0 along a cosine."""
+    ema_decay: float = 0.999
+    """Decay of the average of the parameters, which is what is evaluated."""
+    drop_condition: float = 0.1
+    """Part of the labels that is dropped in training, for guidance."""
+    seed: int = 0
+    """Seed of everything random."""
+
+    sampler: Literal["dpm-solver", "heun", "ddim", "ancestral"] = "dpm-solver"
+    """The way back from noise."""
+    sampler_steps: int = 50
+    """Its steps."""
+    guidance: float = 1.0
+    """Weight of the label in the samples; 1 is the model."""
+    evaluated_times: int = 8
+    """Noise levels at which the bound of each test image is estimated."""
+    out: str = "runs/diffusion"
+    """Directory of the report and the checkpoints."""
+    resume: bool = False
+    """Continue the run in `out`, if there is one."""
+    smoke: bool = False
+    """A few seconds instead of minutes: 512 + 64 images, 2 epochs, a small network. To see that all works."""
+
+
+# What may change when a run is continued: it shows in the report only.
+NOT_THE_RUN = ("out", "resume", "sampler", "sampler_steps", "guidance", "evaluated_times")
+SCALES: dict[str, dict[str, Any]] = {
+    "cpu": {"channels": (64, 128), "blocks": 1, "patch": 2, "epochs": 40, "batch_size": 64},
+    "accelerator": {"channels": (128, 256, 256), "blocks": 3, "patch": 1, "epochs": 400, "batch_size": 256},
+}
+SMOKE: dict[str, Any] = {
+    "channels": (16, 16),
+    "blocks": 1,
+    "patch": 2,
+    "epochs": 2,
+    "batch_size": 64,
+    "sampler_steps": 4,
+}
+
+
+def filled(config: Config) -> Config:
+    """The configuration with what was left open by its scale."""
+    defaults = SCALES[config.scale]
+    given = {name: getattr(config, name) for name in defaults}
+    full = {name: value or defaults[name] for name, value in given.items()}
+    return dataclasses.replace(config, **(SMOKE if config.smoke else full))
+
+
+def build(config: Config, shape: tuple[int, ...]) -> tuple[df.Denoiser, preprocess.Preprocess]:
+    """The denoiser, which holds the fixed encoders and the network, and how data reach it."""
+    net = nets.UNet(
+        config.channels,
+        out=shape[-1],
+        blocks=config.blocks,
+        attention=config.attention,
+        patch=config.patch,
+        remat=config.remat,
+        dtype=jnp.bfloat16 if config.bfloat16 else jnp.float32,
+    )
+    schedule = {"cosine": df.cosine, "linear": df.linear, "learned": df.learned}[config.schedule]()
+    in_levels = config.likelihood == "levels"
+    denoiser = df.denoiser(
+        net,
+        shape,
+        schedule,
+        process={"preserving": df.variance_preserving, "exploding": df.variance_exploding}[config.process],
+        prediction={"velocity": df.velocity, "noise": df.noise, "data": df.data}[config.prediction],
+        observation=df.levels(256) if in_levels else df.continuous(0.0, 1.0),
+        steps=config.steps,
+    )
+    return denoiser, preprocess.levels() if in_levels else preprocess.dequantisation()
+
+
+def build_sampler(config: Config) -> df.Sampler:
+    """The way back from noise; T steps of a chain are walked one by one."""
+    make = {"dpm-solver": df.dpm_solver, "heun": df.heun, "ddim": df.ddim, "ancestral": df.ancestral}[config.sampler]
+    return make(config.sampler_steps)
+
+
+def build_objective(config: Config, denoiser: df.Denoiser) -> objectives.Objective:
+    """The weighted loss, at times spread over the batch."""
+    weighting = {
+        "sigmoid": df.objectives.sigmoid(),
+        "simple": df.objectives.simple,
+        "min-snr": df.objectives.min_snr(),
+        "bound": None,
+    }[config.objective]
+    inner = objectives.elbo() if weighting is None else df.objectives.weighted(weighting)
+    objective = df.objectives.spread_times(lambda times: df.diffusion(denoiser, times=times), inner)
+    return objectives.drop_condition(objective, config.drop_condition) if config.conditional else objective
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train, evaluate, report; returns the numbers of the table.
+
+    Raises:
+        ValueError: options that do not fit the data or each other.
+    """
+    config = filled(config)
+    if config.guidance != 1 and not config.conditional:
+        raise ValueError(f"guidance={config.guidance} weighs the label, and the model has none: pass --conditional")
+    train, valid, test, source = vae.load_splits(
+        vae.Config(data=config.data, size=config.size, conditional=config.conditional, smoke=config.smoke)
+    )
+    denoiser, prepare = build(config, train.ys.shape[1:])
+    steps = config.epochs * (len(train.ys) // config.batch_size)
+    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, max(1, steps // 20), steps)
+    k_fit, k_evaluate, k_pictures = jax.random.split(jax.random.key(config.seed), 3)
+    # The objective trains at times of its own; these are for validation and for the test set.
+    model = df.diffusion(denoiser, times=df.times.stratified(config.evaluated_times))
+    fitted = fit(
+        model,
+        optax.adam(rate),
+        train.ys,
+        train.cs,
+        key=k_fit,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        preprocess=prepare,
+        validation=(valid.ys, valid.cs),
+        validate_every=max(1, config.epochs // 20),
+        directory=f"{config.out}/run",
+        config=publish.fields(config, NOT_THE_RUN),
+        resume=config.resume,
+        objective=build_objective(config, denoiser),
+        clip_norm=1.0,
+        ema_decay=config.ema_decay,
+    )
+    result = evaluate(model, fitted.params, k_evaluate, test.ys, test.cs, preprocess=prepare)
+    return publish.write(
+        "diffusion",
+        config,
+        title="Diffusion: a multi-step VAE with a fixed encoder",
+        lead=(
+            f"{diffusion_report.count(fitted.params):,} parameters, {config.schedule} schedule, {config.objective} "
+            f"loss, {len(train.ys)} training images, {config.epochs} epochs. Data: {source.source}."
+        ),
+        table=diffusion_report.table(result, fitted, len(test.ys)),
+        sections=diffusion_report.sections(
+            denoiser,
+            fitted,
+            k_pictures,
+            test,
+            prepare,
+            sampler=build_sampler(config),
+            guidance=config.guidance,
+            directory=config.out,
+        ),
+    )
+
+
+if __name__ == "__main__":
+    publish.run(main, Config)

@@ -1,0 +1,181 @@
+"""What the report of a diffusion shows: its numbers, draws, how they came about, and what each noise level costs."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from experiments.vae_report import Split, learning_curve, over_batch
+from vae_jax import diffusion as df
+from vae_jax import pictures, report
+from vae_jax.evaluate import Evaluation, bits_per_dimension, mean
+from vae_jax.fit import Fitted
+from vae_jax.preprocess import Preprocess
+
+SHOWN = 10  # moments of a trajectory
+
+
+def count(params: Any) -> int:
+    """How many numbers the parameters hold."""
+    return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
+
+
+def table(result: Evaluation, fitted: Fitted, n: int) -> list[report.Row]:
+    """The bound, its three parts, and the speed."""
+    assert result.level_rate is not None
+    rows = [
+        report.Row("test bound", *mean(-result.elbo), f"nats per image, {n} test images, {result.convention}; -ELBO"),
+        report.Row("diffusion", result.level_rate[0], None, "nats; the rate of all steps"),
+        report.Row("prior", result.level_rate[1], None, "nats; the rate of what is left at the end, against N(0, I)"),
+        report.Row("reconstruction", *mean(result.distortion), "nats; -ln P(y|z_0)"),
+    ]
+    bits = bits_per_dimension(result)
+    if bits is not None:
+        rows.append(report.Row("bits/dim at most", *bits, f"from the bound; {result.dimensions} dimensions"))
+    rows.append(report.Row("training speed", fitted.images_per_second, None, "images/s, median epoch after the first"))
+    rows.append(report.Row("updates skipped", int(fitted.state.skipped), None, "not finite"))
+    return rows
+
+
+def sections(
+    denoiser: df.Denoiser,
+    fitted: Fitted,
+    key: jax.Array,
+    test: Split,
+    prepare: Preprocess,
+    *,
+    sampler: df.Sampler,
+    guidance: float,
+    directory: str,
+) -> list[report.Section]:
+    """The pictures of the report; `samples.png` is also written to the directory."""
+    k_samples, k_noising, k_levels = jax.random.split(key, 3)
+    zoom = max(1, 56 // test.ys.shape[1])
+    columns = 10 if test.cs is None else test.cs.shape[1]
+    drawn = trajectories(denoiser, fitted.params, k_samples, test.cs, 8 * columns, sampler, guidance)
+    samples = pictures.png(pictures.grid(_shown(denoiser, drawn.y), columns), zoom)
+    (Path(directory) / "samples.png").write_bytes(samples)
+    originals = test.ys[: 4 * columns] / np.float32(255)
+    of_class = "" if test.cs is None else ", a column for each class"
+    return [
+        report.Section(
+            "Samples",
+            f"Draws from the model{of_class}, {sampler.steps} steps.",
+            [report.Picture(samples, "samples from the model")],
+        ),
+        report.Section(
+            "Test images",
+            "For comparison: what the model has not seen.",
+            [report.Picture(pictures.png(pictures.grid(originals, columns), zoom), "test images")],
+        ),
+        _denoising(drawn, zoom),
+        _noising(denoiser, fitted.params, k_noising, test, prepare, zoom),
+        _cost(denoiser, fitted.params, k_levels, test, prepare),
+        learning_curve(fitted),
+    ]
+
+
+def trajectories(
+    denoiser: df.Denoiser,
+    params: Any,
+    key: jax.Array,
+    cs: np.ndarray | None,
+    n: int,
+    sampler: df.Sampler,
+    guidance: float,
+) -> df.Trajectory:
+    """n draws, the classes in turn, with the latents at `SHOWN` moments of the way."""
+    classes = None if cs is None else np.eye(cs.shape[1], dtype=np.float32)[np.arange(n) % cs.shape[1]]
+
+    def one(params, key, c):
+        drawn = df.trajectory(denoiser, params, key, c, sampler=sampler, guidance=guidance)
+        moments = np.linspace(0, len(drawn.xs) - 1, SHOWN).round().astype(int)
+        return drawn._replace(zs=drawn.zs[moments], xs=drawn.xs[moments])
+
+    return jax.device_get(over_batch(one, params, jax.random.split(key, n), classes))
+
+
+def _shown(denoiser: df.Denoiser, ys: Any) -> np.ndarray:
+    """Data as pictures in [0, 1]."""
+    return _picture(np.asarray(jax.vmap(denoiser.observation.embed)(jnp.asarray(ys))))
+
+
+def _picture(xs: np.ndarray) -> np.ndarray:
+    """The diffusion's space, [-1, 1], as pictures in [0, 1]."""
+    return np.clip((np.asarray(xs, np.float32) + 1) / 2, 0, 1)
+
+
+def _denoising(drawn: df.Trajectory, zoom: int, rows: int = 5) -> report.Section:
+    """Pairs of rows: z_t from noise to data, and below it what the U-Net makes of it."""
+    pairs = np.stack([drawn.zs[:rows], drawn.xs[:rows]], axis=1)
+    images = _picture(pairs.reshape(-1, *pairs.shape[3:]))
+    return report.Section(
+        "The denoising chain",
+        "From left to right the latents z_t of some draws, from noise to data; below each of them xhat(z_t), what the "
+        "network expects the image to be.",
+        [
+            report.Picture(
+                pictures.png(pictures.grid(images, SHOWN), zoom), "latents and what the network makes of them"
+            )
+        ],
+    )
+
+
+def _noising(
+    denoiser: df.Denoiser, params: Any, key: jax.Array, test: Split, prepare: Preprocess, zoom: int, rows: int = 5
+) -> report.Section:
+    """The fixed encoder: test images and their z_t; below, what the network makes of them."""
+    ts = jnp.linspace(0.0, 1.0, SHOWN)
+
+    def one(params, key, y, c):
+        k_data, k_noise = jax.random.split(key)
+        x = denoiser.observation.embed(prepare.apply(k_data, y))
+
+        def at(t, key):
+            level = denoiser.level(params["enc"], t)
+            z = level.alpha * x + level.sigma * jax.random.normal(key, x.shape)
+            return z / level.scale, denoiser.denoise(params["gen"], z, level, c).x
+
+        return jax.vmap(at)(ts, jax.random.split(k_noise, SHOWN))
+
+    ys, cs = test.ys[:rows], None if test.cs is None else test.cs[:rows]
+    zs, xs = over_batch(one, params, jax.random.split(key, len(ys)), ys, cs)
+    pairs = np.stack([zs, xs], axis=1)
+    images = _picture(pairs.reshape(-1, *pairs.shape[3:]))
+    return report.Section(
+        "The fixed encoder",
+        "Test images, with more and more noise from left to right; below each the network's xhat(z_t).",
+        [report.Picture(pictures.png(pictures.grid(images, SHOWN), zoom), "test images with noise, denoised")],
+    )
+
+
+def _cost(
+    denoiser: df.Denoiser, params: Any, key: jax.Array, test: Split, prepare: Preprocess, parts: int = 20, n: int = 200
+) -> report.Section:
+    """The rate by time: what each twentieth of the way costs."""
+
+    def one(params, key, y, c):
+        k_data, k_terms = jax.random.split(key)
+        model = df.diffusion(denoiser, times=df.times.stratified(parts))
+        found = model.terms(params, k_terms, prepare.apply(k_data, y), c).detail["diffusion"]
+        return found["nats"] / parts, found["squared"] / math.prod(denoiser.shape)
+
+    ys, cs = test.ys[:n], None if test.cs is None else test.cs[:n]
+    nats, squared = (np.mean(x, axis=0) for x in over_batch(one, params, jax.random.split(key, len(ys)), ys, cs))
+    middles = (np.arange(parts) + 0.5) / parts
+    gammas = np.asarray(jax.vmap(lambda t: denoiser.gamma(params["enc"], t))(jnp.asarray(middles)))
+    return report.Section(
+        "What each noise level costs",
+        "The rate of each twentieth of the way from t = 0 (data) to t = 1 (noise), in nats per image; the mean "
+        f"squared error of the noise that the network predicts; and the schedule. {len(ys)} test images.",
+        [
+            report.Picture(pictures.curves({"rate": (middles, nats)}, x="t", y="nats"), "rate by time"),
+            report.Picture(
+                pictures.curves({"(eps - epshat)²": (middles, squared)}, x="t", y="mean squared error"), "error by time"
+            ),
+            report.Picture(pictures.curves({"gamma": (middles, gammas)}, x="t", y="-ln SNR"), "schedule"),
+        ],
+    )

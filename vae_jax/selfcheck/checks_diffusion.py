@@ -1,0 +1,140 @@
+"""Oracles 25 to 29: diffusion of Gaussian data, whose best denoiser is linear.
+
+Every term is then quadratic in (y, eps), so its expectation over Gaussians is the average over four corners.
+"""
+
+import itertools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from vae_jax.diffusion import data, ddpm, denoised, denoiser, linear, variance_exploding, variance_preserving
+from vae_jax.diffusion.bound import prior_rate, step_terms
+from vae_jax.diffusion.denoiser import Denoiser
+from vae_jax.diffusion.steps import first_step, forward_step
+from vae_jax.selfcheck.check import Check, Row
+
+START, END = -13.3, 5.0
+VARIANCES = (0.3, 1.0, 4.0)
+
+
+def exact(spread: float, **options: Any) -> Denoiser:
+    """The denoiser of data N(0, spread), E[x|z]."""
+
+    def apply(params, z, gamma):
+        del params
+        signal = jax.nn.sigmoid(-gamma)
+        return jnp.sqrt(signal) * spread * z / (signal * spread + jax.nn.sigmoid(gamma))
+
+    return denoiser((lambda key, z, gamma: {}, apply), (1,), prediction=data, **options)
+
+
+def corners(variance: float) -> tuple[jax.Array, jax.Array]:
+    """(y, eps): averages over these are those over N(0, variance) x N(0, 1) for quadratic functions."""
+    pairs = jnp.asarray(list(itertools.product([-1.0, 1.0], repeat=2)))
+    return pairs[:, :1] * jnp.sqrt(variance), pairs[:, 1:]
+
+
+def diffused(d: Denoiser, gen: Any, variance: float, count: int) -> jax.Array:
+    """E of the diffusion's rate: all T steps, or a midpoint rule."""
+    ys, eps = corners(variance)
+
+    def at(t):
+        return jnp.mean(jax.vmap(lambda y, e: step_terms(d, {}, gen, e, y, t, None)["nats"])(ys, eps))
+
+    return jnp.mean(jax.jit(jax.vmap(at))((jnp.arange(count) + 0.5) / count))
+
+
+def limit(variance: float) -> float:
+    return 0.5 * float(np.log1p(variance * np.exp(-START)) - np.log1p(variance * np.exp(-END)))
+
+
+def run_25() -> list[Row]:
+    schedule, wanted = ddpm(), np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
+    got = jax.vmap(lambda t: jax.nn.sigmoid(-schedule.gamma({}, t)))(jnp.arange(1000) / 999)
+    rows = [
+        Row("ln alpha-bar_T of DDPM", np.log(4.035829765e-5), jnp.log(got[-1])),
+        Row("every alpha-bar", wanted, got),
+    ]
+    for name, process in (("preserving", variance_preserving), ("exploding", variance_exploding)):
+        levels = [process(gamma) for gamma in (-4.0, -2.5, 0.0, 1.0)]
+        first = first_step(jnp.ones(1), levels[0])
+        mean, variance = first.mean, first.variance
+        for low, level in itertools.pairwise(levels):
+            step = forward_step(mean, low, level)
+            mean, variance = step.mean, (level.alpha / low.alpha) ** 2 * variance + step.variance
+        last = levels[-1]
+        rows.append(
+            Row(f"chained encoders, variance {name}", [last.alpha, last.sigma**2], jnp.stack([mean[0], variance[0]]))
+        )
+    return rows
+
+
+def run_26() -> list[Row]:
+    d = exact(0.5, schedule=linear(-3.0, 2.0), steps=4)
+    x, eps = jnp.array([0.7]), jnp.array([0.3])
+    a, s = np.sqrt(1 / (1 + np.exp(-0.5))), np.sqrt(1 / (1 + np.exp(0.5)))
+    z = a * 0.7 + s * 0.3
+    guess = a * 0.5 * z / (0.5 * a**2 + s**2)
+    weighted = 0.5 * (np.exp(1.75) - np.exp(0.5)) * (0.7 - guess) ** 2
+    # Two Gaussians of one variance, that of P(z_s|z_t, x), whose means differ by low.alpha part (x - guess).
+    part = -np.expm1(-1.25)
+    variance = part / (1 + np.exp(1.75))
+    gaussians = part**2 / (1 + np.exp(-1.75)) * (0.7 - guess) ** 2 / (2 * variance)
+    ours = step_terms(d, {}, {"net": {}}, eps, x, jnp.asarray(0.3), None)["nats"] / 4
+    return [Row("weighted error of x", weighted, ours), Row("KL of Gaussians", gaussians, ours)]
+
+
+def run_27() -> list[Row]:
+    rows = [Row("L_inf, l = 1", 6.646643, limit(1.0))]
+    for steps, wanted in ((10, 17.70785), (100, 7.24379), (1000, 6.70325)):
+        d = exact(1.0, schedule=linear(START, END), steps=steps)
+        rows.append(Row(f"T = {steps}", wanted, diffused(d, {"net": {}}, 1.0, steps)))
+    return rows
+
+
+def measured(d: Denoiser, spread: float) -> Any:
+    """The generator's parameters, its variance the right one: l / (1 + l SNR)."""
+    snr = jnp.exp(-jax.vmap(lambda t: d.gamma({}, t))(d.times()))
+    return {"net": {}, "variance": spread / (1 + spread * snr)}
+
+
+def run_28() -> list[Row]:
+    rows, last = [], variance_preserving(END)
+    for spread in VARIANCES:
+        d = exact(spread, schedule=linear(START, END), steps=5, variance="analytic", observation=denoised())
+        gen, (ys, eps), first = measured(d, spread), corners(spread), d.level({}, jnp.zeros(()))
+
+        def last_step(y, e, d=d, gen=gen, first=first):
+            of = d.observation.dist(first.alpha * y + first.sigma * e, first, lambda z, at: d.denoise(gen, z, at))
+            return -of.log_prob(y)
+
+        prior = jnp.mean(jax.vmap(lambda y: jnp.sum(prior_rate(y, last)))(ys))
+        total = diffused(d, gen, spread, 5) + prior + jnp.mean(jax.vmap(last_step)(ys, eps))
+        signal = 1 / (1 + np.exp(END))
+        end = signal * spread + 1 - signal
+        entropy = 0.5 * np.log(2 * np.pi * np.e * spread)
+        rows.append(Row(f"l = {spread:g}", entropy + 0.5 * (end - 1 - np.log(end)), total))
+    return rows
+
+
+def run_29() -> list[Row]:
+    rows = []
+    for spread in VARIANCES:
+        found = []
+        for steps in (1, 3, 10):
+            d = exact(spread, schedule=linear(START, END), steps=steps, variance="analytic")
+            found.append(diffused(d, measured(d, spread), spread, steps))
+        rows.append(Row(f"T = 1, 3, 10; l = {spread:g}", limit(spread), jnp.stack(found)))
+    return rows
+
+
+CHECKS = [
+    Check(25, "chained encoders = the closed-form marginal", run_25, 1e-6, 1e-9),
+    Check(26, "three forms of a step's rate", run_26, 1e-5, 1e-9),
+    Check(27, "rate of T steps on Gaussian data", run_27, 2e-3, 1e-5),
+    Check(28, "bound = entropy + KL to the prior", run_28, 2e-3, 1e-9),
+    Check(29, "optimal reverse variance: T steps = infinitely many", run_29, 2e-3, 1e-9),
+]
