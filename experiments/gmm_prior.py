@@ -54,7 +54,9 @@ class Config:
     """A few seconds instead of minutes: 512 + 64 images, 2 epochs, 2 Gaussians. To see that all works."""
 
 
-def build(setting: vae.Config, shape: tuple[int, ...], prior: vae_jax.Conditional) -> tuple[vae_jax.Model, Pictured]:
+def build(
+    setting: vae.Config, shape: tuple[int, ...], prior: vae_jax.Model | vae_jax.Conditional
+) -> tuple[vae_jax.Model, Pictured]:
     """The VAE with this prior, and the same for pictures."""
     encoder_net, generator_net = vae.networks(setting, shape)
     encoder = vae_jax.gaussian(encoder_net(2 * setting.latent))

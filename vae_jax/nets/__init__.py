@@ -4,9 +4,12 @@ The only room that imports flax. A network of your own needs nothing from here.
 """
 
 from vae_jax.nets.conv import Conv, ConvTranspose
+from vae_jax.nets.denoising import DenoisingMLP
 from vae_jax.nets.images import ConvDecoder, ConvEncoder
+from vae_jax.nets.ladder import FromGrid, conv_rungs, mlp_rungs
 from vae_jax.nets.mlp import MLP
 from vae_jax.nets.residual import ResBlock, ResDecoder, ResEncoder
+from vae_jax.nets.unet import UNet
 
 __all__ = [
     "MLP",
@@ -14,7 +17,12 @@ __all__ = [
     "ConvDecoder",
     "ConvEncoder",
     "ConvTranspose",
+    "DenoisingMLP",
+    "FromGrid",
     "ResBlock",
     "ResDecoder",
     "ResEncoder",
+    "UNet",
+    "conv_rungs",
+    "mlp_rungs",
 ]
