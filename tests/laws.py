@@ -22,14 +22,18 @@ from vae_jax import (
     Estimator,
     Model,
     analytic,
+    autoregressive_flow,
     bernoulli,
     categorical,
+    chain,
     conditional,
+    coupling_flow,
     discretised_logistic,
     enumerated,
     fixed_encoder,
     gaussian,
     gumbel_softmax,
+    inverse_autoregressive_flow,
     join,
     l2,
     learned_normal,
@@ -44,7 +48,6 @@ from vae_jax import (
     vae,
     vampprior,
 )
-from vae_jax.chain import chain
 from vae_jax.diffusion import (
     Denoiser,
     continuous,
@@ -271,6 +274,7 @@ DISCRETE = (class_of(affine(3)), UNIFORM_CLASS, bernoulli(affine(3, scale=1.0)),
 DEEP_PRIOR = latent(encoder(1), standard_normal(1), l2(affine(1, scale=1.0), 1.0), REALS, LINE, estimator=analytic)
 DEEP_GENERATOR = latent(encoder(1), standard_normal(1), l2(affine(2), 0.8), REALS, LINE)
 
+SMALL: dict[str, Any] = {"layers": 2, "hidden": (3,)}  # flows
 # One step of diffusion, with so much noise that sums over the latents are exact.
 ONE_STEP = denoiser(affine(1), (1,), linear(-1.0, 2.0), prediction=predict_x, steps=1, observation=denoised())
 ONE_DENOISING = denoising(ONE_STEP, NUMBERS)
@@ -336,6 +340,19 @@ SYSTEMS: dict[str, System] = {
         REALS,
         lambda params, y, c: mixture_of_gaussians(2, 3, "full").dist(params).log_prob(y),
         deterministic=True,
+    ),
+    # Flows.
+    "coupling flow": no_latent(coupling_flow(2, **SMALL), REALS, LABELS),
+    "coupling flow as prior": latent(encoder(2), coupling_flow(2, **SMALL), bernoulli(affine(3)), BITS, PLANE),
+    "autoregressive flow as prior, conditional": latent(
+        encoder(1), autoregressive_flow(1, **SMALL), l2(affine(2)), REALS, LINE, cs=LABELS
+    ),
+    "inverse autoregressive flow as encoder": latent(
+        inverse_autoregressive_flow(2, base=encoder(2), **SMALL),
+        standard_normal(2),
+        bernoulli(affine(3)),
+        BITS,
+        PLANE,
     ),
     # Several steps.
     "chain of VAEs": latent(encoder(1), DEEP_PRIOR, l2(affine(2), 0.8), REALS, LINE)._replace(

@@ -17,7 +17,7 @@ REPOSITORY = Path(__file__).parents[1]
 FLOORS = [
     {"_version", "distributions", "linalg", "network", "preprocess", "run_directory"},
     {"model"},
-    {"conditionals", "l2", "priors"},
+    {"conditionals", "flows", "l2", "priors"},
     {"estimators"},
     {"score_function"},
     {"vae", "objectives", "em"},

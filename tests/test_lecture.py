@@ -29,12 +29,16 @@ from systems import (
 from vae_jax import (
     analytic,
     categorical,
+    coupling_flow,
+    diffusion,
     enumerated,
     fixed_encoder,
     gaussian,
     init_state,
     l2,
+    lift,
     make_train_step,
+    nets,
     reconstruct,
     sampled,
     standard_normal,
@@ -42,6 +46,7 @@ from vae_jax import (
     vae,
     vampprior,
 )
+from vae_jax.diffusion.steps import end, first_step
 from vae_jax.distributions import raw_log_std
 from vae_jax.em import as_vae, factor_analysis, mixture_of_gaussians
 from vae_jax.model import log_prob
@@ -612,3 +617,117 @@ def test_training_the_encoder_is_variational_bayesian_inference(x64):
     np.testing.assert_allclose(q.q.mean, [-2 / 11], atol=1e-4)
     np.testing.assert_allclose(q.q.variance, [1 / 11], atol=1e-4)
     assert q.elbo[-1] == pytest.approx(system.log_p[0], abs=1e-4)  # every draw of L is -ln P at the posterior
+
+
+# Diffusion
+
+
+def exact_denoising(points: np.ndarray):
+    """yhat(z) = E[y|z], the best denoiser of a population of points (n, d) that are equally likely."""
+
+    def apply(params, z, gamma):
+        del params
+        level = diffusion.variance_preserving(gamma)
+        away = jnp.sum((z[None] - level.alpha * points) ** 2, axis=1)
+        return jax.nn.softmax(-0.5 * away / level.sigma**2) @ points
+
+    return (lambda key, z, gamma: {}), apply
+
+
+def test_diffusion_is_a_multi_step_vae_with_a_fixed_encoder(x64):
+    """T + 1 VAEs, one the prior of the other, with encoders without parameters, have the bound of the diffusion."""
+    points = jnp.array([[1.0, 0.2], [-0.8, 0.9], [0.1, -1.3]])
+    steps = diffusion.denoiser(
+        exact_denoising(points), (2,), diffusion.linear(-2.0, 2.0), steps=3, prediction=diffusion.data
+    )
+    chained, direct = diffusion.unrolled(steps), diffusion.diffusion(steps)
+    params = chained.init(jax.random.key(0), points[0])
+    assert params["enc"] == {}
+    keys = jax.random.split(jax.random.key(1), 4000)
+    both = [
+        np.asarray(jax.jit(jax.vmap(lambda key, m=model: m.terms(params, key, points[0]).nats))(keys))
+        for model in (chained, direct)
+    ]
+    error = np.hypot(*(draws.std(ddof=1) / np.sqrt(len(draws)) for draws in both))
+    assert abs(both[0].mean() - both[1].mean()) < 5 * error
+
+
+def test_each_step_of_diffusion_adds_a_little_noise(x64):
+    """Of DDPM's thousand steps none takes more than 2 % of the variance; together they leave almost nothing of y."""
+    schedule = diffusion.ddpm()
+    levels = jax.vmap(lambda t: diffusion.variance_preserving(schedule.gamma({}, t)))(jnp.arange(1000) / 999)
+    kept = (levels.alpha[1:] / levels.alpha[:-1]) ** 2
+    assert kept.min() >= 0.98 - 1e-9 and levels.alpha[-1] < 0.01
+
+
+def test_in_diffusion_z_contains_almost_all_the_information_in_y(x64):
+    """I(y; z) of one step on Gaussian data is 1/2 ln(1 + SNR): 6.7 nats a dimension at the start, 0.003 at the end.
+
+    By E ln P(z|y) - ln P(z) from the library's encoder, whose marginal with the data is P_pri.
+    """
+    for gamma in (-13.3, 0.0, 5.0):
+        level = diffusion.variance_preserving(jnp.asarray(gamma))
+        y, eps = jnp.meshgrid(*[jnp.array([-1.0, 1.0])] * 2)  # the mean of a quadratic function of two N(0, 1)
+        z = level.alpha * y.ravel() + level.sigma * eps.ravel()
+        conditional = jax.vmap(lambda y, z, at=level: first_step(y[None], at).log_prob(z[None]))(y.ravel(), z)
+        marginal = jax.vmap(lambda z, at=level: end((1,), at).log_prob(z[None]))(z)
+        np.testing.assert_allclose(jnp.mean(conditional - marginal), 0.5 * np.log1p(np.exp(-gamma)), rtol=1e-9)
+
+
+def test_the_best_denoiser_is_the_mean_of_y_given_z(x64):
+    """Any change of yhat(z) = E[y|z] raises the bound of the fixed encoder's steps."""
+    points = jnp.array([[1.0, 0.2], [-0.8, 0.9], [0.1, -1.3]])
+    init, apply = exact_denoising(points)
+    keys = jax.random.split(jax.random.key(1), 3000)
+    ys = points[jnp.arange(3000) % 3]
+
+    def bound(shift, gain):
+        net = (init, lambda params, z, gamma: shift + gain * apply(params, z, gamma))
+        d = diffusion.denoiser(net, (2,), diffusion.linear(-2.0, 2.0), prediction=diffusion.data)
+        model = diffusion.diffusion(d, times=diffusion.times.stratified(8))
+        params = model.init(jax.random.key(0), ys[0])
+        return jnp.mean(jax.vmap(lambda key, y: model.terms(params, key, y).nats)(keys, ys))
+
+    at_best, slopes = jax.jit(jax.value_and_grad(bound, argnums=(0, 1)))(0.0, 1.0)
+    # The same draws: what a change costs is quadratic in it, but for the noise in the slope.
+    for shift, gain in ((0.3, 1.0), (-0.3, 1.0), (0.0, 1.3), (0.0, 0.7)):
+        assert jax.jit(bound)(shift, gain) > at_best
+    assert np.all(np.abs(np.asarray(slopes)) < 0.3)
+
+
+def test_denoising_by_a_u_net():
+    """yhat(z) by a U-Net: no gradient reaches the encoder, which has no parameters, and training lowers the bound."""
+    net = nets.UNet((8,), heads=2)
+    d = diffusion.denoiser(net, (4, 4, 1), diffusion.cosine(-6.0, 4.0), prediction=diffusion.velocity)
+    model = diffusion.diffusion(d)
+    ys = jnp.sign(jax.random.normal(jax.random.key(0), (16, 1, 1, 1))) * jnp.ones((1, 4, 4, 1))
+    start = model.init(jax.random.key(1), ys[0])
+    assert start["enc"] == {}
+    params, _ = train(model, start, ys, steps=40, optimizer=optax.adam(3e-3))
+    keys = jax.random.split(jax.random.key(2), 16)
+    before, after = (
+        jnp.mean(jax.jit(jax.vmap(lambda k, y, p=p: model.terms(p, k, y).nats))(keys, ys)) for p in (start, params)
+    )
+    assert after < before
+
+
+# Flows
+
+
+def test_flows_are_trained_by_cross_entropy(x64):
+    """A flow has no encoder and no bound: its loss is the cross-entropy itself, by the Jacobian of the map."""
+    flow = coupling_flow(2, layers=2, hidden=(8,))
+    params = flow.init(jax.random.key(0))
+    params = jax.tree.map(lambda x: x + 0.3 * jax.random.normal(jax.random.key(1), x.shape), params)
+    y = jnp.array([0.4, -1.1])
+    terms = lift(flow).terms(params, jax.random.key(2), y)
+    assert terms.rate == 0
+
+    of = flow.dist(params)
+
+    def inverse(y):
+        return of.push.inverse(of.params, y, of.h)[0]
+
+    z, by_jacobian = inverse(y), jnp.linalg.slogdet(jax.jacfwd(inverse)(y))[1]
+    wanted = multivariate_normal(np.zeros(2)).logpdf(z) + by_jacobian
+    np.testing.assert_allclose(-terms.nats, wanted, rtol=1e-9)

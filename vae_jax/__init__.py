@@ -10,9 +10,11 @@ imports are modules of their own: `vae_jax.nets` (flax), `vae_jax.data`, `vae_ja
 """
 
 from vae_jax._version import __version__
+from vae_jax.chain import chain
 from vae_jax.conditionals import bernoulli, categorical, conditional, discretised_logistic, gaussian, gumbel_softmax
 from vae_jax.em.mixture import mixture_of_gaussians
 from vae_jax.estimators import Estimator, analytic, enumerated, fixed_encoder, sampled, sticking
+from vae_jax.flows import autoregressive_flow, coupling_flow, inverse_autoregressive_flow
 from vae_jax.l2 import l2
 from vae_jax.model import Conditional, Model, Terms, join, lift, share
 from vae_jax.network import Network, as_network
@@ -31,9 +33,12 @@ __all__ = [
     "__version__",
     "analytic",
     "as_network",
+    "autoregressive_flow",
     "bernoulli",
     "categorical",
+    "chain",
     "conditional",
+    "coupling_flow",
     "discretised_logistic",
     "enumerated",
     "fixed_encoder",
@@ -41,6 +46,7 @@ __all__ = [
     "gumbel_softmax",
     "importance_weighted_bound",
     "init_state",
+    "inverse_autoregressive_flow",
     "join",
     "l2",
     "learned_normal",

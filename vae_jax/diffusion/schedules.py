@@ -45,7 +45,8 @@ def schedule(gamma: Callable[[Any], Array]) -> Schedule:
         ValueError: it does not rise, or is not finite, somewhere on [0, 1].
     """
     ts = np.linspace(0, 1, 1001, dtype=np.float32)
-    values = np.asarray(jax.vmap(gamma)(jnp.asarray(ts)))
+    with jax.ensure_compile_time_eval():  # a schedule may be made inside a compiled function, too
+        values = np.asarray(jax.vmap(gamma)(jnp.asarray(ts)))
     if not np.all(np.isfinite(values)):
         raise ValueError(
             f"gamma(t) = -ln SNR has to be finite on [0, 1]; it is {values[~np.isfinite(values)][0]} at "
