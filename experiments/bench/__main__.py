@@ -24,7 +24,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.bench import em, handwritten
+from experiments.bench import em, handwritten, unet
 from vae_jax import bernoulli, data, gaussian, init_state, make_scan, make_train_step, nets, standard_normal, vae
 from vae_jax.preprocess import dynamic_binarisation
 
@@ -52,7 +52,7 @@ class Config:
 
     rounds: int = 7
     """Rounds; every contestant runs once in each."""
-    only: Literal["all", "fc", "conv", "start", "mixture", "hmm"] = "all"
+    only: Literal["all", "fc", "conv", "start", "mixture", "hmm", "unet"] = "all"
     """What to compare."""
     data: str = "fashion_mnist"
     """Data set of 28x28 images (fashion_mnist_mini where the full one is missing)."""
@@ -196,6 +196,9 @@ def main(config: Config) -> None:
         contestants = {"vae_jax": ours(nets.ConvEncoder(channels, 40), nets.ConvDecoder(channels, (28, 28, 1)), some)}
         contestants |= torch_peer("Convolutional", some, channels_last=True)
         compare("Convolutional VAE 32-64-128", contestants, len(some) // BATCH * BATCH, config.rounds)
+    if config.only in ("all", "unet"):
+        title = "U-Net 32-64-64 on 28x28, attention at 14 and 7, noise prediction, batch 32"
+        compare(title, unet.contestants(pixels), unet.IMAGES, config.rounds)
     if config.only in ("all", "mixture"):
         some = em.projected(pixels[: config.images], 50)
         compare(

@@ -152,6 +152,7 @@ class ConvTranspose(nn.Module):
     size: Size | None = None
     use_bias: bool = True
     dtype: Any = jnp.float32
+    kernel_init: Callable[..., Array] | None = None
 
     @nn.compact
     def __call__(self, x: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, "n h w b"]:
@@ -165,8 +166,8 @@ class ConvTranspose(nn.Module):
                 f"{halved(size, self.stride)}, got {(oh, ow)}: leave size out for {largest}"
             )
         # stride**2: an output pixel is reached by one in stride**2 of the taps
-        init = nn.initializers.variance_scaling(self.stride**2, "fan_in", "truncated_normal")
-        kernel = self.param("kernel", init, (*self.kernel, a, self.features))
+        scaled = nn.initializers.variance_scaling(self.stride**2, "fan_in", "truncated_normal")
+        kernel = self.param("kernel", self.kernel_init or scaled, (*self.kernel, a, self.features))
         y = _conv_transpose(x, kernel.astype(self.dtype), stride=self.stride, size=size)
         return _add_bias(self, y) if self.use_bias else y
 

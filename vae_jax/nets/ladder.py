@@ -158,7 +158,9 @@ class ResidualMLP(nn.Module):
     def __call__(self, h: Float[Array, "n d"], *inputs: Batch) -> Float[Array, "n d"]:
         x = h + dense(flat(*inputs, dtype=self.dtype), h.shape[-1], self.dtype)
         x = x + MLP(self.hidden, h.shape[-1], self.activation, self.dtype)(x)
-        return nn.LayerNorm(use_fast_variance=False, dtype=x.dtype)(x)
+        # Squares of what is far out would overflow, and a norm does not see the scale.
+        scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 1e3, 1.0)
+        return nn.LayerNorm(use_fast_variance=False, dtype=x.dtype)(x / scale)
 
 
 class Bottleneck(nn.Module):

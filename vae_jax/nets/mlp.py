@@ -47,13 +47,13 @@ class MLP(nn.Module):
         return head(h, out=self.out, dtype=self.dtype)
 
 
-def dense(h: Float[Array, "n d"], features: int, dtype: Any) -> Float[Array, "n features"]:
-    """A dense layer; for use inside a compact module.
+def dense(h: Float[Array, "n *d"], features: int, dtype: Any, **options: Any) -> Float[Array, "n *f"]:
+    """A dense layer over the last axis; for use inside a compact module. Options are those of flax's Dense.
 
     One example (n = 1, as under the library's vmap) goes through as a vector: around the axis of size 1 XLA would
     transpose whole activations, which costs 15 % of a training step on CPU.
     """
-    layer = nn.Dense(features, dtype=dtype)
+    layer = nn.Dense(features, dtype=dtype, **options)
     return layer(h[0])[None] if h.shape[0] == 1 else layer(h)
 
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
@@ -46,7 +47,7 @@ class ResEncoder(nn.Module):
         for features in self.channels:
             for stride in (2, *(1,) * (self.blocks - 1)):
                 h = ResBlock(features, stride, self.kernel, self.activation, self.dtype)(h)
-        h = self.activation(_norm(h, self.dtype))
+        h = self.activation(GroupNorm(self.dtype)(h))
         return head(h, *conditions, out=self.out, dtype=self.dtype)
 
 
@@ -79,7 +80,7 @@ class ResDecoder(nn.Module):
             for _ in range(self.blocks):
                 h = ResBlock(features, 1, self.kernel, self.activation, self.dtype)(h)
             h = _doubled(h, size)
-        h = self.activation(_norm(h, self.dtype))
+        h = self.activation(GroupNorm(self.dtype)(h))
         # To few channels the transposed form is the cheaper one on CPU: it holds kh kw b numbers a
         # pixel, and patches are kh kw a.
         last = ConvTranspose(math.prod(self.shape[2:]), self.kernel, stride=1, dtype=self.dtype)
@@ -102,14 +103,50 @@ class ResBlock(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array | np.ndarray, "n h w a"]) -> Float[Array, "n oh ow b"]:
         x = jnp.asarray(x, self.dtype)
-        h = self.activation(_norm(x, self.dtype))
+        h = self.activation(GroupNorm(self.dtype)(x))
         if self.stride != 1 or x.shape[-1] != self.features:
             shortcut = Conv(self.features, (1, 1), self.stride, use_bias=False, dtype=self.dtype)
             x = shortcut(h)
         h = Conv(self.features, self.kernel, self.stride, dtype=self.dtype)(h)
-        h = self.activation(_norm(h, self.dtype))
+        h = self.activation(GroupNorm(self.dtype)(h))
         zeros = nn.initializers.zeros
         return x + Conv(self.features, self.kernel, dtype=self.dtype, kernel_init=zeros)(h)
+
+
+class GroupNorm(nn.Module):
+    """`group_norm` with a learned scale and shift for each channel, the same for every example."""
+
+    dtype: Any = jnp.float32
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "n h w a"]) -> Float[Array, "n h w a"]:
+        channels = (x.shape[-1],)
+        scale = self.param("scale", nn.initializers.ones, channels)
+        shift = self.param("bias", nn.initializers.zeros, channels)
+        return group_norm(x, jnp.asarray(scale)[None], jnp.asarray(shift)[None]).astype(self.dtype)
+
+
+def group_norm(
+    x: Float[Array, "n h w a"], scale: Float[Array, "m a"], shift: Float[Array, "m a"]
+) -> Float[Array, "n h w a"]:
+    """scale * (x - mean) / std + shift, mean and std over the pixels and the channels of a group; m is n or 1.
+
+    Statistics are float32 at least. Moments are taken channel by channel and the groups joined afterwards: x is read
+    once for both, and once more to be scaled.
+    """
+    n, a = x.shape[0], x.shape[-1]
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    # about a pixel rather than about 0: far from zero the variance keeps its digits
+    origin = jax.lax.stop_gradient(wide[:, :1, :1])
+    offset = wide - origin
+    mean, square = jnp.mean(offset, axis=(1, 2)), jnp.mean(offset**2, axis=(1, 2))
+    joined = (n, groups(a), a // groups(a))
+    centre = jnp.mean((mean + origin[:, 0, 0]).reshape(joined), axis=2, keepdims=True)
+    apart = mean.reshape(joined) + (origin.reshape(joined) - centre)  # of a channel's mean from its group's
+    variance = jnp.mean((square - mean**2).reshape(joined) + apart**2, axis=2, keepdims=True)
+    rate = jnp.broadcast_to(jax.lax.rsqrt(jnp.maximum(variance, 0) + 1e-6), joined).reshape(n, a) * scale
+    level = shift + (apart.reshape(n, a) - mean) * rate
+    return (offset * rate[:, None, None] + level[:, None, None]).astype(x.dtype)
 
 
 def groups(channels: int) -> int:
@@ -120,10 +157,6 @@ def groups(channels: int) -> int:
     """
     most = min(32, max(channels // 4, 1))
     return max(g for g in range(1, most + 1) if channels % g == 0)
-
-
-def _norm(x: Array, dtype: Any) -> Array:
-    return nn.GroupNorm(groups(x.shape[-1]), use_fast_variance=False, dtype=dtype)(x)
 
 
 def _doubled(x: Array, size: Size) -> Array:

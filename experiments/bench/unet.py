@@ -1,0 +1,158 @@
+"""Contestants for the U-Net: one call is a few training steps on noise prediction; the last number is the last loss.
+
+Channels 32-64-64 on 28 x 28, attention at 14 x 14 and 7 x 7, one million parameters: this library under vmap and scan,
+the same network written plainly in flax, and diffusers' UNet2DModel in PyTorch.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from vae_jax.nets import UNet
+from vae_jax.nets.unet import folded, unfolded, waves
+from vae_jax.network import as_network
+
+BATCH, STEPS = 32, 4
+CHANNELS = (32, 64, 64)
+IMAGES = BATCH * STEPS  # of one call
+Contestants = dict[str, Callable[[], float]]
+
+
+def contestants(pixels: np.ndarray) -> Contestants:
+    """Images (n, 28, 28, 1) in 0..255; PyTorch's row where diffusers is installed."""
+    ys = pixels[:IMAGES].astype(np.float32).reshape(STEPS, BATCH, 28, 28, 1) / 127.5 - 1
+    found = {"vae_jax": _ours(ys), "plain flax": _plain(ys)}
+    if importlib.util.find_spec("diffusers") is None:
+        print("diffusers is not installed: its row is left out (pip install torch diffusers)")
+        return found
+    return found | {"diffusers UNet2DModel, eager": _diffusers(ys)}
+
+
+def _noisy(key, y) -> tuple[Any, Any, Any]:
+    """A noisy image, its gamma and the noise."""
+    k_gamma, k_noise = jax.random.split(key)
+    gamma = jax.random.uniform(k_gamma, minval=-13.0, maxval=5.0)
+    noise = jax.random.normal(k_noise, y.shape)
+    return jnp.sqrt(jax.nn.sigmoid(-gamma)) * y + jnp.sqrt(jax.nn.sigmoid(gamma)) * noise, gamma, noise
+
+
+def _step(apply, optimizer):
+    """(params, opt_state), (key, ys) -> the same after one step, the loss; `apply` takes batches."""
+
+    def loss(params, key, ys):
+        zs, gammas, noise = jax.vmap(_noisy)(jax.random.split(key, BATCH), ys)
+        return jnp.mean((apply(params, zs, gammas) - noise) ** 2)
+
+    def step(carry, batch):
+        value, grads = jax.value_and_grad(loss)(carry[0], *batch)
+        updates, opt_state = optimizer.update(grads, carry[1])
+        return (optax.apply_updates(carry[0], updates), opt_state), value
+
+    return step
+
+
+def _ours(ys: np.ndarray) -> Callable[[], float]:
+    """One example under vmap, the steps in a scan, as the library trains."""
+    net = as_network(UNet(CHANNELS, blocks=2, attention=(1,)))
+    optimizer = optax.adam(1e-3)
+    params = jax.jit(net.init)(jax.random.key(0), ys[0, 0], jnp.zeros(()))
+    step = _step(jax.vmap(net.apply, (None, 0, 0)), optimizer)
+    run = jax.jit(lambda carry, keys, ys: jax.lax.scan(step, carry, (keys, ys)), donate_argnums=0)
+    data = jnp.asarray(ys)
+    box: list[Any] = [(params, optimizer.init(params)), jax.random.key(1)]
+
+    def call() -> float:
+        box[1], key = jax.random.split(box[1])
+        box[0], losses = run(box[0], jax.random.split(key, STEPS), data)
+        return float(losses[-1])
+
+    return call
+
+
+class Plain(nn.Module):
+    """The same network as anybody would write it: flax's own layers, block after block."""
+
+    @nn.compact
+    def __call__(self, z, gamma):
+        code = nn.silu(nn.Dense(128)(nn.silu(nn.Dense(128)(waves(gamma, 128)))))
+
+        def block(h, attention):
+            features = h.shape[-1]
+            x = nn.Conv(features, (3, 3))(nn.silu(nn.GroupNorm(features // 4)(h)))
+            scale, shift = jnp.split(nn.Dense(2 * features)(code)[:, None, None], 2, axis=-1)
+            x = nn.silu(nn.GroupNorm(features // 4, use_bias=False, use_scale=False)(x) * (1 + scale) + shift)
+            h = h + nn.Conv(features, (3, 3), kernel_init=nn.initializers.zeros)(x)
+            if attention:
+                rows = nn.GroupNorm(features // 4)(h).reshape(len(h), -1, features)
+                h = h + nn.SelfAttention(1, out_kernel_init=nn.initializers.zeros)(rows).reshape(h.shape)
+            return h
+
+        h, skips = nn.Conv(CHANNELS[0], (3, 3))(z), []
+        for level, features in enumerate(CHANNELS[1:]):
+            for _ in range(2):
+                h = block(h, level == 1)
+                skips.append(h)
+            h = nn.Dense(features)(folded(h, 2))
+        for _ in range(4):
+            h = block(h, True)
+        for level in (1, 0):
+            h = unfolded(nn.Dense(4 * CHANNELS[level])(h), 2)
+            for _ in range(2):
+                h = block((h + skips.pop()) * 0.5**0.5, level == 1)
+        return nn.Conv(1, (3, 3), kernel_init=nn.initializers.zeros)(nn.silu(nn.GroupNorm(8)(h)))
+
+
+def _plain(ys: np.ndarray) -> Callable[[], float]:
+    """A jitted step on batches, called in a loop: in a scan native convolutions are slower still on CPU."""
+    optimizer = optax.adam(1e-3)
+    params = jax.jit(Plain().init)(jax.random.key(0), ys[0], jnp.zeros(BATCH))
+    step = jax.jit(_step(Plain().apply, optimizer), donate_argnums=0)
+    data = jnp.asarray(ys)
+    box: list[Any] = [(params, optimizer.init(params)), jax.random.key(1)]
+
+    def call() -> float:
+        for batch in data:
+            box[1], key = jax.random.split(box[1])
+            box[0], loss = step(box[0], (key, batch))
+        return float(loss)
+
+    return call
+
+
+def _diffusers(ys: np.ndarray) -> Callable[[], float]:
+    import torch
+    from diffusers import UNet2DModel
+
+    torch.manual_seed(0)
+    model = UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        layers_per_block=1,
+        block_out_channels=CHANNELS,
+        attention_head_dim=64,
+        norm_num_groups=8,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    ).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    data = torch.tensor(ys).permute(0, 1, 4, 2, 3)
+
+    def call() -> float:
+        for batch in data:
+            gamma, noise = torch.rand(BATCH) * 18 - 13, torch.randn_like(batch)
+            signal = torch.sigmoid(-gamma)[:, None, None, None]
+            z = (signal.sqrt() * batch + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+            loss = ((model(z, gamma).sample - noise) ** 2).mean()
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+        return loss.item()
+
+    return call
