@@ -21,7 +21,9 @@ from vae_jax import (
     Conditional,
     Estimator,
     Model,
+    Rung,
     analytic,
+    as_network,
     autoregressive_flow,
     bernoulli,
     categorical,
@@ -36,6 +38,7 @@ from vae_jax import (
     inverse_autoregressive_flow,
     join,
     l2,
+    ladder,
     learned_normal,
     lift,
     mixture_of_gaussians,
@@ -251,6 +254,24 @@ def denoising(d: Denoiser, examples: Data, cs: np.ndarray | None = None, **field
     return System(diffusion(d), examples, None if d.steps is None else density, cs, **fields)
 
 
+def climbed(rungs, gen: Conditional, data: Data, zs: Grid | None, **fields) -> System:
+    """A ladder of levels with one number each, and its density by summing over all of them."""
+
+    def density(params, y, c):
+        def joint(z):
+            h, log_p = jnp.zeros(1), 0.0
+            for rung, own, z_l in zip(rungs, params["pri"], z, strict=True):
+                level = jax.tree.map(lambda x: x[0], own["levels"])
+                h = as_network(rung.enter).apply(own["enter"], h)
+                log_p += gaussian(rung.prior).dist(level["prior"], h).log_prob(z_l[None])
+                h = as_network(rung.update).apply(level["update"], h, z_l[None])
+            return log_p + gen.dist(params["gen"], h).log_prob(y)
+
+        return logsumexp(jax.vmap(joint)(jnp.asarray(zs.points))) + zs.log_volume
+
+    return System(ladder(rungs, gen), data, density if zs else None, **fields)
+
+
 def poisson(net) -> Conditional:
     return conditional(net, lambda raw: dist.Poisson(jnp.exp(bounded_log_std(raw))).to_event(1))
 
@@ -275,6 +296,8 @@ DEEP_PRIOR = latent(encoder(1), standard_normal(1), l2(affine(1, scale=1.0), 1.0
 DEEP_GENERATOR = latent(encoder(1), standard_normal(1), l2(affine(2), 0.8), REALS, LINE)
 
 SMALL: dict[str, Any] = {"layers": 2, "hidden": (3,)}  # flows
+RUNG = Rung(affine(2), affine(2), affine(2, scale=0.2), affine(2, scale=0.2, bias=[0.0, 0.3]), affine(2))
+
 # One step of diffusion, with so much noise that sums over the latents are exact.
 ONE_STEP = denoiser(affine(1), (1,), linear(-1.0, 2.0), prediction=predict_x, steps=1, observation=denoised())
 ONE_DENOISING = denoising(ONE_STEP, NUMBERS)
@@ -381,7 +404,30 @@ SYSTEMS: dict[str, System] = {
         denoiser(affine(2), (2,), learned(-3.0, 3.0, ends="learned")), NO_SUM, held=("enc/curve",)
     ),
     "latent diffusion": latent(encoder(1), ONE_DENOISING, l2(affine(2), 0.8), NO_SUM, LINE),
+    "ladder": climbed((RUNG, RUNG), bernoulli(affine(3)), BITS, PLANE),
     # Networks.
+    "dense ladder, conditional": climbed(
+        nets.mlp_rungs((1, 2), width=3, hidden=(3,), levels=2, **SMOOTH),
+        bernoulli(nets.MLP((), 3, **SMOOTH)),
+        BITS._replace(values=None),
+        None,
+        cs=LABELS,
+    ),
+    "convolutional ladder": climbed(
+        nets.conv_rungs((4, 4, 1), scales=(4, 2), levels=(1, 2), channels=4, latent=1, **SMOOTH),
+        bernoulli(nets.FromGrid((4, 4, 1), 2, **SMOOTH)),
+        IMAGES,
+        None,
+    ),
+    "U-Net": denoising(
+        denoiser(
+            nets.UNet((4, 4), heads=2, activation=nn.gelu, dtype=None),
+            (4, 4, 1),
+            linear(-3.0, 3.0),
+            prediction=velocity,
+        ),
+        IMAGES._replace(ys=2 * IMAGES.ys - 1),
+    ),
     "MLP": latent(
         gaussian(nets.MLP((5,), 2, **SMOOTH)), standard_normal(1), bernoulli(nets.MLP((5,), 3, **SMOOTH)), BITS, LINE
     ),

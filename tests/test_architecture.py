@@ -20,7 +20,7 @@ FLOORS = [
     {"conditionals", "flows", "l2", "priors"},
     {"estimators"},
     {"score_function"},
-    {"vae", "objectives", "em"},
+    {"vae", "objectives", "em", "ladder"},
     {"chain", "diffusion", "multi_sample", "refine", "train"},
     {"check", "checkpoint", "evaluate", "data", "nets", "pictures", "report"},
     {"fit", "selfcheck"},

@@ -16,6 +16,7 @@ from vae_jax.em.mixture import mixture_of_gaussians
 from vae_jax.estimators import Estimator, analytic, enumerated, fixed_encoder, sampled, sticking
 from vae_jax.flows import autoregressive_flow, coupling_flow, inverse_autoregressive_flow
 from vae_jax.l2 import l2
+from vae_jax.ladder import Rung, ladder, ladder_latents, ladder_sample
 from vae_jax.model import Conditional, Model, Terms, join, lift, share
 from vae_jax.network import Network, as_network
 from vae_jax.priors import learned_normal, standard_normal, vampprior
@@ -28,6 +29,7 @@ __all__ = [
     "Estimator",
     "Model",
     "Network",
+    "Rung",
     "Terms",
     "TrainState",
     "__version__",
@@ -49,6 +51,9 @@ __all__ = [
     "inverse_autoregressive_flow",
     "join",
     "l2",
+    "ladder",
+    "ladder_latents",
+    "ladder_sample",
     "learned_normal",
     "lift",
     "make_scan",

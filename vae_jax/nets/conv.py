@@ -19,6 +19,8 @@ import numpy as np
 from jax import Array, lax
 from jaxtyping import Float, Shaped
 
+from vae_jax.nets.product import rows_times_matrix
+
 Form = Callable[..., Array]  # conv_native or conv_matrix
 Size = tuple[int, int]
 
@@ -56,9 +58,7 @@ def conv_matrix(
             top, left = i // stride, j // stride
             grid = grids[i % stride][j % stride]
             taps.append(grid[:, top : top + oh, left : left + ow])
-    patches = jnp.concatenate(taps, axis=-1).reshape(n, oh, ow, kh, kw, a)
-    # `@` with the kernel as a matrix is slower by 10 %: XLA turns the product for its gradient round
-    return jnp.tensordot(patches, kernel, axes=3)
+    return rows_times_matrix(jnp.concatenate(taps, axis=-1), kernel.reshape(kh * kw * a, kernel.shape[3]))
 
 
 def halved(size: Size, stride: int = 2) -> Size:
@@ -93,7 +93,12 @@ def transposed(
     return jax.linear_transpose(forward, y)(x)[0]
 
 
-_FORMS = {"cpu": conv_matrix, "default": conv_native}
+def _conv_matrix_rebuilt(x, kernel, *, stride):
+    return jax.checkpoint(partial(conv_matrix, stride=stride), prevent_cse=False)(x, kernel)
+
+
+# The patches are built again for the gradient: keeping them costs more, nine times the memory of x.
+_FORMS = {"cpu": _conv_matrix_rebuilt, "default": conv_native}
 
 
 # jit: outside of one, platform_dependent would compile anew at every call

@@ -10,6 +10,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
 
+from vae_jax.nets.product import dot_general
+
 Batch = Shaped[Array | np.ndarray, "n ..."]
 Shape = int | tuple[int, ...]
 
@@ -53,6 +55,8 @@ def dense(h: Float[Array, "n *d"], features: int, dtype: Any, **options: Any) ->
     One example (n = 1, as under the library's vmap) goes through as a vector: around the axis of size 1 XLA would
     transpose whole activations, which costs 15 % of a training step on CPU.
     """
+    if h.ndim > 2:
+        return nn.Dense(features, dtype=dtype, dot_general=dot_general, **options)(h)
     layer = nn.Dense(features, dtype=dtype, **options)
     return layer(h[0])[None] if h.shape[0] == 1 else layer(h)
 
