@@ -164,7 +164,9 @@ def _cost(
         return found["nats"] / parts, found["squared"] / math.prod(denoiser.shape)
 
     ys, cs = test.ys[:n], None if test.cs is None else test.cs[:n]
-    nats, squared = (np.mean(x, axis=0) for x in over_batch(one, params, jax.random.split(key, len(ys)), ys, cs))
+    nats, squared = (
+        np.mean(np.asarray(x), axis=0) for x in over_batch(one, params, jax.random.split(key, len(ys)), ys, cs)
+    )
     middles = (np.arange(parts) + 0.5) / parts
     gammas = np.asarray(jax.vmap(lambda t: denoiser.gamma(params["enc"], t))(jnp.asarray(middles)))
     return report.Section(

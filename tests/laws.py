@@ -420,12 +420,7 @@ SYSTEMS: dict[str, System] = {
         None,
     ),
     "U-Net": denoising(
-        denoiser(
-            nets.UNet((4, 4), heads=2, activation=nn.gelu, dtype=None),
-            (4, 4, 1),
-            linear(-3.0, 3.0),
-            prediction=velocity,
-        ),
+        denoiser(nets.UNet((4,), heads=2, **SMOOTH), (4, 4, 1), linear(-3.0, 3.0), prediction=velocity),
         IMAGES._replace(ys=2 * IMAGES.ys - 1),
     ),
     "MLP": latent(

@@ -38,7 +38,9 @@ def conv_matrix(
     x: Float[Array, "n h w a"], kernel: Float[Array, "kh kw a b"], *, stride: int = 1
 ) -> Float[Array, "n oh ow b"]:
     """The numbers of `conv_native`, as patches (n oh ow, kh kw a) times a matrix (kh kw a, b)."""
-    (n, h, w, a), (kh, kw, _, _) = x.shape, kernel.shape
+    (n, h, w, a), (kh, kw, _, b) = x.shape, kernel.shape
+    if stride == 1 and kh * a + kw * b < kh * kw * a + b:  # numbers a pixel that have to be written
+        return _conv_columns(x, kernel)
     oh, ow = halved((h, w), stride)
     # Split into stride * stride grids first: every tap is then an unstrided slice of one of them,
     # and the gradient adds small arrays and interleaves once. Strided slices would make it add
@@ -58,7 +60,25 @@ def conv_matrix(
             top, left = i // stride, j // stride
             grid = grids[i % stride][j % stride]
             taps.append(grid[:, top : top + oh, left : left + ow])
-    return rows_times_matrix(jnp.concatenate(taps, axis=-1), kernel.reshape(kh * kw * a, kernel.shape[3]))
+    return rows_times_matrix(jnp.concatenate(taps, axis=-1), kernel.reshape(kh * kw * a, b))
+
+
+def _conv_columns(x: Float[Array, "n h w a"], kernel: Float[Array, "kh kw a b"]) -> Float[Array, "n h w b"]:
+    """`conv_matrix` with stride 1 by patches of one column (kh a), to kw sums for each pixel, which are shifted and added.
+
+    Twice 3 numbers a pixel and channel have to be written for a kernel of 3 x 3, in place of 9 and 1.
+    """
+    (_, h, w, a), (kh, kw, _, b) = x.shape, kernel.shape
+    zero = jnp.zeros((), x.dtype)
+    x = lax.pad(x, zero, ((0, 0, 0), _margin(h, kh, 1, h + kh - 1), (0, 0, 0), (0, 0, 0)))
+    columns = jnp.concatenate([x[:, i : i + h] for i in range(kh)], axis=-1)
+    sums = rows_times_matrix(columns, kernel.swapaxes(1, 2).reshape(kh * a, kw * b))
+    left = (kw - 1) // 2
+    shifted = [
+        lax.pad(part, zero, ((0, 0, 0), (0, 0, 0), (left - j, j - left, 0), (0, 0, 0)))
+        for j, part in enumerate(jnp.split(sums, kw, axis=-1))
+    ]
+    return sum(shifted[1:], shifted[0])
 
 
 def halved(size: Size, stride: int = 2) -> Size:

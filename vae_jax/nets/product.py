@@ -1,9 +1,8 @@
 """Rows times a matrix, as one product of two matrices also under `jax.vmap`.
 
-The library writes networks for one example and vmaps them. jax then gives a product an axis of its own for the batch, and
-for the gradient of the matrix XLA has to sum over two axes at once: on CPU it copies whole activations round first, which
-takes a third to a half of a convolution's time. Here the batch joins the rows instead, as it would in a network that is
-written for batches.
+The library writes networks for one example and vmaps them. jax then gives a product an axis of its own for the batch,
+and for the gradient of the matrix XLA has to sum over two axes at once: on CPU it copies whole activations round first,
+a third to a half of a convolution's time. Here the batch joins the rows instead, as it does in a network for batches.
 """
 
 from typing import Any
