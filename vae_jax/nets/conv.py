@@ -64,11 +64,11 @@ def conv_matrix(
 
 
 def _conv_columns(x: Float[Array, "n h w a"], kernel: Float[Array, "kh kw a b"]) -> Float[Array, "n h w b"]:
-    """`conv_matrix` with stride 1 by patches of one column (kh a), to kw sums for each pixel, which are shifted and added.
+    """`conv_matrix` with stride 1: patches of one column (kh a), kw sums for each pixel, which are shifted and added.
 
     Twice 3 numbers a pixel and channel have to be written for a kernel of 3 x 3, in place of 9 and 1.
     """
-    (_, h, w, a), (kh, kw, _, b) = x.shape, kernel.shape
+    (_, h, _, a), (kh, kw, _, b) = x.shape, kernel.shape
     zero = jnp.zeros((), x.dtype)
     x = lax.pad(x, zero, ((0, 0, 0), _margin(h, kh, 1, h + kh - 1), (0, 0, 0), (0, 0, 0)))
     columns = jnp.concatenate([x[:, i : i + h] for i in range(kh)], axis=-1)
@@ -113,7 +113,7 @@ def transposed(
     return jax.linear_transpose(forward, y)(x)[0]
 
 
-def _conv_matrix_rebuilt(x, kernel, *, stride):
+def _conv_matrix_rebuilt(x: Array, kernel: Array, *, stride: int = 1) -> Array:
     return jax.checkpoint(partial(conv_matrix, stride=stride), prevent_cse=False)(x, kernel)
 
 

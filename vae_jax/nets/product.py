@@ -17,9 +17,7 @@ from jax.interpreters import ad, batching, mlir
 def rows_times_matrix(x: Array, matrix: Array) -> Array:
     """(..., k) and (k, m) to (..., m): `x @ matrix`."""
     rows = x.reshape(-1, x.shape[-1])
-    return _product.bind(rows, matrix, precision=jax.config.jax_default_matmul_precision).reshape(
-        *x.shape[:-1], matrix.shape[-1]
-    )
+    return _product.bind(rows, matrix).reshape(*x.shape[:-1], matrix.shape[-1])
 
 
 def dot_general(
@@ -31,32 +29,32 @@ def dot_general(
     return rows_times_matrix(lhs, rhs)
 
 
-def _dot(rows, matrix, *, precision):
-    return lax.dot_general(rows, matrix, (((1,), (0,)), ((), ())), precision=precision)
+def _dot(rows, matrix):
+    return lax.dot_general(rows, matrix, (((1,), (0,)), ((), ())))
 
 
-def _to_rows(cotangent, rows, matrix, *, precision):
+def _to_rows(cotangent, rows, matrix):
     del rows
-    return _product.bind(cotangent, matrix.T, precision=precision)
+    return _product.bind(cotangent, matrix.T)
 
 
-def _to_matrix(cotangent, rows, matrix, *, precision):
+def _to_matrix(cotangent, rows, matrix):
     del matrix
-    return lax.dot_general(rows, cotangent, (((0,), (0,)), ((), ())), precision=precision)
+    return lax.dot_general(rows, cotangent, (((0,), (0,)), ((), ())))
 
 
-def _batched(arguments, axes, *, precision):
+def _batched(arguments, axes):
     (rows, matrix), (rows_axis, matrix_axis) = arguments, axes
     if matrix_axis is not None:
-        return jax.vmap(lambda x, m: _dot(x, m, precision=precision), axes)(rows, matrix), 0
+        return jax.vmap(_dot, axes)(rows, matrix), 0
     rows = jnp.moveaxis(rows, rows_axis, 0)
-    joined = _product.bind(rows.reshape(-1, rows.shape[-1]), matrix, precision=precision)
+    joined = _product.bind(rows.reshape(-1, rows.shape[-1]), matrix)
     return joined.reshape(*rows.shape[:2], matrix.shape[1]), 0
 
 
 _product = Primitive("rows_times_matrix")
-_product.def_impl(jax.jit(_dot, static_argnames="precision"))
-_product.def_abstract_eval(lambda rows, matrix, *, precision: rows.update(shape=(rows.shape[0], matrix.shape[1])))
+_product.def_impl(jax.jit(_dot))
+_product.def_abstract_eval(lambda rows, matrix: rows.update(shape=(rows.shape[0], matrix.shape[1])))
 mlir.register_lowering(_product, mlir.lower_fun(_dot, multiple_results=False))
 ad.defbilinear(_product, _to_rows, _to_matrix)
 batching.primitive_batchers[_product] = _batched
