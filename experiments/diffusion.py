@@ -44,6 +44,8 @@ class Config:
     """Levels with self-attention, besides the last."""
     patch: int = 0
     """Fold so many pixels a side into channels: 2 is a quarter of the cost (0: by scale)."""
+    dropout: float = 0.0
+    """Probability of dropout in the residual blocks, in training."""
     bfloat16: bool = False
     """Run the network in bfloat16; the loss stays in float32."""
     remat: bool = False
@@ -123,6 +125,7 @@ def build(config: Config, shape: tuple[int, ...]) -> tuple[df.Denoiser, preproce
         blocks=config.blocks,
         attention=config.attention,
         patch=config.patch,
+        dropout=config.dropout,
         remat=config.remat,
         dtype=jnp.bfloat16 if config.bfloat16 else jnp.float32,
     )
@@ -155,7 +158,8 @@ def build_objective(config: Config, denoiser: df.Denoiser) -> objectives.Objecti
         "bound": None,
     }[config.objective]
     inner = objectives.elbo() if weighting is None else df.objectives.weighted(weighting)
-    objective = df.objectives.spread_times(lambda times: df.diffusion(denoiser, times=times), inner)
+    dropout = config.dropout > 0
+    objective = df.objectives.spread_times(lambda times: df.diffusion(denoiser, times=times, dropout=dropout), inner)
     return objectives.drop_condition(objective, config.drop_condition) if config.conditional else objective
 
 

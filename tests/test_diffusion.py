@@ -6,6 +6,7 @@ over the corners (+-1, +-1) of both: the oracles of Gaussian data hold to roundi
 
 import itertools
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -462,6 +463,28 @@ def test_learned_schedule_lowers_the_variance_and_nothing_else(x64):
 
     by_hand = (squared(1e-5) - squared(-1e-5)) / 2e-5
     np.testing.assert_allclose(slope["enc"]["curve"]["middle"][3], by_hand, rtol=1e-5)
+
+
+def test_dropout_is_for_training_only():
+    """With it two keys differ although t and eps do not; the model without is the same network without dropout."""
+
+    class Net(nn.Module):
+        @nn.compact
+        def __call__(self, z, gamma):
+            h = nn.Dense(16)(z) + gamma[:, None]
+            return nn.Dense(2)(nn.Dropout(0.5, deterministic=not self.has_rng("dropout"))(h))
+
+    d = denoiser(Net(), (2,), linear(-6.0, 5.0))
+    y, key = jnp.array([0.7, -1.0]), jax.random.key(3)
+    plain, noisy = (diffusion(d, times=times.stratified(4), dropout=dropout) for dropout in (False, True))
+    params = plain.init(jax.random.key(1), y)
+    one, other = (model.terms(params, key, y).detail["diffusion"] for model in (plain, noisy))
+    np.testing.assert_array_equal(one["t"], other["t"])
+    assert np.all(one["squared"] != other["squared"])
+    level = d.level({}, jnp.asarray(0.5))
+    draws = [d.denoise(params["gen"], y, level, key=key).noise for key in jax.random.split(key, 400)]
+    average, error = np.mean(draws, axis=0), np.std(draws, axis=0) / 20
+    assert np.all(np.abs(average - d.denoise(params["gen"], y, level).noise) < ERRORS * error)  # linear behind it
 
 
 def test_dropped_conditions(x64):

@@ -2,7 +2,8 @@
 
 `Network(init, apply)` with `init(key, *inputs) -> params` and `apply(params, *inputs) -> output`. Inputs carry no batch
 axis: the library vmaps once, at the rim. A flax linen module is taken as it is (`as_network` adds and drops the batch
-axis that flax layers expect); anything else that offers the two functions works too.
+axis that flax layers expect); anything else that offers the two functions works too. Networks with dropout take
+`key=` in `apply`, and are the network without dropout where there is none; a flax module is given it as "dropout".
 """
 
 from collections.abc import Callable
@@ -55,8 +56,9 @@ def _from_batched(module: Any) -> Network:
             )
         return variables
 
-    def apply(params, *inputs):
-        return jax.tree.map(lambda x: x[0], module.apply(params, *_add_batch_axis(inputs)))
+    def apply(params, *inputs, key=None):
+        rngs = None if key is None else {"dropout": key}
+        return jax.tree.map(lambda x: x[0], module.apply(params, *_add_batch_axis(inputs), rngs=rngs))
 
     return Network(init, apply)
 

@@ -29,7 +29,12 @@ from vae_jax.model import Model, Params, Terms, log_prob
 
 
 def diffusion(
-    denoiser: Denoiser, *, times: Times = uniform, sampler: Sampler | None = None, guidance: float = 1.0
+    denoiser: Denoiser,
+    *,
+    times: Times = uniform,
+    sampler: Sampler | None = None,
+    guidance: float = 1.0,
+    dropout: bool = False,
 ) -> Model:
     """P(y|c) by denoising.
 
@@ -44,6 +49,8 @@ def diffusion(
             `dpm_solver`, each with its number of steps.
         guidance: weight of the condition in `sample` (Ho & Salimans 2022): 1 is the model, 0 ignores the condition,
             more than 1 exaggerates it. Train with `objectives.drop_condition` for anything but 1.
+        dropout: the steps' rates are those of the network with dropout. For training only, by an objective
+            (`spread_times`): what is evaluated is the network without.
 
     Raises:
         ValueError: a negative guidance; or, when first called, guidance without a condition.
@@ -62,14 +69,19 @@ def diffusion(
         k_t, k_eps, k_data = jax.random.split(key, 3)
         x = d.observation.embed(y)
         ts, densities = times(k_t)
-
         noise = jax.random.normal(k_eps, (len(ts), *d.shape), x.dtype)
+        keys = jax.random.split(jax.random.fold_in(key, 3), len(ts)) if dropout else None
+        moments = (noise, ts, keys)
+
+        def at_time(enc, gen, x, moment):
+            eps, t, k = moment
+            return step_terms(d, enc, gen, eps, x, t, c, key=k)
 
         def loss(enc, gen, x):
             if len(ts) == 1:
-                found = jax.tree.map(lambda v: v[None], step_terms(d, enc, gen, noise[0], x, ts[0], c))
+                found = jax.tree.map(lambda v: v[None], at_time(enc, gen, x, jax.tree.map(lambda v: v[0], moments)))
             else:  # one after the other: memory does not grow with the number of times
-                found = jax.lax.map(lambda at: step_terms(d, enc, gen, at[0], x, at[1], c), (noise, ts))
+                found = jax.lax.map(lambda moment: at_time(enc, gen, x, moment), moments)
             return jnp.mean(found["nats"] / densities), found
 
         enc, gen = params["enc"], params["gen"]
@@ -107,17 +119,19 @@ def diffusion(
     return Model(init, terms, sample, importance if d.steps is not None else None, support=support)
 
 
-def step_terms(d: Denoiser, enc: Params, gen: Params, eps: Array, x: Array, t: Array, c: Any) -> dict[str, Array]:
+def step_terms(
+    d: Denoiser, enc: Params, gen: Params, eps: Array, x: Array, t: Array, c: Any, *, key: Array | None = None
+) -> dict[str, Array]:
     """The rate of the step at t, times how many there are, and what it is made of."""
     if d.steps is None:
         gamma, slope = jax.jvp(lambda t: d.gamma(enc, t), (t,), (jnp.ones_like(t),))
         level = d.process(gamma)
-        squared = jnp.sum((eps - d.denoise(gen, level.alpha * x + level.sigma * eps, level, c).noise) ** 2)
+        squared = jnp.sum((eps - d.denoise(gen, level.alpha * x + level.sigma * eps, level, c, key=key).noise) ** 2)
         nats = 0.5 * slope * squared
     else:
         s, t = step_at(t, d.steps)
         low, level = d.level(enc, s), d.level(enc, t)
-        known = d.denoise(gen, level.alpha * x + level.sigma * eps, level, c)
+        known = d.denoise(gen, level.alpha * x + level.sigma * eps, level, c, key=key)
         squared = jnp.sum((eps - known.noise) ** 2)
         slope = d.steps * jnp.expm1(level.gamma - low.gamma)
         nats = d.steps * jnp.sum(step_kl(eps - known.noise, known.variance, low, level))

@@ -100,10 +100,11 @@ class Denoiser(NamedTuple):
         """The noise at t."""
         return self.process(self.gamma(enc, t))
 
-    def denoise(self, gen: Params, z: Array, level: Level, c: Any = None) -> Denoised:
-        """What the network makes of z_t."""
+    def denoise(self, gen: Params, z: Array, level: Level, c: Any = None, *, key: Array | None = None) -> Denoised:
+        """What the network makes of z_t; with a key, the network with dropout."""
         seen, a, s = z / level.scale, level.alpha / level.scale, level.sigma / level.scale
-        output = full_precision(self.network.apply(gen["net"], seen, level.gamma, *_condition(c)))
+        dropout = {} if key is None else {"key": key}
+        output = full_precision(self.network.apply(gen["net"], seen, level.gamma, *_condition(c), **dropout))
         wanted = (*self.shape[:-1], 2 * self.shape[-1]) if self.variance == "learned" else self.shape
         if output.shape != wanted:
             raise ValueError(
