@@ -53,6 +53,7 @@ from vae_jax import (
 )
 from vae_jax.diffusion import (
     Denoiser,
+    ancestral,
     continuous,
     cosine,
     denoised,
@@ -251,7 +252,9 @@ def denoising(d: Denoiser, examples: Data, cs: np.ndarray | None = None, **field
 
         return logsumexp(jax.vmap(joint)(jnp.asarray(PLANE.points))) + PLANE.log_volume
 
-    return System(diffusion(d), examples, None if d.steps is None else density, cs, **fields)
+    if d.steps is None:
+        return System(diffusion(d, sampler=ancestral(5)), examples, None, cs, **fields)
+    return System(diffusion(d), examples, density, cs, **fields)
 
 
 def climbed(rungs, gen: Conditional, data: Data, zs: Grid | None, **fields) -> System:
