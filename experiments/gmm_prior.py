@@ -22,7 +22,8 @@ from experiments.vae_report import Pictured
 from vae_jax import pictures, report
 from vae_jax.em import FittedEM, fit_em
 from vae_jax.evaluate import Evaluation, evaluate, mean
-from vae_jax.fit import fit
+from vae_jax.fit import Fitted, fit
+from vae_jax.preprocess import Preprocess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +65,20 @@ def build(
     means = vae_jax.means(generator)
     pictured = Pictured(encoder, means, vae_jax.vae(encoder, prior, means), prepare, white)
     return vae_jax.vae(encoder, prior, generator), pictured
+
+
+def train_vae(
+    setting: vae.Config,
+    model: vae_jax.Model,
+    prepare: Preprocess,
+    train: vae_report.Split,
+    valid: vae_report.Split,
+    key: jax.Array,
+    epochs: int,
+) -> Fitted:
+    """The first of two stages: all of a VAE; the parameters of the best epoch."""
+    optimizer = vae.build_optimizer(setting, 0)
+    return fit(model, optimizer, train.ys, key=key, epochs=epochs, preprocess=prepare, validation=(valid.ys, None))
 
 
 def codes_of(pictured: Pictured, params: Any, key: jax.Array, split: vae_report.Split, draws: int) -> np.ndarray:
@@ -168,15 +183,7 @@ def main(config: Config) -> dict[str, Any]:
     before, shown_before = build(setting, train.ys.shape[1:], standard)
     after, shown_after = build(setting, train.ys.shape[1:], mixture)
     prepare = shown_before.preprocess
-    trained = fit(
-        before,
-        vae.build_optimizer(setting, 0),
-        train.ys,
-        key=k_fit,
-        epochs=config.epochs,
-        preprocess=prepare,
-        validation=(valid.ys, None),
-    )
+    trained = train_vae(setting, before, prepare, train, valid, k_fit, config.epochs)
     codes = codes_of(shown_before, trained.params, k_codes, train, config.draws)
     fitted = fit_em(mixture, codes, key=k_em, iterations=config.iterations)
     params = {**trained.params, "pri": fitted.params}

@@ -141,15 +141,7 @@ def main(config: Config) -> dict[str, Any]:
         fitted = train_all(config, model, spread, train, k_prior, preprocess=prepare)
     else:
         start, plain = with_prior(standard)
-        trained = fit(
-            start,
-            vae.build_optimizer(setting, 0),
-            train.ys,
-            key=k_vae,
-            epochs=config.epochs,
-            preprocess=prepare,
-            validation=(valid.ys, None),
-        )
+        trained = gmm_prior.train_vae(setting, start, prepare, train, valid, k_vae, config.epochs)
         kept = {part: trained.params[part] for part in ("enc", "gen")}
         second = model._replace(init=lambda key, y, c=None: {**model.init(key, y, c), **kept})
         fitted = train_all(config, second, spread, train, k_prior, preprocess=prepare, parts=("pri",))

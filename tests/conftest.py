@@ -44,3 +44,11 @@ def one_use_keys():
     """Raise where a key is used twice."""
     with jax.debug_key_reuse(True):
         yield
+
+
+@pytest.fixture
+def quickly_compiled():
+    """For tests of what runs for moments and is compiled for seconds."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)

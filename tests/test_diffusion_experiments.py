@@ -1,28 +1,11 @@
 """`python -m experiments.diffusion` and `experiments.latent_diffusion`: they run, report, and refuse what cannot be."""
 
-import dataclasses
-
-import jax
-import numpy as np
 import pytest
+from reported import check_report
 
 from experiments import diffusion, latent_diffusion
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quickly_compiled():
-    """Everything here runs for moments and is compiled for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def check_report(folder, config, numbers, titles):
-    """The page holds its sections and every option; the numbers are finite."""
-    assert np.isfinite(list(numbers.values())).all()
-    page = (folder / "report.html").read_text()
-    for word in (*titles, *(field.name for field in dataclasses.fields(config))):
-        assert word in page, word
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 @pytest.mark.parametrize(

@@ -1,30 +1,15 @@
 """`python -m experiments.em_mixture` and `experiments.gmm_prior`: they run, report, and say what theory says."""
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reported import check_report
 
 from experiments import em_mixture, em_routes, gmm_prior
 from vae_jax.preprocess import unit_scale
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quickly_compiled():
-    """Everything here runs for moments and is compiled for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-def check_report(folder, config, numbers, titles):
-    """The page holds its sections and every option; the numbers are finite."""
-    assert np.isfinite(list(numbers.values())).all()
-    page = (folder / "report.html").read_text()
-    for word in (*titles, *(field.name for field in dataclasses.fields(config))):
-        assert word in page, word
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def test_em_mixture(tmp_path):

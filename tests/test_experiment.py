@@ -21,6 +21,8 @@ from experiments.vae import Config, build, build_objective, build_optimizer, loa
 from vae_jax import init_state, make_train_step
 from vae_jax.check import check_data
 
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
 REPOSITORY = Path(__file__).parents[1]
 TINY = {"data": "labelled", "hidden": (16,), "channels": (4,), "latent": 2, "batch_size": 20, "k": 0}
 SETTINGS = {  # what is trained
@@ -78,14 +80,6 @@ BUILT = [  # what is only checked against its data: the other values
         "free_bits_definition": "per-unit",
     },
 ]
-
-
-@pytest.fixture(autouse=True, scope="module")
-def quickly_compiled():
-    """Everything here runs for moments and is compiled for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def save_labelled(path):

@@ -2,20 +2,13 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
 
 from experiments import hierarchical
 from vae_jax import pictures
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quickly_compiled():
-    """Everything here runs for moments and is compiled for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def save(path):

@@ -13,13 +13,7 @@ from experiments import hmm, series
 from vae_jax.data import load_table
 from vae_jax.em.hidden_markov import gaussian_hmm
 
-
-@pytest.fixture(autouse=True, scope="module")
-def quickly_compiled():
-    """Everything here runs for moments and is compiled for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 @pytest.mark.filterwarnings("ignore:Setting the shape on a NumPy array:DeprecationWarning")  # hmmlearn

@@ -11,12 +11,7 @@ from experiments import linear_vae, linear_ways
 TRAINING = linear_ways.Training(epochs=60, batch_size=50, learning_rate=0.02)
 
 
-@pytest.fixture(autouse=True, scope="module")
-def quickly_compiled():
-    """Everything here runs for moments and is compiled for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
 def data_with_variances(values, n=1000):

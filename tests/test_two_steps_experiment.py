@@ -23,14 +23,6 @@ def true_log_p(config, ys, alpha=1.0, sigma=0.0):
     return np.log(np.mean([multivariate_normal(m, covariance).pdf(ys) for m in means], axis=0))
 
 
-@pytest.fixture
-def quickly_compiled():
-    """What runs for moments is compiled for seconds."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
 def test_two_steps(tmp_path, quickly_compiled):
     config = two_steps.Config(out=str(tmp_path), smoke=True)
     numbers = two_steps.main(config)

@@ -5,8 +5,8 @@ A VAE is three distributions, P_enc(z|y), P_pri(z) and P_gen(y|z), and one loss,
     L(y, z) = -ln P_pri(z) P_gen(y|z) / P_enc(z|y),    E_{z ~ P_enc(z|y)} L >= -ln P(y).
 
 `vae(encoder, prior, generator)` makes a `Model` of y of them. Names here are the library's core; rooms with heavier
-imports are modules of their own: `vae_jax.nets` (flax), `vae_jax.data`, `vae_jax.fit`, `vae_jax.evaluate`,
-`vae_jax.checkpoint`, `vae_jax.pictures`, `vae_jax.report`.
+imports are modules of their own: `vae_jax.nets` (flax), `vae_jax.diffusion`, `vae_jax.data`, `vae_jax.fit`,
+`vae_jax.evaluate`, `vae_jax.checkpoint`, `vae_jax.pictures`, `vae_jax.report`.
 """
 
 from vae_jax._version import __version__
