@@ -46,7 +46,7 @@ def one_use_keys():
         yield
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def quickly_compiled():
     """For tests of what runs for moments and is compiled for seconds."""
     jax.config.update("jax_disable_most_optimizations", True)

@@ -23,24 +23,6 @@ def true_log_p(config, ys, alpha=1.0, sigma=0.0):
     return np.log(np.mean([multivariate_normal(m, covariance).pdf(ys) for m in means], axis=0))
 
 
-def test_two_steps(tmp_path, quickly_compiled):
-    config = two_steps.Config(out=str(tmp_path), smoke=True)
-    numbers = two_steps.main(config)
-    assert np.isfinite(list(numbers.values())).all()
-    assert numbers["entropy of the data"] == pytest.approx(np.log(8) + np.log(2 * np.pi * np.e * 0.15**2), abs=0.02)
-    for name in (ONE, *CHAINS, "diffusion"):
-        assert numbers[f"{name}: bound - H"] == pytest.approx(
-            numbers[f"{name}: bound"] - numbers["-ln p of the test points"], rel=1e-4, abs=1e-4
-        )
-        assert numbers[f"{name}: KL"] > 0
-    for name in (ONE, *CHAINS):
-        assert numbers[f"{name}: -ln p"] < numbers[f"{name}: bound"]
-    page = (tmp_path / "report.html").read_text()
-    titles = ("Samples", "Marginals", "Diffusion", "Density", "Rates", "Training")
-    for word in (*titles, *(field.name for field in dataclasses.fields(config))):
-        assert word in page, word
-
-
 def test_a_small_diffusion_recovers_the_density():
     """Three Gaussians, 2,000 test points: bound, exact likelihood of the flow and entropy agree to 0.05 nats.
 
@@ -91,3 +73,21 @@ def test_the_ring_and_its_denoiser():
 def test_what_cannot_be_run_is_an_error_in_words(config, message):
     with pytest.raises(ValueError, match=message):
         two_steps.main(config)
+
+
+def test_two_steps(tmp_path, quickly_compiled):
+    config = two_steps.Config(out=str(tmp_path), smoke=True)
+    numbers = two_steps.main(config)
+    assert np.isfinite(list(numbers.values())).all()
+    assert numbers["entropy of the data"] == pytest.approx(np.log(8) + np.log(2 * np.pi * np.e * 0.15**2), abs=0.02)
+    for name in (ONE, *CHAINS, "diffusion"):
+        assert numbers[f"{name}: bound - H"] == pytest.approx(
+            numbers[f"{name}: bound"] - numbers["-ln p of the test points"], rel=1e-4, abs=1e-4
+        )
+        assert numbers[f"{name}: KL"] > 0
+    for name in (ONE, *CHAINS):
+        assert numbers[f"{name}: -ln p"] < numbers[f"{name}: bound"]
+    page = (tmp_path / "report.html").read_text()
+    titles = ("Samples", "Marginals", "Diffusion", "Density", "Rates", "Training")
+    for word in (*titles, *(field.name for field in dataclasses.fields(config))):
+        assert word in page, word
