@@ -22,6 +22,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
             "prediction": "noise",
             "sampler": "ddim",
         },
+        {"network": "mlp", "width": 16, "repeat": 2, "keep": "last", "steps": 5, "sampler": "ancestral"},
     ],
 )
 def test_diffusion(tmp_path, options):
