@@ -195,7 +195,8 @@ def main(config: Config) -> dict[str, Any]:
         vae.Config(data=config.data, size=config.size, conditional=config.conditional, smoke=config.smoke)
     )
     denoiser, prepare = build(config, train.ys.shape[1:])
-    ys, cs = (None if x is None else np.tile(x, (config.repeat,) + (1,) * (x.ndim - 1)) for x in (train.ys, train.cs))
+    again = np.tile(np.arange(len(train.ys)), config.repeat)
+    ys, cs = train.ys[again], None if train.cs is None else train.cs[again]
     steps = config.epochs * (len(ys) // config.batch_size)
     rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, max(1, steps // 20), steps)
     k_fit, k_evaluate, k_pictures = jax.random.split(jax.random.key(config.seed), 3)
