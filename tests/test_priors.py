@@ -289,7 +289,9 @@ def test_a_vae_as_a_prior(x64):
     assert abs(gap.mean() - kl) < 4 * gap.std() / np.sqrt(2000)
 
     terms = jax.jit(system.model.terms)(system.params, jax.random.key(1), y)
-    assert set(terms.detail) == {"pri", "gen", "z"} and set(terms.detail["pri"]) == {"pri", "gen", "z"}
+    assert set(terms.detail) == set(terms.detail["pri"]) == {"pri", "gen", "z", "rates"}
+    assert terms.detail["rates"].shape == (2,) and terms.detail["pri"]["rates"].shape == (1,)
+    np.testing.assert_allclose(terms.detail["rates"].sum(), terms.rate, rtol=1e-5)
     assert terms.detail["z"]["rate"] is None and terms.detail["pri"]["z"]["rate"].shape == (1,)
     assert terms.detail["z"]["mean"].shape == (2,)
 
