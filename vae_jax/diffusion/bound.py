@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.diffusion.denoiser import Denoiser
-from vae_jax.diffusion.samplers import Sampler, ancestral, draw
+from vae_jax.diffusion.samplers import Sampler, ancestral, trajectory
 from vae_jax.diffusion.schedules import Level
 from vae_jax.diffusion.steps import end, first_step, forward_step, reverse_step, step_at, step_kl
 from vae_jax.diffusion.times import Times, uniform
@@ -110,7 +110,7 @@ def diffusion(
         return _chain_terms(d, params, key, y, c)
 
     def sample(params, key, c=None):
-        return draw(d, params, key, c, sampler=sampler, guidance=guidance)
+        return trajectory(d, params, key, c, sampler=sampler, guidance=guidance).y
 
     def support(params, c=None):
         del params, c

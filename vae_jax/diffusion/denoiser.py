@@ -84,13 +84,17 @@ class Denoiser(NamedTuple):
         z, gamma = jnp.zeros(self.shape), jnp.zeros(())
         gen = {"net": self.network.init(k_net, z, gamma, *_condition(c))}
         if self.variance == "analytic":
-            gen["variance"] = jax.nn.sigmoid(jax.vmap(lambda t: self.gamma(None, t))(self.times()))
+            gen["variance"] = jax.nn.sigmoid(self._gammas())
         return {"enc": self.schedule.init(k_schedule), "gen": gen}
 
     def times(self) -> Array:
         """(T + 1,) t_0 = 0 to t_T = 1."""
         assert self.steps is not None
         return jnp.arange(self.steps + 1) / self.steps
+
+    def _gammas(self) -> Array:
+        """(T + 1,) gamma at these times, of a schedule without parameters: an analytic variance has no other."""
+        return jax.vmap(lambda t: self.gamma(None, t))(self.times())
 
     def gamma(self, enc: Params, t: ArrayLike) -> Array:
         """-ln SNR at t; `enc` may be None for a schedule without parameters."""
@@ -117,8 +121,7 @@ class Denoiser(NamedTuple):
             # 1 / (1 + SNR), that of data of variance 1, where the network says 0.
             variance = jnp.exp(bounded_log_std(raw) + jax.nn.log_sigmoid(level.gamma))
         elif self.variance == "analytic":
-            known = jax.vmap(lambda t: self.gamma(None, t))(self.times())
-            variance = jnp.exp(jnp.interp(level.gamma, known, jnp.log(jax.lax.stop_gradient(gen["variance"]))))
+            variance = jnp.exp(jnp.interp(level.gamma, self._gammas(), jnp.log(jax.lax.stop_gradient(gen["variance"]))))
         return Denoised(*self.prediction(output, seen, a, s), variance)
 
 

@@ -124,13 +124,6 @@ def dpm_solver(steps: int) -> Sampler:
     return Sampler(steps, step, lambda shape: (jnp.zeros(shape), jnp.zeros(())))
 
 
-def draw(
-    denoiser: Denoiser, params: Params, key: Array, c: Any = None, *, sampler: Sampler, guidance: float = 1.0
-) -> Any:
-    """One y of P(y|c)."""
-    return trajectory(denoiser, params, key, c, sampler=sampler, guidance=guidance).y
-
-
 def trajectory(
     denoiser: Denoiser, params: Params, key: Array, c: Any = None, *, sampler: Sampler, guidance: float = 1.0
 ) -> Trajectory:

@@ -117,7 +117,7 @@ def _conv_matrix_rebuilt(x: Array, kernel: Array, *, stride: int = 1) -> Array:
     return jax.checkpoint(partial(conv_matrix, stride=stride), prevent_cse=False)(x, kernel)
 
 
-# The patches are built again for the gradient: keeping them costs more, nine times the memory of x.
+# The patches are built again for the gradient: keeping them costs more, several times the memory of x.
 _FORMS = {"cpu": _conv_matrix_rebuilt, "default": conv_native}
 
 

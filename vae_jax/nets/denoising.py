@@ -1,5 +1,6 @@
 """The denoiser of a diffusion over vectors: of the latents of a VAE, for instance. For images there is the U-Net."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -51,6 +52,5 @@ class DenoisingMLP(nn.Module):
             inner = self.activation(dense(self.activation(inner), self.width, self.dtype))
             h = h + dense(inner, self.width, self.dtype)
         shape = shape_of(self.out)
-        size = int(np.prod(shape))
-        zeros = nn.Dense(size, dtype=self.dtype, kernel_init=nn.initializers.zeros)
-        return output(zeros(nn.LayerNorm(dtype=self.dtype)(h)), shape)
+        h = nn.LayerNorm(dtype=self.dtype)(h)
+        return output(dense(h, math.prod(shape), self.dtype, kernel_init=nn.initializers.zeros), shape)
