@@ -142,8 +142,7 @@ def main(config: Config) -> dict[str, Any]:
     else:
         start, plain = with_prior(standard)
         trained = gmm_prior.train_vae(setting, start, prepare, train, valid, k_vae, config.epochs)
-        kept = {part: trained.params[part] for part in ("enc", "gen")}
-        second = model._replace(init=lambda key, y, c=None: {**model.init(key, y, c), **kept})
+        second = vae_jax.start_from(model, {part: trained.params[part] for part in ("enc", "gen")})
         fitted = train_all(config, second, spread, train, k_prior, preprocess=prepare, parts=("pri",))
         before = evaluate(start, trained.params, k_evaluate, test.ys, preprocess=prepare, samples=4)
     after = evaluate(

@@ -113,7 +113,7 @@ def measure(
     prepare = preprocess.dequantisation()
     steps = config.epochs * (len(train) // config.batch_size)
     fitted = fit(
-        model if start is None else model._replace(init=lambda key, y, c: start),
+        model if start is None else vae_jax.start_from(model, start),
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, max(1, steps))),
         train,
         key=k_fit,

@@ -9,6 +9,7 @@ from collections import defaultdict
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 import optax
 import pytest
 from hypothesis import given
@@ -17,7 +18,18 @@ from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
 from systems import affine, affine_normal
 
-from vae_jax import checkpoint, init_state, l2, make_train_step, standard_normal, vae
+from vae_jax import (
+    Conditional,
+    analytic,
+    checkpoint,
+    init_state,
+    l2,
+    learned_normal,
+    lift,
+    make_train_step,
+    standard_normal,
+    vae,
+)
 from vae_jax.evaluate import evaluate, mean
 from vae_jax.fit import call_sizes, fit
 
@@ -199,6 +211,24 @@ def test_the_bar_shows_elbo_and_speed(capsys):
     shown = re.findall(r"ELBO (\S+), valid (\S+) nats, (\S+) images/s", capsys.readouterr().err)
     wanted = [(f"{r['elbo']:.2f}", f"{r['valid_elbo']:.2f}", f"{r['images_per_second']:,.0f}") for r in history]
     assert list(dict.fromkeys(shown)) == wanted
+
+
+def test_the_bar_warns_of_posterior_collapse(capsys):
+    """An encoder that starts at the prior, and parts that do not let it move; without a latent there is no warning."""
+    silent = Conditional(lambda key, c: {}, lambda params, c: dist.Normal(jnp.zeros(1), 1.01).to_event(1))
+    run(model=vae(silent, standard_normal(1), l2(affine(2), 0.5), estimator=analytic), epochs=3, progress=True)
+    shown = capsys.readouterr()
+    assert (shown.out + shown.err).count("posterior collapse") == 1
+    run(model=lift(learned_normal(2)), epochs=1, progress=True)
+    shown = capsys.readouterr()
+    assert "collapse" not in shown.out + shown.err
+
+
+def test_order_decides_what_is_seen():
+    """An order that takes the first example again and again: training on copies of it."""
+    first = run(order=lambda key, epoch, size, n: jnp.zeros(size, int), validation=None)
+    copies = run(ys=np.repeat(YS[:1], 47, axis=0), validation=None)
+    assert_same_bits(first.params, copies.params)
 
 
 # How a run goes on

@@ -21,6 +21,7 @@ from vae_jax.objectives import (
     elbo,
     free_bits,
     linear,
+    of,
     per_example,
     per_unit,
     sigmoid,
@@ -63,6 +64,19 @@ def test_beta_weighs_the_rate_alone(beta):
     np.testing.assert_allclose(loss, 2 + weight * KL.sum() / 2 + 10, rtol=1e-6)
     np.testing.assert_allclose(terms.nats, at(elbo())[1].nats)
     assert beta != 1.0 or loss == at(elbo())[0]
+
+
+# Another model on the same parameters
+
+
+def test_of_trains_the_model_that_is_built_for_the_step():
+    def build(step):
+        return RATES._replace(terms=lambda *args: given_rates(*args)._replace(distortion=3.0 * step))
+
+    loss, terms = at(of(build, beta_elbo(2.0)), step=7)
+    np.testing.assert_allclose(loss, 21 + 2 * KL.sum() / 2 + 10, rtol=1e-6)
+    np.testing.assert_allclose(terms.distortion, 21)
+    assert at(of(lambda step: RATES))[0] == at(elbo())[0]
 
 
 # Schedules

@@ -17,6 +17,7 @@ from vae_jax import (
     sampled,
     share,
     standard_normal,
+    start_from,
     sticking,
     vae,
     vampprior,
@@ -344,3 +345,17 @@ def test_wrong_latent_size_is_named():
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones(4))
     with pytest.raises(ValueError, match=r"over arrays of shape \(3,\), and was given one of shape \(2,\)"):
         jax.eval_shape(model.terms, params, jax.random.key(0), jnp.ones(4))
+
+
+# A second stage
+
+
+def test_start_from_keeps_the_parts_of_an_earlier_stage():
+    model = vae(affine_normal(2), learned_normal(2), l2(affine(3), 0.5))
+    first = model.init(jax.random.key(0), jnp.zeros(3), None)
+    second = start_from(model, {"enc": first["enc"]}).init(jax.random.key(1), jnp.zeros(3), None)
+    again = model.init(jax.random.key(1), jnp.zeros(3), None)
+    jax.tree.map(np.testing.assert_array_equal, second, {**again, "enc": first["enc"]})
+    assert np.any(first["enc"]["weights"] != again["enc"]["weights"])
+    with pytest.raises(KeyError, match=r"parts \['enc', 'gen', 'pri'\].*\['encoder'\]"):
+        start_from(model, {"encoder": first["enc"]}).init(jax.random.key(1), jnp.zeros(3), None)

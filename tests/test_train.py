@@ -19,6 +19,7 @@ from numpyro.distributions import CategoricalLogits
 
 from vae_jax import (
     Model,
+    Scatter,
     Terms,
     bernoulli,
     enumerated,
@@ -35,7 +36,7 @@ from vae_jax import (
 from vae_jax.multi_sample import importance_weighted
 from vae_jax.objectives import batch_terms, beta_elbo, elbo, free_bits, linear, per_example
 from vae_jax.preprocess import Preprocess, dynamic_binarisation
-from vae_jax.train import batch_sharding, epoch_order, leaf_names, replicated, split_parts
+from vae_jax.train import Turns, batch_sharding, epoch_order, lagging, leaf_names, replicated, split_parts
 
 KEY = jax.random.key(7)
 YS = np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
@@ -564,6 +565,49 @@ def test_pmap_skips_on_every_device():
 def test_options_out_of_range(option, value):
     with pytest.raises(ValueError, match=rf"{option}.*{value}"):
         make_train_step(LINE, SGD, **{option: value})
+
+
+def test_parts_take_turns():
+    """The encoder alone in steps 0, 1, 3, 4; all parts in step 2 and from step 5 on: step by step the step of those."""
+    state = by_hand = start(LINE, ADAM)
+    for step in range(8):
+        parts = ("enc",) if step in (0, 1, 3, 4) else None
+        state, metrics = step_of(LINE, ADAM, parts=lagging(2, 5))(state, KEY, YS)
+        by_hand, wanted = step_of(LINE, ADAM, parts=parts)(by_hand, KEY, YS)
+        assert_same((state, metrics), (by_hand, wanted))
+
+
+def test_turns_of_other_parts():
+    turns = Turns((("gen",), ("pri",)), lambda step: step % 2)
+    first, _ = run(parts=turns)
+    assert_same({k: first.params[k] for k in ("enc", "pri")}, {"enc": 1.0, "pri": -1.0})
+    second, _ = run(state=first, parts=turns)
+    assert_same({k: second.params[k] for k in ("enc", "gen")}, {k: first.params[k] for k in ("enc", "gen")})
+    assert second.params["pri"] != first.params["pri"]
+
+
+@pytest.mark.parametrize(("inner", "until"), [(0, 10), (3, 0)])
+def test_lagging_wants_steps(inner, until):
+    with pytest.raises(ValueError, match=f"got {inner} and {until}"):
+        lagging(inner, until)
+
+
+def test_scattered_statistics_are_added_up_over_the_batch():
+    """The closed-form update sees the mean over examples of what would be an array of 5 rows for each."""
+    index = np.random.default_rng(0).integers(5, size=(8, 3))
+    values = np.random.default_rng(1).normal(size=(8, 3, 2)).astype(np.float32)
+    model = LINE._replace(
+        init=constant({"pri": np.zeros((5, 2))}),
+        terms=lambda params, key, y, c=None: Terms(0.0 * jnp.sum(params["pri"]), 0.0, stats=Scatter(*y, 5)),
+        maximise=lambda params, stats: {"pri": stats},
+    )
+    ys = (jnp.asarray(index), jnp.asarray(values))
+    state = init_state(model, SGD, KEY, jax.tree.map(lambda y: y[0], ys))
+    want = np.zeros((5, 2))
+    np.add.at(want, index.ravel(), values.reshape(-1, 2))
+    for options in ({}, {"micro_batches": 4}):
+        got = step_of(model, SGD, **options)(state, KEY, ys)[0].params["pri"]
+        np.testing.assert_allclose(got, want / 8, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("parts", [("encoder",), ("gen", "typo"), ()])

@@ -27,10 +27,15 @@ from vae_jax.evaluate.elbo import evaluate_checked, mean
 from vae_jax.model import Model, Params, example_of
 from vae_jax.preprocess import Preprocess, identity
 from vae_jax.run_directory import claim
-from vae_jax.train import TrainState, init_state, leaf_names, make_scan, make_train_step, replicated
+from vae_jax.train import Order, TrainState, init_state, leaf_names, make_scan, make_train_step, replicated
 
 STEPS_PER_CALL = 100
 Row = dict[str, int | float]  # one epoch of a run, by name
+COLLAPSED = (
+    "the rate is {rate:.3f} nats after epoch {epoch}: z says nothing of y (posterior collapse). What to try: "
+    "beta_elbo(linear(steps)) or cyclical(period), free_bits(floor, per_example), a smaller sigma with L2 distortion; "
+    "for language in_training(generator, word_dropout=0.3), parts=lagging(inner, until) and vae_jax.cures"
+)
 _AVERAGED = ("loss", "elbo", "rate", "distortion", "penalty", "grad_norm")
 
 
@@ -70,6 +75,7 @@ def fit(
     config: dict[str, Any] | None = None,
     resume: bool = False,
     mesh: Mesh | None = None,
+    order: Order | None = None,
     progress: bool = True,
     **step_options: Any,
 ) -> Fitted:
@@ -88,6 +94,8 @@ def fit(
         config: what the run is, JSON-able; a directory takes one configuration only.
         resume: continue the run in `directory`, if there is one.
         mesh: split each batch over this mesh's first axis.
+        order: `(key, epoch, size, n) -> (size,)` places in the data, in place of a random order: sentences of like
+            length together (`vae_jax.text`), for instance.
         progress: show a bar with ELBO and images/s.
         step_options: options of `make_train_step`: objective, parts, clip_norm, ema_decay, micro_batches.
 
@@ -118,7 +126,7 @@ def fit(
         return init_state(model, optimizer, key, example, c, ema=with_ema)
 
     # One step in the abstract: options that do not fit each other or the model show here, before the directory is made.
-    one_step = make_scan(train_step, batch_size, 1, mesh=mesh)
+    one_step = make_scan(train_step, batch_size, 1, mesh=mesh, order=order)
     jax.eval_shape(one_step, jax.eval_shape(start, k_init), k_train, ys, cs)
     run = _Run(directory, _full_config(config, key, epochs, batch_size, ys, cs), resume, start(k_init))
     state, history = run.state, run.history
@@ -126,7 +134,7 @@ def fit(
     if mesh is not None:
         state, ys, cs = jax.device_put((state, ys, cs), replicated(mesh))
     ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
-    epoch_of = _epoch(train_step, len(jax.tree.leaves(ys)[0]) // batch_size, batch_size, mesh)
+    epoch_of = _epoch(train_step, len(jax.tree.leaves(ys)[0]) // batch_size, batch_size, mesh, order)
 
     bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress)
     with contextlib.closing(run), bar:
@@ -152,6 +160,8 @@ def fit(
             run.record(state, history, best=improved)
             bar.set_postfix_str(_postfix(row))
             bar.update()
+            if progress and _collapsed(row) and not any(_collapsed(r) for r in history[:-1]):
+                bar.write(COLLAPSED.format(rate=row["rate"], epoch=row["epoch"]))
     speeds = [row["images_per_second"] for row in history[1:]]
     speed = float(np.median(speeds)) if speeds else float("nan")
     return Fitted(state, best, history, speed)
@@ -172,10 +182,15 @@ def _full_config(config, key, epochs, batch_size, ys, cs) -> dict[str, Any]:
     }
 
 
-def _epoch(train_step, per_epoch: int, batch_size: int, mesh: Mesh | None) -> Callable[..., Iterator[Any]]:
+def _epoch(
+    train_step, per_epoch: int, batch_size: int, mesh: Mesh | None, order: Order | None
+) -> Callable[..., Iterator[Any]]:
     """One epoch as a few compiled calls of at most about 100 steps; an iterator of (state, metrics)."""
     sizes = call_sizes(per_epoch)
-    scans = {size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh), donate_argnums=0) for size in set(sizes)}
+    scans = {
+        size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh, order=order), donate_argnums=0)
+        for size in set(sizes)
+    }
 
     def epoch(state, key, ys, cs):
         for size in sizes:
@@ -238,6 +253,11 @@ def _postfix(row: Row) -> str:
     valid = f", valid {row['valid_elbo']:.2f}" if "valid_elbo" in row else ""
     skipped = f", {row['skipped']} skipped" if row["skipped"] else ""
     return f"ELBO {row['elbo']:.2f}{valid} nats, {row['images_per_second']:,.0f} images/s{skipped}"
+
+
+def _collapsed(row: Row) -> bool:
+    """Whether there is a latent that carries nothing; a model without one has a rate of 0 exactly."""
+    return 0 < abs(row["rate"]) < 0.1
 
 
 def _stop_if_stuck(state: TrainState, in_a_row: np.ndarray, limit: int, run: "_Run") -> None:

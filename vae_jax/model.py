@@ -8,6 +8,7 @@ others; values and gradients are finite; `E[nats] >= -ln P(y|c)`; `E[exp(-import
 the density; one example's terms do not depend on the others in its batch.
 """
 
+import dataclasses
 import functools
 import math
 from collections.abc import Callable
@@ -80,7 +81,7 @@ class Terms(NamedTuple):
         penalty: added to the training loss, never to the bound (commitment, adversarial terms).
         detail: named extras for a human (`z`: mean and rate per unit of the latent; `rates`: the rate of each level of
             latents, the one next to y first; `pri`, `gen`: those of the parts).
-        stats: sufficient statistics for `Model.maximise`; the training step averages them over the batch.
+        stats: sufficient statistics for `Model.maximise`; the training step averages them over the batch (`average`).
     """
 
     distortion: ArrayLike
@@ -98,6 +99,42 @@ class Terms(NamedTuple):
     def units(self) -> dict[str, Any]:
         """`mean` and `rate` of each unit of the model's own latent, either of them None or absent where unknown."""
         return self.detail.get("z", {}) if isinstance(self.detail, dict) else {}
+
+
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["index", "values"], meta_fields=["size"])
+@dataclasses.dataclass(frozen=True)
+class Scatter:
+    """An array of `size` rows, each the sum of the `values` at its `index`: a statistic that is not added up yet.
+
+    A statistic of each of K codes is an array of K rows, and one example touches few of them. Said so, the whole batch
+    is added into one such array.
+
+    Fields:
+        index: (n,) whole numbers, 0 .. size - 1.
+        values: (n, *row).
+        size: number of rows.
+    """
+
+    index: Any
+    values: Any
+    size: int
+
+    def dense(self) -> jax.Array:
+        """(size, *row)"""
+        rows = jnp.zeros((self.size, *self.values.shape[1:]), self.values.dtype)
+        return rows.at[self.index].add(self.values)
+
+
+def average(stats: Any) -> Any:
+    """The mean over examples of `Terms.stats` that are stacked on axis 0; a `Scatter` becomes its array."""
+
+    def mean(x):
+        if not isinstance(x, Scatter):
+            return jnp.mean(x, axis=0)
+        index, values = (leaf.reshape(-1, *leaf.shape[2:]) for leaf in (x.index, x.values))
+        return Scatter(index, values, x.size).dense() / len(x.index)
+
+    return jax.tree.map(mean, stats, is_leaf=lambda x: isinstance(x, Scatter))
 
 
 def _keep(params: Params, stats: Any) -> Params:
@@ -236,6 +273,23 @@ def share(model: Model, source: str, target: str) -> Model:
         support=model.support and at_full(model.support),
         pathwise=model.pathwise and at_full(model.pathwise),
     )
+
+
+def start_from(model: Model, parts: dict[str, Any]) -> Model:
+    """The same model, whose parameters start with these parts: what a second stage of training goes on from.
+
+    Raises:
+        KeyError: the model has no such part (when first called).
+    """
+
+    def init(key, y, c=None):
+        params = model.init(key, y, c)
+        unknown = sorted(set(parts) - set(params))
+        if unknown:
+            raise KeyError(f"this model has the parts {sorted(params)}, and was given {unknown} to start from")
+        return {**params, **parts}
+
+    return model._replace(init=init)
 
 
 def _get(params, path):

@@ -98,6 +98,24 @@ def per_example(rates: Array, floor: float) -> Array:
     return jnp.mean(jnp.maximum(jnp.sum(rates, axis=1), floor))
 
 
+def of(build: Callable[[Any], Model], objective: Objective | None = None) -> Objective:
+    """The objective of another model on the same parameters, which may change with the step: `build(step)`.
+
+    For what belongs to training only, a temperature that falls or words that are dropped, while the model itself is
+    validated and reported:
+
+        of(lambda step: vae(enc, pri, gen, estimator=gumbel(temperature(step))))
+        of(lambda step: vae(enc, pri, in_training(gen, word_dropout=0.3)), free_bits(5.0, per_example))
+    """
+    inner = elbo() if objective is None else objective
+
+    def objective_of(model, params, keys, ys, cs, step):
+        del model
+        return inner(build(step), params, keys, ys, cs, step)
+
+    return objective_of
+
+
 def drop_condition(objective: Objective, rate: float) -> Objective:
     """The objective with the condition replaced by zeros for a part of the examples, at random.
 

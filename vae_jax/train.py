@@ -18,7 +18,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vae_jax.model import Model, Params
+from vae_jax.model import Model, Params, average
 from vae_jax.objectives import Objective, elbo
 from vae_jax.preprocess import Preprocess, identity
 
@@ -48,7 +48,35 @@ class TrainState(NamedTuple):
 
 Metrics = dict[str, Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
+Order = Callable[[Array, Array, int, int], Array]  # (key, epoch, size, n) -> (size,) places in the data
 LOSSES = ("loss", "distortion", "rate", "penalty")
+
+
+class Turns(NamedTuple):
+    """Parts that take turns: those of `choices[at(step)]` train at a step. None is all of them.
+
+    Fields:
+        choices: what `parts` may be otherwise, each.
+        at: from the step to an index into `choices`.
+    """
+
+    choices: tuple[Sequence[str] | None, ...]
+    at: Callable[[Array], Any]
+
+
+def lagging(inner: int, until: int) -> Turns:
+    """Aggressive training of the encoder (He et al. 2019): before step `until` it alone trains, but for each
+    (inner + 1)-th step, which trains all parts as do the later ones.
+
+    The encoder of a language model lags behind its generator, which therefore learns to do without z. (The paper stops
+    when the mutual information stops rising; here it is a number of steps.)
+
+    Raises:
+        ValueError: inner or until below 1.
+    """
+    if inner < 1 or until < 1:
+        raise ValueError(f"want at least one step of the encoder alone, and one to stop at; got {inner} and {until}")
+    return Turns((None, ("enc",)), lambda step: ((step < until) & (step % (inner + 1) < inner)).astype(jnp.int32))
 
 
 def init_state(
@@ -90,7 +118,7 @@ def make_train_step(
     *,
     objective: Objective | None = None,
     preprocess: Preprocess | None = None,
-    parts: Sequence[str] | None = None,
+    parts: Sequence[str] | Turns | None = None,
     clip_norm: float | None = None,
     ema_decay: float | None = None,
     micro_batches: int = 1,
@@ -106,7 +134,8 @@ def make_train_step(
         optimizer: any optax transformation; learning-rate schedules are optax's.
         objective: `elbo()` by default; see `vae_jax.objectives`.
         preprocess: applied to each example inside the step, with noise of its own (binarisation, dequantisation).
-        parts: which parts train (default: all of them). The others keep parameters and optimiser state.
+        parts: which parts train (default: all of them), or `Turns` of them. The others keep parameters and optimiser
+            state.
         clip_norm: bound on the global norm of the gradient over the parts that train.
         ema_decay: decay of `state.ema`, with the warm-up min(decay, (1 + step) / (10 + step)).
         micro_batches: split the batch and accumulate gradients, to save memory; the batch has to divide.
@@ -123,13 +152,17 @@ def make_train_step(
         raise ValueError(f"ema_decay must be in [0, 1); got {ema_decay}")
     if micro_batches < 1:
         raise ValueError(f"micro_batches must be at least 1; got {micro_batches}")
+    if isinstance(parts, Turns):
+        options = {"clip_norm": clip_norm, "ema_decay": ema_decay, "micro_batches": micro_batches}
+        how = {"objective": objective, "preprocess": preprocess, "axis_name": axis_name, **options}
+        return _in_turns([make_train_step(model, optimizer, parts=some, **how) for some in parts.choices], parts.at)
 
     def loss_of(trained, frozen, keys, ys, cs, step):
         k_data, k_model = jax.vmap(lambda key: (jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)))(keys)
         seen = jax.vmap(preprocess.apply)(k_data, ys)
         loss, terms = objective(model, _merge(trained, frozen), k_model, seen, cs, step)
         means = {name: jnp.mean(getattr(terms, name)) for name in ("distortion", "rate", "penalty")}
-        stats = jax.tree.map(lambda x: jnp.mean(x, axis=0), jax.lax.stop_gradient(terms.stats))
+        stats = average(jax.lax.stop_gradient(terms.stats))
         return loss, ({"loss": loss, **means}, stats)
 
     def gradients(trained, frozen, keys, ys, cs, step):
@@ -174,6 +207,15 @@ def make_train_step(
             "in_a_row": new_state.in_a_row,
         }
         return new_state, metrics
+
+    return train_step
+
+
+def _in_turns(steps: Sequence[TrainStep], at: Callable[[Array], Any]) -> TrainStep:
+    """One of the steps, chosen by the number of the step."""
+
+    def train_step(state: TrainState, key: Array, ys: Any, cs: Any = None) -> tuple[TrainState, Metrics]:
+        return jax.lax.switch(at(state.step), steps, state, key, ys, cs)
 
     return train_step
 
@@ -250,7 +292,9 @@ def _first_non_finite(losses: Metrics, grads: dict[str, Params], params: Params)
     return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
 
 
-def make_scan(train_step: TrainStep, batch_size: int, steps: int, *, mesh: Mesh | None = None) -> TrainStep:
+def make_scan(
+    train_step: TrainStep, batch_size: int, steps: int, *, mesh: Mesh | None = None, order: Order | None = None
+) -> TrainStep:
     """`steps` training steps on a data set that lives on the device, as one compiled loop.
 
     The result `(state, key, ys[, cs]) -> (state, metrics)` takes the WHOLE data set; metrics have an axis of `steps`.
@@ -261,13 +305,15 @@ def make_scan(train_step: TrainStep, batch_size: int, steps: int, *, mesh: Mesh 
 
     Args:
         mesh: split each batch over the first axis of this mesh.
+        order: another order than `epoch_order`.
     """
+    order_of = epoch_order if order is None else order
 
     def scan(state: TrainState, key: Array, ys: Any, cs: Any = None) -> tuple[TrainState, Metrics]:
         n = len(jax.tree.leaves(ys)[0])
         per_epoch = n // batch_size
         k_order, k_steps = jax.random.split(key)
-        order = epoch_order(k_order, state.step // per_epoch, per_epoch * batch_size, n)
+        order = order_of(k_order, state.step // per_epoch, per_epoch * batch_size, n)
         start = state.step % per_epoch * batch_size
         indices = jax.lax.dynamic_slice(order, (start,), (steps * batch_size,)).reshape(steps, batch_size)
 
