@@ -9,6 +9,7 @@ A model's parts are the top-level keys of its parameters ("enc", "pri", "gen" fo
 its own, so any part can train at any step (`parts=("pri", "gen")`: fixed-encoder training) without touching the rest.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -153,9 +154,18 @@ def make_train_step(
     if micro_batches < 1:
         raise ValueError(f"micro_batches must be at least 1; got {micro_batches}")
     if isinstance(parts, Turns):
-        options = {"clip_norm": clip_norm, "ema_decay": ema_decay, "micro_batches": micro_batches}
-        how = {"objective": objective, "preprocess": preprocess, "axis_name": axis_name, **options}
-        return _in_turns([make_train_step(model, optimizer, parts=some, **how) for some in parts.choices], parts.at)
+        of_parts = functools.partial(
+            make_train_step,
+            model,
+            optimizer,
+            objective=objective,
+            preprocess=preprocess,
+            clip_norm=clip_norm,
+            ema_decay=ema_decay,
+            micro_batches=micro_batches,
+            axis_name=axis_name,
+        )
+        return _in_turns([of_parts(parts=some) for some in parts.choices], parts.at)
 
     def loss_of(trained, frozen, keys, ys, cs, step):
         k_data, k_model = jax.vmap(lambda key: (jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)))(keys)

@@ -21,7 +21,6 @@ from vae_jax.preprocess import Preprocess, identity
 from vae_jax.vae import importance_of, importance_weighted_bound
 
 ACTIVE = 0.01
-_SAMPLES_IN_MEMORY = 4096
 
 
 class Mean(NamedTuple):
@@ -72,6 +71,7 @@ def evaluate(
     k: int = 0,
     samples: int = 1,
     batch_size: int = 100,
+    at_once: int = 4096,
     progress: bool = False,
 ) -> Evaluation:
     """Evaluate a whole split.
@@ -82,6 +82,8 @@ def evaluate(
         k: importance samples for ln P(y); 0 leaves it out. They are taken in chunks, so k = 5000 fits in memory.
         samples: draws of z for the bound.
         batch_size: examples at once; the last batch is padded, and the padding left out.
+        at_once: importance samples in memory, over the batch. Less where one example has a large output: a sentence
+            with a number for each word of a vocabulary, for instance.
         progress: show a bar.
 
     Raises:
@@ -89,12 +91,22 @@ def evaluate(
     """
     preprocess = identity() if preprocess is None else preprocess
     check_data(model, ys, cs, preprocess, params=params)
-    if k < 0 or samples < 1:
-        raise ValueError(f"want k >= 0 and samples >= 1; got k={k}, samples={samples}")
+    if k < 0 or samples < 1 or at_once < 1:
+        raise ValueError(f"want k >= 0, samples >= 1 and at_once >= 1; got {k}, {samples} and {at_once}")
     if k:
         importance_of(model)
     return evaluate_checked(
-        model, params, key, ys, cs, preprocess, k=k, samples=samples, batch_size=batch_size, progress=progress
+        model,
+        params,
+        key,
+        ys,
+        cs,
+        preprocess,
+        k=k,
+        samples=samples,
+        batch_size=batch_size,
+        at_once=at_once,
+        progress=progress,
     )
 
 
@@ -109,11 +121,12 @@ def evaluate_checked(
     k: int = 0,
     samples: int = 1,
     batch_size: int = 100,
+    at_once: int = 4096,
     progress: bool = False,
 ) -> Evaluation:
     """`evaluate` on what has been checked already: `fit` checks its validation data once, not at every epoch."""
     batch_size = min(batch_size, len(jax.tree.leaves(ys)[0]))
-    of_batch = _compiled(model, preprocess, k, samples, max(1, _SAMPLES_IN_MEMORY // batch_size), cs is not None)
+    of_batch = _compiled(model, preprocess, k, samples, max(1, at_once // batch_size), cs is not None)
     values = over_split(of_batch, params, key, ys, cs, batch_size=batch_size, progress=progress)
     distortion, rate, bound, unit_rate, unit_mean, level_rate = values
     ys = jax.tree.map(np.asarray, ys)
