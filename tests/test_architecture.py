@@ -17,12 +17,12 @@ REPOSITORY = Path(__file__).parents[1]
 FLOORS = [
     {"_version", "distributions", "linalg", "network", "preprocess", "run_directory"},
     {"model"},
-    {"conditionals", "flows", "l2", "priors"},
+    {"autoregressive", "conditionals", "cures", "flows", "l2", "one_hot", "priors"},
     {"estimators"},
     {"score_function"},
-    {"vae", "objectives", "em", "ladder"},
-    {"chain", "diffusion", "multi_sample", "refine", "train"},
-    {"check", "checkpoint", "evaluate", "data", "nets", "pictures", "report"},
+    {"vae", "objectives", "em", "gan", "ladder", "relaxed"},
+    {"chain", "diffusion", "multi_sample", "refine", "train", "vq"},
+    {"check", "checkpoint", "evaluate", "data", "nets", "pictures", "report", "text"},
     {"fit", "selfcheck"},
 ]
 FLOOR = {room: i for i, floor in enumerate(FLOORS) for room in floor}
@@ -35,13 +35,14 @@ ONLY = {
     "matplotlib": "pictures",
     "diffrax": "diffusion",
     "tensorboardX": "fit",
+    "tokenizers": "text",
     "tensorflow": None,
     "torch": None,
     "pickle": None,
     "experiments": None,
     "tests": None,
 }
-LAZY = {"diffrax", "tensorflow_datasets", "orbax", "matplotlib", "tensorboardX"}
+LAZY = {"diffrax", "tensorflow_datasets", "orbax", "matplotlib", "tensorboardX", "tokenizers"}
 
 
 def imports(file: Path, package: Path) -> list[tuple[str, bool]]:

@@ -4,6 +4,8 @@ The systems are solved exactly by numpy (tests/systems.py). y takes finitely man
 universality: free tables of logits can represent every distribution.
 """
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -38,6 +40,7 @@ from vae_jax import (
     l2,
     lift,
     make_train_step,
+    means,
     nets,
     reconstruct,
     sampled,
@@ -46,20 +49,23 @@ from vae_jax import (
     vae,
     vampprior,
 )
+from vae_jax.autoregressive import autoregressive
 from vae_jax.diffusion.steps import end, first_step
 from vae_jax.distributions import raw_log_std
 from vae_jax.em import as_vae, factor_analysis, mixture_of_gaussians
+from vae_jax.gan import gan, non_saturating, with_discriminator
 from vae_jax.model import log_prob
 from vae_jax.refine import refine
+from vae_jax.vq import codebook, encode, uniform_codes, vq_vae
 
 POP = np.array([0.1, 0.2, 0.3, 0.4])  # a population of y in 0 .. 3
 POPULATION = np.repeat(np.arange(4), [1, 2, 3, 4])  # ten examples, exactly in its proportions
 
 
-def train(model, params, ys, *, steps, optimizer, parts=None):
+def train(model, params, ys, *, steps, optimizer, **options):
     """`steps` full-batch training steps from `params` in one compiled loop: the final parameters, the last metrics."""
     state = init_state(model, optimizer, jax.random.key(0), ys[0])
-    step = make_train_step(model, optimizer, parts=parts)
+    step = make_train_step(model, optimizer, **options)
     run = jax.jit(lambda state: jax.lax.scan(lambda s, _: step(s, jax.random.key(1), ys), state, length=steps))
     state, metrics = run(state._replace(params=params))
     assert int(state.skipped) == 0
@@ -731,3 +737,147 @@ def test_flows_are_trained_by_cross_entropy(x64):
     z, by_jacobian = inverse(y), jnp.linalg.slogdet(jax.jacfwd(inverse)(y))[1]
     wanted = multivariate_normal(np.zeros(2)).logpdf(z) + by_jacobian
     np.testing.assert_allclose(-terms.nats, wanted, rtol=1e-9)
+
+
+# Autoregressive models, and collapse in language models
+
+SENTENCES = np.array([[a, b, c] for a in range(2) for b in range(2) for c in range(2)])
+LANGUAGE = np.repeat(SENTENCES, [1, 2, 3, 4, 1, 2, 4, 3], axis=0)  # twenty sentences of three words
+
+
+def any_language(latent: int = 0):
+    """A free table of logits for every prefix of three words of two kinds: any P(y). With z, an affine change of it."""
+
+    def init(key, y, *c):
+        del c
+        k_table, k_z = jax.random.split(key)
+        table = 0.1 * jax.random.normal(k_table, (7, 2))
+        return {"table": table, "z": 0.3 * jax.random.normal(k_z, (latent, 7, 2))} if latent else {"table": table}
+
+    def apply(params, y, *c):
+        table = params["table"]
+        if c:
+            table = table + jnp.einsum("i,ijk->jk", c[0], params["z"])
+        return table[jnp.array([0, 1, 3]) + jnp.array([0, y[0], 2 * y[0] + y[1]])]
+
+    return autoregressive((init, apply), 3, 2)
+
+
+def entropy_of_the_language():
+    return entropy(np.unique(LANGUAGE, axis=0, return_counts=True)[1] / len(LANGUAGE))
+
+
+def test_a_language_model_computes_p_gen_and_trains_by_cross_entropy(x64):
+    """gen* = argmin E_{y ~ Pop} -ln P_gen(y): P_gen(y) is computed, not bounded, and comes to Pop."""
+    model = lift(any_language())
+    params = model.init(jax.random.key(0), SENTENCES[0])
+    nats = jax.jit(jax.vmap(lambda params, y: model.terms(params, jax.random.key(0), y).nats, in_axes=(None, 0)))
+    assert np.exp(-nats(params, SENTENCES)).sum() == pytest.approx(1, rel=1e-12)
+    params, metrics = train(model, params, jnp.asarray(LANGUAGE), steps=600, optimizer=optax.adam(0.05))
+    assert metrics["rate"] == 0
+    assert metrics["loss"] == pytest.approx(entropy_of_the_language(), abs=1e-4)
+    np.testing.assert_allclose(np.exp(-nats(params, SENTENCES)), np.array([1, 2, 3, 4, 1, 2, 4, 3]) / 20, atol=5e-3)
+
+
+def language_vae():
+    encoder, generator = affine_normal(2), any_language(latent=2)
+    model = vae(encoder, standard_normal(2), generator, estimator=analytic)
+    return model, model.init(jax.random.key(3), SENTENCES[0].astype(float))
+
+
+def test_a_language_model_computes_p_gen_though_z_carries_nothing(x64):
+    """Where the generator ignores z, P_gen(y|z) is P(y) of the language model with the same decoder, for every draw of
+    z and every encoder; where the encoder ignores y as well, the bound is ln P(y)."""
+    model, params = language_vae()
+    params["gen"]["z"] = jnp.zeros_like(params["gen"]["z"])
+    alone = {"table": params["gen"]["table"]}
+    language = -jax.vmap(lambda y: any_language().dist(alone).log_prob(y))(SENTENCES)
+
+    def terms(params, key):
+        return jax.vmap(lambda y: model.terms(params, key, y))(SENTENCES.astype(float))
+
+    for key in jax.random.split(jax.random.key(1), 3):
+        np.testing.assert_allclose(jax.jit(terms)(params, key).distortion, language, rtol=1e-12)
+    silent = {**params, "enc": jax.tree.map(jnp.zeros_like, params["enc"])}
+    got = jax.jit(terms)(silent, jax.random.key(2))
+    np.testing.assert_allclose(got.rate, 0, atol=1e-12)
+    np.testing.assert_allclose(got.nats, language, rtol=1e-12)
+
+
+def test_training_lets_the_encoder_of_a_language_model_ignore_y(x64):
+    """Posterior collapse: a generator that can be Pop without z comes to H(Pop) nats, and z carries almost none of
+    them. With L2 distortion the same encoder cannot ignore y: z has to specify it."""
+    model, params = language_vae()
+    ys = jnp.tile(jnp.asarray(LANGUAGE, float), (50, 1))
+    adam = optax.adam(optax.cosine_decay_schedule(0.05, 800))
+    _, metrics = train(model, params, ys, steps=800, optimizer=adam)
+    assert metrics["loss"] == pytest.approx(entropy_of_the_language(), abs=0.04)
+    assert metrics["rate"] < 0.1 * entropy_of_the_language()
+    continuous = vae(affine_normal(2), standard_normal(2), l2(affine(3), 0.1), estimator=analytic)
+    _, metrics = train(continuous, continuous.init(jax.random.key(3), ys[0]), ys, steps=800, optimizer=adam)
+    assert metrics["rate"] > 1.5 * entropy_of_the_language()
+
+
+# Discrete z by VQ-VAE; GANs
+
+CORNERS = jnp.array([[1.0, 1.0], [1.0, -1.0], [-1.0, 1.0], [-1.0, -1.0]])
+
+
+def test_a_vq_vae_trains_a_discrete_z(x64):
+    """Each of four points gets its own code: ln 4 nats of rate, which is H(Pop), and the distortion of yhat = y."""
+    model = vq_vae(affine(2), codebook(4, 2), uniform_codes(4, ()), l2(affine(2), 0.1), start=CORNERS)
+    params = model.init(jax.random.key(0), CORNERS[0])
+    with_codes = jax.jit(jax.vmap(lambda params, y: encode(model, params, y), in_axes=(None, 0)))
+    params, metrics = train(
+        model, params, CORNERS, steps=1500, optimizer=optax.adam(optax.cosine_decay_schedule(0.03, 1500))
+    )
+    assert sorted(with_codes(params, CORNERS).tolist()) == [0, 1, 2, 3]
+    assert metrics["rate"] == pytest.approx(np.log(4), rel=1e-6)
+    assert metrics["distortion"] == pytest.approx(np.log(2 * np.pi * 0.01), abs=1e-3)
+
+
+def of_squares():
+    """A discriminator with the best logit between two normals: a quadratic function of y."""
+    init = lambda key, y: {"w": jnp.zeros(2), "b": jnp.zeros(())}  # noqa: E731
+    return init, lambda params, y: params["w"] @ jnp.stack([y[0] - 2, (y[0] - 2) ** 2]) + params["b"]
+
+
+@functools.cache
+def gan_of_a_normal():
+    """yhat = w z + b, which is what is sampled, trained on 256 points of N(2, 1/4) by discrimination alone."""
+    model = vae(affine_normal(1), standard_normal(1), means(l2(affine(1), 0.5)))
+    model = with_discriminator(model, of_squares())
+    ys = np.random.default_rng(0).normal(size=(256, 1)).astype(np.float32)
+    ys = 2 + 0.5 * (ys - ys.mean()) / ys.std()
+    start = model.init(jax.random.key(0), ys[0])
+    adam = optax.adam(optax.cosine_decay_schedule(0.02, 4000), b1=0.0)
+    game = {"objective": gan(of_squares(), loss=non_saturating), "parts": ("pri", "gen", "dis")}
+    params, _ = train(model, start, jnp.asarray(ys), steps=4000, optimizer=adam, **game)
+    return model, jnp.asarray(ys), start, params
+
+
+def test_a_gan_is_trained_by_discrimination():
+    """No likelihood takes part: b comes to the mean 2 and |w| to the deviation 1/2, each within 0.1, by the
+    discriminator, which has nothing left to tell apart: its loss is 2 ln 2 within 0.02."""
+    _, ys, start, params = gan_of_a_normal()
+    w, b = float(params["gen"]["weights"][0, 0]), float(params["gen"]["bias"][0])
+    assert abs(b - 2) < 0.1 and abs(abs(w) - 0.5) < 0.1
+    jax.tree.map(np.testing.assert_array_equal, params["enc"], start["enc"])  # a GAN has no use for an encoder
+    fakes = w * np.random.default_rng(1).normal(size=(20_000, 1)) + b
+    _, judge = of_squares()
+    of_data, of_fakes = (jax.vmap(lambda y: judge(params["dis"], y))(x) for x in (ys, jnp.asarray(fakes)))
+    loss = jnp.mean(jax.nn.softplus(-of_data)) + jnp.mean(jax.nn.softplus(of_fakes))
+    assert loss == pytest.approx(2 * np.log(2), abs=0.02)
+
+
+def test_an_encoder_inverts_a_gan():
+    """VAE training adds P_enc(z|y): trained alone it finds the z that the GAN makes y of; the GAN stays as it is."""
+    model, ys, _, params = gan_of_a_normal()
+    inverted, _ = train(model, params, ys, steps=800, optimizer=optax.adam(0.02), parts=("enc",))
+    for part in ("pri", "gen", "dis"):
+        jax.tree.map(np.testing.assert_array_equal, inverted[part], params[part])
+    w, b = float(params["gen"]["weights"][0, 0]), float(params["gen"]["bias"][0])
+    enc = inverted["enc"]
+    for z in (-1.5, 0.0, 1.5):  # the posterior mean shrinks z by w^2 / (w^2 + sigma^2)
+        found = float(enc["weights"][0, 0]) * (w * z + b) + float(enc["bias"][0])
+        assert found == pytest.approx(z * w**2 / (w**2 + 0.25), abs=0.1)

@@ -26,10 +26,12 @@ from vae_jax.selfcheck import (
     checks_bounds,
     checks_composition,
     checks_diffusion,
+    checks_discrete,
     checks_em,
     checks_gradients,
     checks_likelihoods,
     checks_linear,
+    checks_sequences,
 )
 from vae_jax.selfcheck.check import ERRORS, Check, Verdict, compare
 
@@ -41,6 +43,8 @@ SUBJECTS = (
     checks_bayes,
     checks_em,
     checks_diffusion,
+    checks_discrete,
+    checks_sequences,
     checks_composition,
 )
 CHECKS = sorted((check for subject in SUBJECTS for check in subject.CHECKS), key=lambda check: check.oracle)

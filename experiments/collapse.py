@@ -1,0 +1,283 @@
+"""Posterior collapse: the same encoder with an L2 generator and with an autoregressive one (the lecture's claim).
+
+    python -m experiments.collapse            # Fashion-MNIST mini, shrunk to 7x7 pixels of 8 levels
+    python -m experiments.collapse --help     # every option
+
+With L2 distortion z has to specify y up to sigma: each direction of the data whose variance exceeds sigma^2 is sent
+through z, the others collapse, exactly where theory says (`vae_jax.evaluate.collapse`). An autoregressive generator can
+compute P(y) from the pixels before each pixel, without z: the encoder may ignore y, unless something keeps it from it.
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import vae_jax
+from experiments import publish
+from experiments.rate_distortion import constant_std
+from vae_jax import data, nets, objectives, pictures, report
+from vae_jax.autoregressive import autoregressive, in_training
+from vae_jax.cures import committed_gaussian
+from vae_jax.evaluate import Evaluation, active_units, evaluate, mean
+from vae_jax.evaluate.collapse import Collapse, collapse
+from vae_jax.fit import Fitted, fit
+from vae_jax.preprocess import Preprocess
+from vae_jax.train import lagging
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train one encoder with two kinds of generator, and compare what z carries."""
+
+    data: str = "fashion_mnist_mini"
+    """Data set of images, all of one size that 7 divides."""
+    levels: int = 8
+    """Levels of a pixel."""
+    latent: int = 49
+    """Dimensions of z."""
+    sigmas: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2)
+    """Standard deviations of the L2 generator, one training for each; white is 1."""
+    linear_epochs: int = 150
+    """Passes over the training images, for each sigma."""
+    hidden: int = 128
+    """State of the autoregressive generator's LSTM."""
+    epochs: int = 25
+    """Passes over the training images, for each cure."""
+    cures: tuple[str, ...] = ()
+    """Which cures to try, by name (default: all)."""
+    floor: float = 4.0
+    """Nats: of free bits, and of the committed rate."""
+    seed: int = 0
+    """Seed of everything random."""
+    out: str = "runs/collapse"
+    """Directory of the report."""
+    smoke: bool = False
+    """A few seconds instead of minutes: 256 + 64 images, 1 epoch, 2 sigmas, 1 cure. To see that all works."""
+
+
+class Point(NamedTuple):
+    """The L2 generator at one sigma: what was measured, and what theory says."""
+
+    sigma: float
+    evaluation: Evaluation
+    theory: Collapse
+
+
+class Cured(NamedTuple):
+    """The autoregressive generator, trained in one way."""
+
+    fitted: Fitted
+    evaluation: Evaluation
+
+
+SIDE = 7
+NO_CURE = "no cure"
+
+
+def shrunk(ys: np.ndarray, levels: int) -> np.ndarray:
+    """(n, 49) whole numbers 0 .. levels - 1: the mean of each of 7x7 blocks of the image, in even steps."""
+    n, height, width, channels = ys.shape
+    if height % SIDE or width % SIDE:
+        raise ValueError(f"want images whose sides 7 divides; got {height}x{width}")
+    blocks = ys.reshape(n, SIDE, height // SIDE, SIDE, width // SIDE, channels).mean(axis=(2, 4, 5))
+    return np.floor(blocks * levels / 256).astype(np.int32).reshape(n, -1)
+
+
+def dequantised(levels: int) -> Preprocess:
+    """(y + u) / levels in [0, 1): a density of it bounds the probability of the levels."""
+
+    def apply(key, y):
+        return (y + jax.random.uniform(key, y.shape)) / levels
+
+    return Preprocess(apply, f"{levels} levels, dequantised", float(np.log(levels)))
+
+
+def encoder_net(config: Config, scale: float = 1.0) -> vae_jax.Network:
+    """The encoder's network, the same with both generators: an affine mean of y / scale, a deviation whatever y."""
+    net = constant_std(config.latent)
+    return vae_jax.Network(
+        lambda key, y: net.init(key, y / scale),
+        lambda params, y: net.apply(params, y / scale),
+    )
+
+
+def at_sigma(config: Config, sigma: float, key: jax.Array, ys: np.ndarray, start: Any) -> tuple[Point, Any]:
+    """Train with the L2 generator at one sigma, from the parameters `start` if there are any."""
+    prior, generator = vae_jax.standard_normal(config.latent), vae_jax.l2(nets.MLP((), SIDE**2), sigma)
+    encoder = vae_jax.gaussian(encoder_net(config))
+    model = vae_jax.vae(encoder, prior, generator, estimator=vae_jax.analytic)
+    k_fit, k_evaluate = jax.random.split(key)
+    prepare, batch = dequantised(config.levels), min(250, len(ys))
+    steps = config.linear_epochs * (len(ys) // batch)
+    fitted = fit(
+        model if start is None else vae_jax.start_from(model, start),
+        optax.adam(optax.cosine_decay_schedule(1e-2, steps)),
+        ys,
+        key=k_fit,
+        epochs=config.linear_epochs,
+        batch_size=batch,
+        preprocess=prepare,
+        progress=False,
+    )
+    result = evaluate(model, fitted.params, k_evaluate, ys, preprocess=prepare, samples=4)
+    variances = np.linalg.eigvalsh(np.cov(ys.T / config.levels))[::-1] + 1 / (12 * config.levels**2)
+    theory = collapse(variances, variance=sigma**2, units=config.latent, measured=active_units(result))
+    return Point(sigma, result, theory), fitted.params
+
+
+def ways(config: Config, steps: int) -> dict[str, dict[str, Any]]:
+    """By name: options of the training step; `encoder`, where it is another one; `dropped` pixels in training."""
+    floor = config.floor
+    return {
+        NO_CURE: {},
+        "KL annealing": {"objective": objectives.beta_elbo(objectives.linear(max(1, steps // 2)))},
+        "free bits": {"objective": objectives.free_bits(floor, objectives.per_example)},
+        "lagging encoder": {"parts": lagging(5, max(1, steps // 2))},
+        "half of the pixels unseen": {"dropped": 0.5},
+        "committed rate": {"encoder": committed_gaussian(encoder_net(config, config.levels), floor)},
+    }
+
+
+def autoregressively(
+    config: Config,
+    key: jax.Array,
+    train: np.ndarray,
+    test: np.ndarray,
+    encoder: Any = None,
+    dropped: float = 0.0,
+    **options: Any,
+) -> Cured:
+    """Train with the autoregressive generator, in one of the `ways`; reported after the last epoch."""
+    encoder = vae_jax.gaussian(encoder_net(config, config.levels)) if encoder is None else encoder
+    prior = vae_jax.standard_normal(config.latent)
+    generator = autoregressive(nets.LSTM(config.levels, 16, config.hidden), (SIDE**2,), config.levels)
+    model = vae_jax.vae(encoder, prior, generator, estimator=vae_jax.analytic)
+    if dropped:
+        hiding = in_training(generator, word_dropout=dropped, unknown=0)
+        trained = vae_jax.vae(encoder, prior, hiding, estimator=vae_jax.analytic)
+        options["objective"] = objectives.of(lambda step: trained)
+    k_fit, k_evaluate = jax.random.split(key)
+    fitted = fit(
+        model,
+        optax.adam(2e-3),
+        train,
+        key=k_fit,
+        epochs=config.epochs,
+        batch_size=min(100, len(train)),
+        validation=(test, None),
+        clip_norm=5.0,
+        **options,
+    )
+    return Cured(fitted, evaluate(model, fitted.state.params, k_evaluate, test, samples=4))
+
+
+def table(points: list[Point], cured: dict[str, Cured], n: int) -> list[report.Row]:
+    """Rates with both generators."""
+    rows = []
+    for point in points:
+        said = f"{point.theory.rate:.3f} by theory; {point.theory.active} units active by theory"
+        meaning = f"nats per image, {n} training images; {said}"
+        rows.append(report.Row(f"L2, sigma = {point.sigma:g}: rate", *mean(point.evaluation.rate), meaning))
+    for name, one in cured.items():
+        elbo = mean(one.evaluation.elbo)
+        meaning = f"nats per test image; ELBO {elbo.value:.2f} ± {elbo.standard_error:.2f}"
+        rows.append(report.Row(f"autoregressive, {name}: rate", *mean(one.evaluation.rate), meaning))
+    return rows
+
+
+def sections(points: list[Point], cured: dict[str, Cured]) -> list[report.Section]:
+    """The claim in one figure, and the units that are active."""
+    sigma = np.log10([point.sigma for point in points])
+    rates = {
+        "theory": (sigma, np.array([point.theory.rate for point in points])),
+        "measured": (sigma, np.array([mean(point.evaluation.rate).value for point in points])),
+    }
+    over_epochs = {
+        name: (
+            np.array([row["epoch"] for row in one.fitted.history]),
+            np.array([row["valid_rate"] for row in one.fitted.history]),
+        )
+        for name, one in cured.items()
+    }
+    words = [[f"{point.sigma:g}", point.theory.sentence] for point in points]
+    return [
+        report.Section(
+            "What z carries",
+            "One encoder, two generators. Left: with L2 distortion the rate falls as sigma grows, to 0 where theory "
+            "says so, and z nearly specifies y where sigma is small. Right: with an autoregressive generator the rate "
+            "during training, without and with cures.",
+            [
+                report.Picture(
+                    pictures.curves(rates, x="log₁₀ sigma", y="rate, nats per image"), "rate by sigma", "L2 distortion"
+                ),
+                report.Picture(
+                    pictures.curves(over_epochs, x="epoch", y="rate, nats per image"),
+                    "rate by epoch for each cure",
+                    "autoregressive generator",
+                ),
+            ],
+        ),
+        report.Section(
+            "Units",
+            "A unit counts as active if its posterior mean varies over the training images with a variance above 0.01.",
+            table=report.TextTable(["sigma", "in words"], words),
+        ),
+    ]
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train everything, report; returns the numbers of the table.
+
+    Raises:
+        ValueError: options out of range, or images that cannot be shrunk.
+    """
+    if not config.sigmas or min(config.sigmas) <= 0 or config.levels < 2 or config.latent < 1:
+        raise ValueError(
+            f"want sigmas > 0, at least 2 levels and 1 dimension of z; got {config.sigmas}, {config.levels}, "
+            f"{config.latent}"
+        )
+    train, test = (data.load(config.data, split) for split in ("train", "test"))
+    train_ys, test_ys = (shrunk(split.ys, config.levels) for split in (train, test))
+    if config.smoke:
+        config = dataclasses.replace(
+            config, linear_epochs=1, epochs=1, hidden=8, sigmas=config.sigmas[:2], cures=config.cures or ("free bits",)
+        )
+        train_ys, test_ys = train_ys[:256], test_ys[:64]
+    key = jax.random.key(config.seed)
+    points: list[Point] = []
+    params = None
+    # From the largest sigma down, each from where the last ended: units become active a few at a time.
+    for i, sigma in enumerate(sorted(config.sigmas, reverse=True)):
+        point, params = at_sigma(config, sigma, jax.random.fold_in(key, i), train_ys, params)
+        points.insert(0, point)
+        print(f"sigma = {sigma:g}: {point.theory.sentence}")
+    cured = {}
+    k_ways = jax.random.fold_in(key, len(points))
+    every = ways(config, config.epochs * (len(train_ys) // min(100, len(train_ys))))
+    unknown = sorted(set(config.cures) - set(every))
+    if unknown:
+        raise ValueError(f"no such cure: {unknown}; there are {list(every)[1:]}")
+    for name, options in every.items():
+        if config.cures and name not in (NO_CURE, *config.cures):
+            continue
+        print(name)
+        cured[name] = autoregressively(config, k_ways, train_ys, test_ys, **options)
+    return publish.write(
+        "collapse",
+        config,
+        title="Posterior collapse",
+        lead=(
+            f"Images of {SIDE}x{SIDE} pixels of {config.levels} levels, {len(train_ys)} for training and "
+            f"{len(test_ys)} for tests; {config.latent} latent dimensions. L2: a linear generator, dequantised levels. "
+            f"Autoregressive: an LSTM of {config.hidden} over the pixels. Data: {train.source}."
+        ),
+        table=table(points, cured, len(train_ys)),
+        sections=sections(points, cured),
+    )
+
+
+if __name__ == "__main__":
+    publish.run(main, Config)
