@@ -4,6 +4,9 @@
 axis: the library vmaps once, at the rim. A flax linen module is taken as it is (`as_network` adds and drops the batch
 axis that flax layers expect); anything else that offers the two functions works too. Networks with dropout take
 `key=` in `apply`, and are the network without dropout where there is none; a flax module is given it as "dropout".
+
+A network for sequences gives the logits of every position from the ones before. It may also say how to go on by one
+position without going through all of them again: `SequenceNetwork`.
 """
 
 from collections.abc import Callable
@@ -18,6 +21,24 @@ class Network(NamedTuple):
 
     init: Callable[..., Any]
     apply: Callable[..., Any]
+
+
+class SequenceNetwork(NamedTuple):
+    """A causal network for one array y of whole numbers 0 .. levels - 1, read in raster order.
+
+    Fields:
+        init: `(key, y, *c) -> params`.
+        apply: `(params, y, *c) -> logits`, y.shape + (levels,); those of a position depend on c and on the positions
+            before it, and on nothing else.
+        start: `(params, y, *c) -> carry` before the first position; of y only the shape counts.
+        step: `(params, carry, token) -> (carry, logits)`: the logits (levels,) of the next position, given the token of
+            the last one; before the first there is none, and `token` is `levels`.
+    """
+
+    init: Callable[..., Any]
+    apply: Callable[..., Any]
+    start: Callable[..., Any]
+    step: Callable[..., Any]
 
 
 def as_network(net: Any) -> Network:
@@ -65,3 +86,44 @@ def _from_batched(module: Any) -> Network:
 
 def _add_batch_axis(inputs):
     return jax.tree.map(lambda x: jnp.asarray(x)[None], inputs)
+
+
+def as_sequence_network(net: Any) -> SequenceNetwork:
+    """Make a `SequenceNetwork` of one, of a flax module with methods `start` and `step`, or of any causal network.
+
+    A module's carry may be any tree: it is handed back as it was. A network without steps is applied to the whole array
+    anew for each position.
+
+    Raises:
+        TypeError: `net` is no network.
+    """
+    if isinstance(net, SequenceNetwork):
+        return net
+    network = as_network(net)
+    if isinstance(net, Network | tuple) or not all(callable(getattr(net, name, None)) for name in ("start", "step")):
+        return SequenceNetwork(*network, *_stepwise(network))
+
+    def start(params, y, *c):
+        return net.apply(params, *_add_batch_axis((y, *c)), method="start")
+
+    def step(params, carry, token):
+        carry, logits = net.apply(params, carry, jnp.asarray(token)[None], method="step")
+        return carry, logits[0]
+
+    return SequenceNetwork(*network, start, step)
+
+
+def _stepwise(network: Network) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """`start` and `step` of a network that has only `apply`."""
+
+    def start(params, y, *c):
+        del params
+        return jnp.zeros(y.size + 1, jnp.int32), jnp.zeros(y.shape, jnp.int32), jnp.zeros((), jnp.int32), c
+
+    def step(params, carry, token):
+        tokens, y, t, c = carry
+        tokens = tokens.at[t].set(token)  # the first one, of no position, goes to an entry of its own
+        logits = network.apply(params, tokens[1:].reshape(y.shape), *c)
+        return (tokens, y, t + 1, c), logits.reshape(y.size, logits.shape[-1])[t]
+
+    return start, step

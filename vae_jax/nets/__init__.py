@@ -8,10 +8,14 @@ from vae_jax.nets.denoising import DenoisingMLP
 from vae_jax.nets.images import ConvDecoder, ConvEncoder
 from vae_jax.nets.ladder import FromGrid, conv_rungs, mlp_rungs
 from vae_jax.nets.mlp import MLP
+from vae_jax.nets.pixelcnn import PixelCNN
+from vae_jax.nets.recurrent import LSTM, SequenceEncoder
 from vae_jax.nets.residual import ResBlock, ResDecoder, ResEncoder
+from vae_jax.nets.transformer import Transformer, TransformerEncoder
 from vae_jax.nets.unet import UNet
 
 __all__ = [
+    "LSTM",
     "MLP",
     "Conv",
     "ConvDecoder",
@@ -19,9 +23,13 @@ __all__ = [
     "ConvTranspose",
     "DenoisingMLP",
     "FromGrid",
+    "PixelCNN",
     "ResBlock",
     "ResDecoder",
     "ResEncoder",
+    "SequenceEncoder",
+    "Transformer",
+    "TransformerEncoder",
     "UNet",
     "conv_rungs",
     "mlp_rungs",
