@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.typing import ArrayLike
 
 from vae_jax.estimators import enumerated, fixed_encoder, sampled
 from vae_jax.model import EM, Conditional, Model, Params, example_of
@@ -235,11 +236,16 @@ def make_em_step(
     def step(state: EMState, ys: Any, cs: Any = None) -> tuple[EMState, Array]:
         past = decay(state.step) if callable(decay) else decay
         log_p, new = em.expect(state.params, ys, cs)
-        stats = jax.tree.map(lambda old, x: past * old + (1 - past) * x, state.stats, new)
+        stats = running_average(state.stats, new, past)
         params = _with_dtypes(em.maximise(state.params, stats, examples), state.params)
         return EMState(params, em.recentre(stats, state.params, params), state.step + 1), log_p.mean()
 
     return step
+
+
+def running_average(old: Any, new: Any, past: ArrayLike) -> Any:
+    """The past has weight `past`, what is new the rest."""
+    return jax.tree.map(lambda x, y: past * x + (1 - past) * y, old, new)
 
 
 def as_vae(model: Conditional) -> Model:
