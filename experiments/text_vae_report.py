@@ -143,8 +143,8 @@ def sections(results: Results, corpus: text.Text, latent_size: int, key: Array) 
         report.Section(
             "What a sentence costs, and what z carries",
             "Nats per test sentence. -ln P(y) is exact for the language model and bounded by importance sampling for "
-            "the others. A rate of 0 is posterior collapse: then the VAE is the language model. The rate is I(y; z) and "
-            "the KL of the aggregate to the prior; the gap is the distortion less what the language model pays.",
+            "the others. A rate of 0 is posterior collapse: then the VAE is the language model. The rate is I(y; z) "
+            "and the KL of the aggregate to the prior; the gap is the distortion less what the language model pays.",
             table=diagnostics(results, np.asarray(text.lengths(corpus.test))),
         )
     ]

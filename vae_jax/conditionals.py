@@ -11,8 +11,16 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
+from jax.typing import ArrayLike
 
-from vae_jax.distributions import Bernoulli, Categorical, DiscretisedLogistic, GumbelSoftmax, bounded_log_std
+from vae_jax.distributions import (
+    Bernoulli,
+    Categorical,
+    DiscretisedLogistic,
+    GumbelSoftmax,
+    bounded_log_std,
+    check_temperature,
+)
 from vae_jax.model import Conditional
 from vae_jax.network import as_network
 
@@ -97,18 +105,18 @@ def categorical(net: Any) -> Conditional:
     return conditional(net, lambda logits: Categorical(logits).to_event(logits.ndim - 1))
 
 
-def gumbel_softmax(net: Any, temperature: float) -> Conditional:
+def gumbel_softmax(net: Any, temperature: ArrayLike) -> Conditional:
     """Independent classes, relaxed to points of the simplex; the network gives logits of shape `example + (K,)`.
 
     As an encoder of z with values `example + (K,)` it is reparameterised (see `GumbelSoftmax`), and the bound is one of
     the relaxed model: the prior has to be a density on the simplex too, for instance this with a network of constants.
-    As the temperature falls the gradient's bias against the model of classes goes to 0 and its variance grows.
+    As the temperature falls the gradient's bias against the model of classes goes to 0 and its variance grows. (The
+    estimator `gumbel` relaxes the gradient alone: the model stays one of classes.)
 
     Raises:
         ValueError: a temperature that is not positive.
     """
-    if not temperature > 0:
-        raise ValueError(f"the temperature of relaxed classes must be positive; got {temperature}")
+    check_temperature(temperature)
     return conditional(net, lambda logits: GumbelSoftmax(logits, temperature).to_event(logits.ndim - 1))
 
 

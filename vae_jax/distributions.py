@@ -78,18 +78,19 @@ class GumbelSoftmax(dist.Distribution):
 
     Args:
         logits: (..., K).
-        temperature: positive; a low one has little bias and much variance.
+        temperature: a positive number, traced or not; a low one has little bias and much variance.
+
+    Raises:
+        ValueError: a temperature that is not positive; one that is traced is not looked at.
     """
 
     arg_constraints = {"logits": constraints.real_vector}  # noqa: RUF012
     reparametrized_params = ["logits"]  # noqa: RUF012
     support = constraints.simplex
-    pytree_data_fields = ("logits",)
-    pytree_aux_fields = ("temperature",)
+    pytree_data_fields = ("logits", "temperature")
 
-    def __init__(self, logits: ArrayLike, temperature: float, *, validate_args=None):
-        if not temperature > 0:
-            raise ValueError(f"the temperature of a relaxed class must be positive; got {temperature}")
+    def __init__(self, logits: ArrayLike, temperature: ArrayLike, *, validate_args=None):
+        check_temperature(temperature)
         self.logits, self.temperature = jnp.asarray(logits), temperature
         super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
 
@@ -103,8 +104,14 @@ class GumbelSoftmax(dist.Distribution):
         classes, shape = self.logits.shape[-1], jnp.broadcast_shapes(jnp.shape(value), self.logits.shape)
         log_z, logits = jnp.log(jnp.broadcast_to(value, shape)), jnp.broadcast_to(self.logits, shape)
         weighed = logits - self.temperature * log_z
-        constant = math.lgamma(classes) + (classes - 1) * math.log(self.temperature)
+        constant = math.lgamma(classes) + (classes - 1) * jnp.log(self.temperature)
         return constant + jnp.sum(weighed - log_z, axis=-1) - classes * jax.nn.logsumexp(weighed, axis=-1)
+
+
+def check_temperature(temperature: ArrayLike) -> None:
+    """Raise a ValueError for a temperature of relaxed classes that is known and not positive."""
+    if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) > 0:
+        raise ValueError(f"the temperature of relaxed classes must be positive; got {temperature}")
 
 
 class Levels(constraints.ParameterFreeConstraint):
@@ -229,11 +236,9 @@ def enumerate_support(distribution: dist.Distribution) -> Array:
         )
     if not isinstance(distribution, dist.Independent):
         return distribution.enumerate_support(expand=False)
-    values = distribution.base_dist.enumerate_support(expand=False)
-    if distribution.base_dist.event_shape != ():
-        raise TypeError("only vectors of scalar variables can be enumerated; flatten the latent")
-    values = values.reshape(-1)
-    size = int(np.prod(distribution.event_shape, dtype=int))
+    event = distribution.base_dist.event_shape
+    values = distribution.base_dist.enumerate_support(expand=False).reshape(-1, *event)
+    size = math.prod(distribution.event_shape) // math.prod(event)
     if len(values) ** size > MAX_ENUMERATED:
         raise ValueError(
             f"the latent has {len(values)}^{size} values, more than the {MAX_ENUMERATED:,} that enumeration allows"

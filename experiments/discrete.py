@@ -1,0 +1,227 @@
+"""The routes for a discrete z on one model: bias and variance of the encoder's gradient, time, and where each ends.
+
+    python -m experiments.discrete                              # the 5,000 garments that the package carries
+    python -m experiments.discrete --classes 32 --epochs 100
+    python -m experiments.discrete --help                       # every option
+
+The model is a mixture of Bernoullis with an encoder, so that everything is known exactly. Expected test ln P in nats:
+PENDING
+"""
+
+import dataclasses
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from experiments import discrete_routes as routes
+from experiments import em_routes, publish
+from vae_jax import data, pictures, report
+from vae_jax.em.fit import em_of
+from vae_jax.evaluate import Mean, mean
+
+
+@dataclasses.dataclass(frozen=True)
+class Config:
+    """Train one model with a discrete z along every route, and write a report."""
+
+    data: str = "fashion_mnist_mini"
+    """Data set: a name or a path that vae_jax.data.load takes. Pixels of 128 and more are white, the others black."""
+    classes: int = 16
+    """Values of z."""
+    hidden: int = 100
+    """Width of the encoder's hidden layer."""
+    temperatures: tuple[float, ...] = (0.1, 0.3, 1.0)
+    """Of the relaxed classes."""
+    draws: int = 4
+    """Draws of z for each image, where an objective takes several."""
+    epochs: int = 20
+    """Passes over the training data along each route."""
+    batch_size: int = 100
+    """Images in a step."""
+    learning_rate: float = 5e-3
+    """Adam's, at its peak."""
+    gradients: int = 1000
+    """Draws of the gradient that bias and spread are measured from."""
+    seed: int = 0
+    """Seed of everything random."""
+    out: str = "runs/discrete"
+    """Directory of the report."""
+    smoke: bool = False
+    """A few seconds instead of minutes: 300 + 50 images, 4 classes, 2 epochs, 20 gradients."""
+
+
+def load(name: str, split: str, n: int | None) -> np.ndarray:
+    """(n, h, w, channels) of zeros and ones; all of them, or some that are drawn."""
+    ys = data.load(name, split).ys
+    chosen = np.random.default_rng(0).permutation(len(ys))[:n]
+    return (ys[chosen] >= 128).astype(np.float32)
+
+
+class Result(NamedTuple):
+    """What one route came to.
+
+    Fields:
+        log_p: exact mean ln P(y) of the test images; elbo: their exact ELBO, None without an encoder.
+        curve: (epochs + 1,) mean ln P(y) of the training images.
+        seconds: of a step; for EM of an iteration.
+        measured: the encoder's gradient, or None.
+        means, weights: (classes, *image) the mean of each class, and its probability.
+    """
+
+    log_p: Mean
+    elbo: Mean | None
+    curve: np.ndarray
+    seconds: float
+    measured: routes.Measured | None
+    means: np.ndarray
+    weights: np.ndarray
+
+
+def run(config: Config, train: np.ndarray, test: np.ndarray) -> dict[str, Result]:
+    """Every route from one start; gradients are measured where two epochs of the exact route have led."""
+    parts = routes.build(config.classes, config.hidden, train.shape[1:])
+    how = routes.Training(config.epochs, config.batch_size, config.learning_rate)
+    k_start, k_train, k_measure = jax.random.split(jax.random.key(config.seed), 3)
+    start = parts.start(k_start, train)
+    steps = config.epochs * (len(train) // config.batch_size)
+    every = routes.all_routes(parts, config.temperatures, config.draws, steps, routes.independent_pixels(train))
+    ended = {name: routes.train(route, start, train, k_train, how) for name, route in every.items()}
+    point, some = ended[routes.EXACT].at(2), train[: config.batch_size]
+    exact = {k: routes.exact_gradient(parts, point, some, k) for k in (0, config.draws)}
+    measured = {
+        name: routes.measure(route, exact[route.draws], point, some, k_measure, config.gradients)
+        for name, route in every.items()
+        if route.fixed
+    }
+    mixture, path, seconds = routes.by_em(parts, start, train, config.epochs)
+    paths = {routes.EM: path} | {name: {"pri": e.path["pri"], "gen": e.path["gen"]} for name, e in ended.items()}
+    curves = em_routes.along(mixture, paths, train)
+    log_p, elbo = jax.jit(lambda params: em_of(mixture).expect(params, test)[0]), routes.exact_elbo(parts, test)
+
+    def result(name):
+        last = jax.tree.map(lambda x: x[-1], paths[name])
+        route = ended.get(name)
+        return Result(
+            log_p=mean(np.asarray(log_p(last))),
+            elbo=None if route is None else mean(np.asarray(elbo(route.at(-1)))),
+            curve=curves[name],
+            seconds=seconds if route is None else route.seconds,
+            measured=measured.get(name),
+            means=np.asarray(jax.nn.sigmoid(last["gen"]["logits"])),
+            weights=np.asarray(jax.nn.softmax(last["pri"]["logits"])),
+        )
+
+    return {name: result(name) for name in paths}
+
+
+def table(results: dict[str, Result], where: str) -> list[report.Row]:
+    """Where each route ended, and how its gradient compares with the exact one."""
+    rows = [report.Row(f"ln P, {name}", *r.log_p, f"nats per image, {where}") for name, r in results.items()]
+    for name, r in results.items():
+        if r.measured is not None:
+            bias, noise, spread = r.measured
+            meaning = f"lengths of the exact gradient; ±: what noise alone gives; spread of one draw {spread:.2f}"
+            rows.append(report.Row(f"bias, {name}", bias, noise, meaning))
+    return rows
+
+
+def words(measured: routes.Measured | None) -> tuple[str, str]:
+    """Bias, with the noise in it, and spread."""
+    if measured is None:
+        return "", ""
+    if measured.spread < 1e-3:
+        return "0", "0"
+    return " ± ".join(report.number_text(measured.bias, measured.noise)), f"{measured.spread:.2f}"
+
+
+def sections(results: dict[str, Result], config: Config, where: str) -> list[report.Section]:
+    """The comparison, the climbs, the classes."""
+    cells = [
+        [
+            name,
+            *words(r.measured),
+            f"{1e3 * r.seconds:.2f}",
+            f"{r.log_p.value:.2f}",
+            "" if r.elbo is None else f"{r.log_p.value - r.elbo.value:.2f}",
+            f"{np.sum(r.weights > 0.2 / len(r.weights))}",
+        ]
+        for name, r in results.items()
+    ]
+    columns = ["route", "bias", "spread", "ms a step", "test ln P", "ln P - ELBO", "classes in use"]
+    return [
+        report.Section(
+            "The routes",
+            f"All start at the same parameters and take {config.epochs} epochs in batches of {config.batch_size}. Bias "
+            "and spread are those of the encoder's gradient for one batch, where two epochs of the exact route have "
+            "led, in lengths of the exact gradient: of the ELBO, or, for VIMCO, of its own bound. The spread is the "
+            f"standard deviation of one draw. The bias is measured from {config.gradients} draws: one as long as its ± "
+            f"is noise. ln P and ELBO are exact, {where}; a class is in use if its weight is at least a fifth of "
+            f"1/{config.classes}. A step of EM is an iteration over all images; it has no encoder but the exact "
+            "posterior.",
+            table=report.TextTable(columns, cells),
+        ),
+        *(
+            report.Section(
+                f"The climb: {title}",
+                "Exact mean ln P(y) of the training images by epoch, the first two left out; EM by iteration.",
+                [report.Picture(climb({name: results[name] for name in names}), f"ln P by epoch, {title}")],
+            )
+            for title, names in groups(results).items()
+        ),
+        report.Section(
+            "The classes",
+            f"The mean image of each class, the heaviest first; a row for each route, from top to bottom: "
+            f"{', '.join(results)}.",
+            [report.Picture(classes(results), "means of the classes, by route")],
+        ),
+    ]
+
+
+def groups(results: dict[str, Result]) -> dict[str, list[str]]:
+    """The relaxed routes, and those that draw; EM and enumeration beside both."""
+    relaxed = [name for name in results if name.startswith(("Gumbel", "straight"))]
+    drawn = [name for name in results if name not in (*relaxed, routes.EM, routes.EXACT)]
+    return {title: [routes.EM, routes.EXACT, *names] for title, names in (("relaxed", relaxed), ("drawn", drawn))}
+
+
+def climb(results: dict[str, Result]) -> bytes:
+    lines = {name: (np.arange(len(r.curve))[2:], r.curve[2:]) for name, r in results.items()}
+    return pictures.curves(lines, y="mean ln P, nats per image")
+
+
+def classes(results: dict[str, Result]) -> bytes:
+    ordered = [r.means[np.argsort(-r.weights)] for r in results.values()]
+    return pictures.png(pictures.grid(np.concatenate(ordered), len(ordered[0])))
+
+
+def main(config: Config) -> dict[str, Any]:
+    """Train along every route, measure, report; returns the numbers of the table."""
+    if config.classes < 2 or config.epochs < 2 or config.gradients < 2:
+        raise ValueError(
+            f"want classes, epochs and gradients >= 2; got {config.classes}, {config.epochs} and {config.gradients}"
+        )
+    if config.smoke:
+        small = {"classes": 4, "epochs": 3, "gradients": 20, "hidden": 10, "batch_size": 50, "temperatures": (0.3,)}
+        config = dataclasses.replace(config, **small)
+    train, test = (
+        load(config.data, "train", 300 if config.smoke else None),
+        load(config.data, "test", 50 if config.smoke else None),
+    )
+    where = f"{len(test)} test images, black and white"
+    results = run(config, train, test)
+    return publish.write(
+        "discrete",
+        config,
+        title="Routes to a discrete z",
+        lead=(
+            f"A mixture of {config.classes} products of Bernoullis with an encoder, on {len(train)} images in black "
+            f"and white ({config.data}): one model, one start, and every way to train a z that is a class."
+        ),
+        table=table(results, where),
+        sections=sections(results, config, where),
+    )
+
+
+if __name__ == "__main__":
+    publish.run(main, Config)

@@ -1,0 +1,115 @@
+"""`python -m experiments.discrete`: it runs and reports; its exact gradients and its measurements by brute force."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from reported import check_report
+from scipy.special import logsumexp
+from scipy.stats import bernoulli
+
+from experiments import discrete
+from experiments import discrete_routes as routes
+from vae_jax import enumerated, score_function
+from vae_jax.multi_sample import leave_one_out
+from vae_jax.objectives import batch_terms, elbo
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+YS = np.random.default_rng(0).integers(0, 2, (6, 2, 2, 1)).astype(np.float32)
+PARTS = routes.build(3, 4, (2, 2, 1))
+
+
+@pytest.fixture(scope="module")
+def params():
+    start = PARTS.start(jax.random.key(0), YS)
+    return {**start, "pri": {"logits": jnp.array([0.3, -0.2, 0.5])}}
+
+
+def test_it_runs(tmp_path):
+    config = discrete.Config(out=str(tmp_path), smoke=True)
+    numbers = discrete.main(config)
+    check_report(tmp_path, config, numbers, ("The routes", "The climb: relaxed", "The climb: drawn", "The classes"))
+    assert numbers["ln P, EM"] > numbers["ln P, exact enumeration"]  # three passes of EM are worth more than of Adam
+    assert numbers["bias, exact enumeration"] < 1e-3
+
+
+def log_weights(params, y):
+    """ln q (3,) and ln w (3,) by scipy."""
+    log_q = np.asarray(jax.nn.log_softmax(PARTS.encoder.dist(params["enc"], y).logits), np.float64)
+    log_pri = np.asarray(jax.nn.log_softmax(params["pri"]["logits"]), np.float64)
+    means = np.asarray(jax.nn.sigmoid(params["gen"]["logits"]), np.float64)
+    return log_q, log_pri + bernoulli.logpmf(y, means).sum(axis=(1, 2, 3)) - log_q
+
+
+def test_the_exact_elbo(params):
+    got = routes.exact_elbo(PARTS, YS)(params)
+    for y, value in zip(YS, got, strict=True):
+        log_q, log_w = log_weights(params, y)
+        np.testing.assert_allclose(value, np.exp(log_q) @ log_w, rtol=1e-5)
+
+
+@pytest.mark.parametrize("k", [0, 2, 3])
+def test_exact_gradients(params, k):
+    """Central differences of the bound over all ordered combinations, along three directions; 0 is the ELBO."""
+    gradient = routes.exact_gradient(PARTS, params, YS, k)
+
+    def bound(enc):
+        each = []
+        for y in YS:
+            log_q, log_w = log_weights({**params, "enc": enc}, y)
+            every = np.array(list(itertools.product(range(3), repeat=max(k, 1))))
+            bounds = logsumexp(log_w[every], axis=1) - np.log(every.shape[1])
+            each.append(-np.exp(log_q[every].sum(axis=1)) @ bounds)
+        return np.mean(each)
+
+    for seed in range(3):
+        direction = optax.tree.random_like(jax.random.key(seed), params["enc"])
+        ahead, behind = (bound(optax.tree.add_scale(params["enc"], s, direction)) for s in (3e-3, -3e-3))
+        np.testing.assert_allclose(optax.tree.vdot(gradient, direction), (ahead - behind) / 6e-3, rtol=5e-3, atol=5e-4)
+
+
+def test_bias_and_spread(params):
+    """By numpy, from the same draws; none for the exact route, and a bias within 4 times the noise without one."""
+    exact, key, n = routes.exact_gradient(PARTS, params, YS, 0), jax.random.key(1), 400
+    still = routes.measure(routes.Route(PARTS.model(enumerated), elbo()), exact, params, YS, key, n)
+    assert max(still) < 1e-3
+    route = routes.Route(PARTS.model(score_function()), leave_one_out(2))
+    got = routes.measure(route, exact, params, YS, key, n)
+    assert got.bias < 4 * got.noise
+
+    def gradient(key):
+        keys = jax.random.split(key, len(YS))
+        loss = lambda enc: route.objective(route.model, {**params, "enc": enc}, keys, YS, None, 0)[0]  # noqa: E731
+        return jax.flatten_util.ravel_pytree(jax.grad(loss)(params["enc"]))[0]
+
+    draws = np.asarray(jax.jit(jax.vmap(gradient))(jax.random.split(key, n)), np.float64)
+    want = np.asarray(jax.flatten_util.ravel_pytree(exact)[0], np.float64)
+    length = np.linalg.norm(want)
+    np.testing.assert_allclose(got.bias, np.linalg.norm(draws.mean(axis=0) - want) / length, rtol=1e-3)
+    np.testing.assert_allclose(got.spread, np.sqrt(draws.var(axis=0).sum()) / length, rtol=1e-3)
+    np.testing.assert_allclose(got.noise, got.spread / np.sqrt(n), rtol=1e-6)
+
+
+def test_the_baseline_is_a_product_of_bernoullis():
+    baseline, mean = routes.independent_pixels(YS), np.clip(YS.mean(axis=0), 0.02, 0.98)
+    np.testing.assert_allclose(baseline(jnp.asarray(YS[0]), None), -bernoulli.logpmf(YS[0], mean).sum(), rtol=1e-5)
+
+
+def test_em_and_the_vae_are_one_model(params):
+    """The ELBO at the exact posterior is what EM calls ln P: the parameters are exchanged as they are."""
+    mixture, path, _ = routes.by_em(PARTS, params, YS, 1)
+    log_p = np.asarray(mixture.em.expect({part: params[part] for part in ("pri", "gen")}, YS)[0])
+    model, keys = PARTS.model(enumerated), jax.random.split(jax.random.key(0), len(YS))
+    exact = batch_terms(model.importance, params, keys, YS, None)
+    np.testing.assert_allclose(-exact.nats, log_p, rtol=1e-5)
+    np.testing.assert_array_equal(path["gen"]["logits"][0], params["gen"]["logits"])
+
+
+@pytest.mark.parametrize("option", ["classes", "epochs", "gradients"])
+def test_what_cannot_be_run_is_an_error_in_words(option):
+    with pytest.raises(ValueError, match="want classes, epochs and gradients >= 2; got"):
+        discrete.main(discrete.Config(**{option: 1}))
