@@ -10,6 +10,14 @@ what is read and where chorales are to be had.
 A phrase of two bars is an array (16, 4) of whole numbers: a rest, a note held, or a pitch that starts. In raster order,
 soprano first, P(y) = prod_t P(y_t|y_<t) is exact; a VAE's decoder is the same network, given z. Training phrases start
 at every bar and are moved up and down by up to two semitones; test phrases do not overlap and stay where they are.
+
+Expected of a short run, `--epochs 2 --hidden 128 --k 20` on 397 chorales (about ten minutes on two cores):
+
+| way | nats per eighth note, 66 test pieces | rate, nats per phrase |
+|---|---|---|
+| autoregressive | 6.14 ± 0.10 | |
+| VAE | at most 6.27 ± 0.10 | 1.89 |
+| VAE, free bits | at most 6.30 ± 0.10 | 8.06 |
 """
 
 import dataclasses
@@ -23,7 +31,7 @@ import vae_jax
 from experiments import publish
 from experiments.phrases import Phrases, load_phrases, roll
 from vae_jax import Conditional, Model, nets, objectives, pictures, report
-from vae_jax.autoregressive import adjusted, autoregressive, greedy, in_training
+from vae_jax.autoregressive import adjusted, autoregressive, in_training, temperature
 from vae_jax.evaluate import Evaluation, Mean, evaluate, mean
 from vae_jax.fit import Fitted, fit
 
@@ -154,16 +162,16 @@ def compositions(
         if encoder is not None:
             first, last = (encoder.dist(fitted.params["enc"], y).mean for y in phrases.test[[0, -1]])
             zs = np.linspace(first, last, 6)
-            likeliest = adjusted(decoder, greedy)
-            decode = jax.jit(jax.vmap(likeliest.sample, in_axes=(None, None, 0)))
+            likely = adjusted(decoder, temperature(0.5))
+            decode = jax.jit(jax.vmap(likely.sample, in_axes=(None, None, 0)))
             ys = np.concatenate([phrases.test[:1], decode(fitted.params["gen"], k_between, zs), phrases.test[-1:]])
             between.append(picture(ys, f"{name}: between two test phrases", 8))
     told = "Soprano red, alto yellow, tenor green, bass blue; dark where a note starts."
     sections = [report.Section("Phrases", f"Two bars each. {told}", shown)]
     if between:
         caption = (
-            "The likeliest notes, one by one, at six points on the line between two codes; the phrases themselves "
-            "at the ends. All the same where z carries nothing."
+            "Drawn at temperature 0.5, always with the same noise, at six points on the line between two codes; the "
+            "phrases themselves at the ends. All the same where z carries nothing."
         )
         sections.append(report.Section("Between two phrases", caption, between))
     return sections

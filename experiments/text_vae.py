@@ -164,7 +164,7 @@ def models(way: Way | None, parts: Parts, levels: int, *, training: bool) -> Cal
 
 def bins(ys: np.ndarray) -> tuple[int, ...]:
     """Lengths to cut batches to: a few quantiles of the sentences' lengths, and the longest."""
-    quantiles = np.quantile(np.asarray(text.lengths(ys)), [0.3, 0.6, 0.85])
+    quantiles = np.quantile(np.asarray(text.lengths(ys)), [0.5, 0.85, 0.98])
     return tuple(sorted({int(np.ceil(q)) for q in quantiles} | {ys.shape[1]}))
 
 
@@ -202,10 +202,19 @@ def train(config: Config, name: str, way: Way | None, corpus: text.Text, key: ja
     params, generator, k = fitted.params, parts.generator(ys.shape[1]), 0 if way is None else config.k
     result = text.evaluate_by_length(model, params, k_evaluate, corpus.test, lengths, k=k, samples=4, at_once=512)
     if way is None:
-        return Trained(None, generator, {}, params, fitted.history, result, None)
+        print(f"{name}: {-result.elbo.mean():.2f} nats")
+        return Trained(None, generator, {}, params, fitted.history, result, None, None)
+    assert result.log_likelihood is not None
+    print(f"{name}: at most {-result.log_likelihood.mean():.2f} nats, rate {result.rate.mean():.2f}")
     split = rate_split(parts.encoder, parts.prior, params, k_split, corpus.test)
     gen = params["gen"]["gen"] if way.bag_of_words else params["gen"]
-    return Trained(parts.encoder, generator, params["enc"], gen, fitted.history, result, split)
+    zeros = np.zeros((len(corpus.test), config.latent), np.float32)
+
+    def decoder_alone(length: int) -> Model:
+        return vae_jax.lift(parts.generator(length))
+
+    alone = -text.evaluate_by_length(decoder_alone, gen, k_evaluate, corpus.test, lengths, zeros).elbo
+    return Trained(parts.encoder, generator, params["enc"], gen, fitted.history, result, split, alone)
 
 
 def main(config: Config) -> dict[str, Any]:

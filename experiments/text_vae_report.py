@@ -14,6 +14,7 @@ from vae_jax.evaluate import Evaluation, Mean, RateSplit, active_units, mean
 
 LANGUAGE_MODEL = "language model"
 CARRIES = 5.0  # nats that z has to carry to count as cured
+COLLAPSED = 0.1  # nats, below which z carries nothing
 
 
 class Trained(NamedTuple):
@@ -24,7 +25,9 @@ class Trained(NamedTuple):
         generator: of sentences of the greatest length.
         enc, gen: their parameters.
         history: one row for each epoch.
-        evaluation, split: None where there is no z.
+        evaluation: of the whole.
+        split, alone: the parts of the rate, and (n,) -ln P_gen(y|z) at z = 0, the decoder as a language model; None
+            where there is no z.
     """
 
     encoder: Conditional | None
@@ -34,6 +37,7 @@ class Trained(NamedTuple):
     history: list[dict[str, Any]]
     evaluation: Evaluation
     split: RateSplit | None
+    alone: np.ndarray | None
 
     @property
     def nats(self) -> np.ndarray:
@@ -68,6 +72,9 @@ def table(results: Results, tokens: np.ndarray) -> list[report.Row]:
             f"rate {one.rate:.2f} nats"
         )
         rows.append(report.Row(f"{name}: -ln P(y) at most", *mean(one.nats), meaning))
+        if one.alone is not None and abs(one.rate) < COLLAPSED:
+            meaning = "nats; that bound less -ln P(y) of the same decoder without z (z = 0), sentence by sentence"
+            rows.append(report.Row(f"{name}, collapsed: bound - decoder", *mean(one.nats - one.alone), meaning))
     return rows
 
 
@@ -87,7 +94,18 @@ def best_cure(results: Results) -> str:
 def diagnostics(results: Results, tokens: np.ndarray) -> report.TextTable:
     """Everything about each way: bound, perplexity, and what z carries."""
     baseline = results[LANGUAGE_MODEL]
-    columns = ["way", "−ELBO", "−ln P(y) at most", "perplexity", "rate", "I(y; z)", "KL to prior", "active", "gap"]
+    columns = [
+        "way",
+        "−ELBO",
+        "−ln P(y) at most",
+        "perplexity",
+        "rate",
+        "I(y; z)",
+        "KL to prior",
+        "active",
+        "gap",
+        "z = 0",
+    ]
     rows = []
     for name, one in results.items():
         shown, split = one.evaluation, one.split
@@ -100,6 +118,7 @@ def diagnostics(results: Results, tokens: np.ndarray) -> report.TextTable:
                 f"{split.marginal_kl.value:.2f}",
                 str(active_units(shown)),
                 f"{(shown.distortion - baseline.nats).mean():.2f}",
+                "" if one.alone is None else f"{one.alone.mean():.2f}",
             ]
         rows.append([*row, *[""] * (len(columns) - len(row))])
     return report.TextTable(columns, rows)
@@ -144,7 +163,8 @@ def sections(results: Results, corpus: text.Text, latent_size: int, key: Array) 
             "What a sentence costs, and what z carries",
             "Nats per test sentence. -ln P(y) is exact for the language model and bounded by importance sampling for "
             "the others. A rate of 0 is posterior collapse: then the VAE is the language model. The rate is I(y; z) "
-            "and the KL of the aggregate to the prior; the gap is the distortion less what the language model pays.",
+            "and the KL of the aggregate to the prior; the gap is the distortion less what the "
+            "language model pays; at z = 0 the decoder is a language model by itself.",
             table=diagnostics(results, np.asarray(text.lengths(corpus.test))),
         )
     ]
@@ -169,10 +189,10 @@ def sections(results: Results, corpus: text.Text, latent_size: int, key: Array) 
 
 
 def curves(results: Results) -> report.Section:
-    lines = {
-        name: tuple(np.array([row[column] for row in one.history]) for column in ("epoch", "valid_rate"))
-        for name, one in latent(results).items()
-    }
+    lines = {}
+    for name, one in latent(results).items():
+        epochs, rates = (np.array([row[column] for row in one.history]) for column in ("epoch", "valid_rate"))
+        lines[name] = (epochs, rates)
     picture = pictures.curves(lines, x="epoch", y="rate, nats per sentence")
     caption = "The rate on the validation sentences, epoch by epoch."
     return report.Section("Collapse and cures", caption, [report.Picture(picture, "rate by epoch")])

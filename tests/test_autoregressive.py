@@ -115,14 +115,20 @@ def test_each_position_is_a_softmax_of_the_network():
     logits = np.asarray(net.apply(params, ys), np.float64)
     want = np.take_along_axis(log_softmax(logits, axis=-1), ys[..., None], axis=-1)[..., 0]
     want[0, 4] = want[2, 1:] = 0
-    p = conditional.dist(params)
-    for given in (ys, ys.astype(np.float32), ys.astype(np.uint8), jnp.asarray(ys), jnp.asarray(ys, jnp.bfloat16)):
-        got = p.token_log_prob(given)
+    types = (ys, ys.astype(np.float32), ys.astype(np.uint8), ys.astype(jnp.bfloat16))
+
+    @jax.jit
+    def run(params):
+        p = conditional.dist(params)
+        terms = lift(conditional).terms(params, None, ys[1])
+        return [p.token_log_prob(given) for given in types], p.log_prob(ys[0]), terms.nats
+
+    by_token, log_p, nats = run(params)
+    for got in by_token:
         np.testing.assert_allclose(got, want, rtol=1e-4, atol=1e-5)
         assert got.dtype == jnp.float32
-    np.testing.assert_allclose(p.log_prob(ys[0]), want[0].sum(), rtol=1e-4)
-    terms = lift(conditional).terms(params, None, ys[1])
-    np.testing.assert_allclose(terms.nats, -want[1].sum(), rtol=1e-4)
+    np.testing.assert_allclose(log_p, want[0].sum(), rtol=1e-4)
+    np.testing.assert_allclose(nats, -want[1].sum(), rtol=1e-4)
 
 
 def test_padding_changes_no_number():
@@ -188,10 +194,9 @@ def test_a_generator_that_ignores_z_is_the_language_model():
     encoder = gaussian((lambda key, y: jnp.zeros(()), lambda p, y: jnp.full(4, 1.0) * p))  # N(0, 1) where p is 0
     model = vae(encoder, standard_normal(2), deaf)
     parts = {"enc": jnp.zeros(()), "pri": {}, "gen": params}
-    for y in ys:
-        terms = model.terms(parts, jax.random.key(0), y)
-        np.testing.assert_allclose(terms.rate, 0, atol=1e-6)
-        np.testing.assert_allclose(terms.nats, -language.dist(params).log_prob(y), rtol=1e-5)
+    terms = jax.jit(jax.vmap(lambda y: model.terms(parts, jax.random.key(0), y)))(ys)
+    np.testing.assert_allclose(terms.rate, 0, atol=1e-6)
+    np.testing.assert_allclose(terms.nats, -jax.jit(language.dist(params).log_prob)(ys), rtol=1e-5)
 
 
 def test_a_text_vae_is_bounded_sampled_and_importance_weighted():
@@ -212,7 +217,8 @@ def test_a_text_vae_is_bounded_sampled_and_importance_weighted():
     assert abs(ratio.mean() - 1) < 4 * ratio.std() / len(nats) ** 0.5  # 4 standard errors
     bound = jax.jit(functools.partial(importance_weighted_bound, model, k=2_000))(params, jax.random.key(1), y)
     np.testing.assert_allclose(bound, log_p, atol=0.1)
-    assert bool(generator.dist(params["gen"], Z[:1]).support(model.sample(params, jax.random.key(2), None)))
+    sample = jax.jit(model.sample)(params, jax.random.key(2), None)
+    assert generator.dist(params["gen"], Z[:1]).support(sample)
 
 
 # --- sampling
@@ -284,13 +290,14 @@ def test_an_adjusted_model_has_the_density_of_the_conditional():
     conditional = autoregressive(Counting(), 4, 3)
     params, y = some_params(conditional), np.array([0, 1, 2, 1])
     model = adjusted(conditional, greedy)
-    np.testing.assert_array_equal(model.terms(params, None, y).nats, lift(conditional).terms(params, None, y).nats)
-    prefix = np.zeros(0, np.int32)
+    both = [jax.jit(one.terms)(params, None, y).nats for one in (model, lift(conditional))]
+    np.testing.assert_array_equal(*both)
+    prefix, by_token_of = np.zeros(0, np.int32), jax.jit(conditional.dist(params).token_log_prob)
     for t in range(4):
         options = [np.concatenate([prefix, [v], np.zeros(3 - t, int)]) for v in range(3)]
-        by_token = conditional.dist(params).token_log_prob(np.array(options))
+        by_token = by_token_of(np.array(options))
         prefix = np.append(prefix, np.argmax(by_token[:, t]))
-    np.testing.assert_array_equal(model.sample(params, jax.random.key(0), None), prefix)
+    np.testing.assert_array_equal(jax.jit(model.sample)(params, jax.random.key(0), None), prefix)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ from systems import affine, affine_normal, linear_gaussian
 
 from vae_jax import analytic, bernoulli, gaussian, l2, mixture_of_gaussians, standard_normal, vae
 from vae_jax.evaluate import Evaluation, active_units, bits_per_dimension, evaluate, mean
-from vae_jax.evaluate.elbo import _compiled
+from vae_jax.evaluate.elbo import values_of
 from vae_jax.preprocess import dequantisation, dynamic_binarisation, unit_scale
 
 KEY = jax.random.key(3)
@@ -123,7 +123,7 @@ def test_5000_importance_samples_lie_between_the_bound_and_the_likelihood():
 def test_importance_samples_are_taken_in_chunks(monkeypatch):
     """5000 samples of a batch of 100 would be 500,000 passes at once: at most about 4096 are."""
     asked = []
-    monkeypatch.setattr("vae_jax.evaluate.elbo._compiled", lambda *args: asked.append(args) or _compiled(*args))
+    monkeypatch.setattr("vae_jax.evaluate.elbo.values_of", lambda *args: asked.append(args) or values_of(*args))
     run(ys=YS[:20], k=5000, samples=64)
     (_, _, k, _, chunk, _), *_ = asked
     assert k == 5000 and chunk * 20 <= 4096

@@ -198,16 +198,16 @@ def test_gumbel_by_quadrature(x64, temperature):
 
 @pytest.mark.parametrize("make", [gumbel, straight_through_gumbel])
 def test_bias_vanishes_with_the_temperature(x64, make):
-    """Eight classes, 100,000 draws, the same noise at each temperature; exact gradients by enumeration.
+    """Eight classes, 40,000 draws, the same noise at each temperature; exact gradients by enumeration.
 
-    The bias of the encoder's gradient is more than 20 standard errors at temperature 3, within 4 of them at the lowest;
+    The bias of the encoder's gradient is more than 15 standard errors at temperature 3, within 4 of them at the lowest;
     the variance rises.
     """
     params, exact = tables(), exact_gradients(tables())["enc"][1]
-    seen = {t: gap(at_keys(make(t), params, 100_000)[0]["enc"][:, 1], exact) for t in (3.0, 0.5, 0.05)}
+    seen = {t: gap(at_keys(make(t), params, 40_000)[0]["enc"][:, 1], exact) for t in (3.0, 0.5, 0.05)}
     worst = [np.abs(off / error).max() for off, error in seen.values()]
     size = [np.linalg.norm(off) for off, _ in seen.values()]
-    assert worst[0] > 20 and worst[-1] < 4, worst
+    assert worst[0] > 15 and worst[-1] < 4, worst
     assert size[0] > 3 * size[1], size
     assert np.all(np.diff([np.linalg.norm(error) for _, error in seen.values()]) > 0)
 

@@ -68,7 +68,7 @@ def full_precision(output: Any) -> Any:
     return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), output)
 
 
-def _pair(output: Any, name: str) -> tuple[Array, Array]:
+def pair_of(output: Any, name: str) -> tuple[Array, Array]:
     """Mean and second statistic: a pair as it is, an array split in two along its last axis."""
     if isinstance(output, tuple | list):
         mean, second = output
@@ -89,7 +89,7 @@ def gaussian(net: Any) -> Conditional:
     """
 
     def make(output):
-        mean, raw = _pair(output, "gaussian")
+        mean, raw = pair_of(output, "gaussian")
         return dist.Normal(mean, jnp.exp(bounded_log_std(raw))).to_event(mean.ndim)
 
     return conditional(net, make)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 
-from vae_jax.conditionals import _pair, arguments, conditional, full_precision
+from vae_jax.conditionals import arguments, conditional, full_precision, pair_of
 from vae_jax.model import Conditional, Model, lift
 from vae_jax.network import as_network
 
@@ -38,7 +38,7 @@ def committed_gaussian(net: Any, rate: float) -> Conditional:
         raise ValueError(f"the committed rate is in nats and positive; got {rate}. Without one: gaussian")
 
     def make(output):
-        raw_mean, raw = _pair(output, "committed_gaussian")
+        raw_mean, raw = pair_of(output, "committed_gaussian")
         least = rate / raw_mean.size
         low, high = _interval(least)
         limit = jnp.where(raw < 0, -low, high).astype(raw.dtype)

@@ -24,7 +24,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.bench import em, handwritten, unet
+from experiments.bench import codebook, em, handwritten, language, unet
 from vae_jax import bernoulli, data, gaussian, init_state, make_scan, make_train_step, nets, standard_normal, vae
 from vae_jax.preprocess import dynamic_binarisation
 
@@ -52,7 +52,7 @@ class Config:
 
     rounds: int = 7
     """Rounds; every contestant runs once in each."""
-    only: Literal["all", "fc", "conv", "start", "mixture", "hmm", "unet"] = "all"
+    only: Literal["all", "fc", "conv", "start", "mixture", "hmm", "unet", "codebook", "language"] = "all"
     """What to compare."""
     data: str = "fashion_mnist"
     """Data set of 28x28 images (fashion_mnist_mini where the full one is missing)."""
@@ -180,6 +180,16 @@ def main(config: Config) -> None:
     if config.only in ("all", "start"):
         start_up(min(config.rounds, 5))
     if config.only == "start":
+        return
+    if config.only in ("all", "codebook"):
+        title = "Codebook of 1,024 codes, vectors of 64 numbers: look-up and moving-average update, float32"
+        compare(
+            title, codebook.contestants(), codebook.VECTORS, config.rounds, unit="vectors", result="mean squared error"
+        )
+    if config.only in ("all", "language"):
+        title = "Language model, LSTM of 256, vocabulary of 8,000, batches of 32 sentences of 20"
+        compare(title, language.contestants(), language.TOKENS, config.rounds, unit="tokens")
+    if config.only in ("codebook", "language"):
         return
     pixels = load_pixels(config.data)
     if config.only in ("all", "fc"):

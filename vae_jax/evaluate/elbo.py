@@ -126,11 +126,16 @@ def evaluate_checked(
 ) -> Evaluation:
     """`evaluate` on what has been checked already: `fit` checks its validation data once, not at every epoch."""
     batch_size = min(batch_size, len(jax.tree.leaves(ys)[0]))
-    of_batch = _compiled(model, preprocess, k, samples, max(1, at_once // batch_size), cs is not None)
+    of_batch = values_of(model, preprocess, k, samples, max(1, at_once // batch_size), cs is not None)
     values = over_split(of_batch, params, key, ys, cs, batch_size=batch_size, progress=progress)
-    distortion, rate, bound, unit_rate, unit_mean, level_rate = values
     ys = jax.tree.map(np.asarray, ys)
     seen = jax.eval_shape(preprocess.apply, key, jax.tree.map(lambda y: y[0], ys))
+    return evaluation_of(values, k, dimensions(seen), preprocess)
+
+
+def evaluation_of(values: Any, k: int, size: int, preprocess: Preprocess) -> Evaluation:
+    """What the values of all examples, in the order of `values_of`, say of a split of examples of `size` numbers."""
+    distortion, rate, bound, unit_rate, unit_mean, level_rate = values
     return Evaluation(
         elbo=-(distortion + rate),
         rate=rate,
@@ -140,7 +145,7 @@ def evaluate_checked(
         unit_rate=None if unit_rate is None else unit_rate.mean(axis=0, dtype=np.float64).ravel(),
         unit_variance=None if unit_mean is None else unit_mean.var(axis=0, dtype=np.float64).ravel(),
         level_rate=None if level_rate is None else level_rate.mean(axis=0, dtype=np.float64),
-        dimensions=dimensions(seen),
+        dimensions=size,
         convention=preprocess.name,
         log_volume=preprocess.log_volume,
     )
@@ -173,7 +178,7 @@ def over_split(
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(model: Model, preprocess: Preprocess, k: int, samples: int, chunk: int, conditional: bool):
+def values_of(model: Model, preprocess: Preprocess, k: int, samples: int, chunk: int, conditional: bool):
     """`(params, key, indices, ys, cs) -> per-example values`, compiled once for a model and its options."""
 
     def one(params, key, index, y, c):

@@ -52,7 +52,7 @@ class PixelCNN(nn.Module):
         above = left = nn.Embed(self.levels, self.width, dtype=self.dtype)(y.astype(jnp.int32))
         for i in range(self.depth):
             above, left = Layer(self.width, i == 0, self.dtype, name=f"layer_{i}")(above, left, context)
-        h = nn.relu(dense(nn.relu(left), self.width, self.dtype, name="join"))
+        h = nn.silu(dense(nn.silu(left), self.width, self.dtype, name="join"))
         return output(dense(h, self.levels, self.dtype, name="last"), (*y.shape[1:], self.levels))
 
 

@@ -10,7 +10,7 @@ from jax import Array
 
 from vae_jax.check import check_data
 from vae_jax.estimators import importance_of
-from vae_jax.evaluate.elbo import Evaluation, Mean, _compiled, over_split
+from vae_jax.evaluate.elbo import Evaluation, Mean, evaluation_of, over_split, values_of
 from vae_jax.model import Model, Params
 from vae_jax.preprocess import identity
 from vae_jax.text.bucketing import branch_of, lengths, widths_of
@@ -57,7 +57,7 @@ def evaluate_by_length(
 
     def of_batch(params, key, places, ys, cs):
         width = widths[int(branch_of(widths, lengths(ys).max()))]
-        values = _compiled(models[width], identity(), k, samples, max(1, at_once // batch_size), cs is not None)
+        values = values_of(models[width], identity(), k, samples, max(1, at_once // batch_size), cs is not None)
         return values(params, key, jnp.asarray(order[places]), ys[:, :width], cs)
 
     by_length = over_split(
@@ -70,20 +70,7 @@ def evaluate_by_length(
         progress=progress,
     )
     back = np.argsort(order)
-    distortion, rate, bound, unit_rate, unit_mean, level_rate = jax.tree.map(lambda x: x[back], by_length)
-    return Evaluation(
-        elbo=-(distortion + rate),
-        rate=rate,
-        distortion=distortion,
-        log_likelihood=bound,
-        k=k,
-        unit_rate=None if unit_rate is None else unit_rate.mean(axis=0, dtype=np.float64).ravel(),
-        unit_variance=None if unit_mean is None else unit_mean.var(axis=0, dtype=np.float64).ravel(),
-        level_rate=None if level_rate is None else level_rate.mean(axis=0, dtype=np.float64),
-        dimensions=ys.shape[-1],
-        convention=identity().name,
-        log_volume=identity().log_volume,
-    )
+    return evaluation_of(jax.tree.map(lambda x: x[back], by_length), k, ys.shape[-1], identity())
 
 
 def perplexity(nats: Any, tokens: Any) -> Mean:
