@@ -204,7 +204,14 @@ def main(config: Config) -> dict[str, Any]:
             f"want classes, epochs and gradients >= 2; got {config.classes}, {config.epochs} and {config.gradients}"
         )
     if config.smoke:
-        small = {"classes": 4, "epochs": 3, "gradients": 20, "hidden": 10, "batch_size": 50, "temperatures": (0.3,)}
+        small: dict[str, Any] = {
+            "classes": 4,
+            "epochs": 3,
+            "gradients": 20,
+            "hidden": 10,
+            "batch_size": 50,
+            "temperatures": (0.3,),
+        }
         config = dataclasses.replace(config, **small)
     train, test = (
         load(config.data, "train", 300 if config.smoke else None),

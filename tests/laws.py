@@ -51,6 +51,7 @@ from vae_jax import (
     vae,
     vampprior,
 )
+from vae_jax.autoregressive import Sentences, autoregressive
 from vae_jax.diffusion import (
     Denoiser,
     ancestral,
@@ -79,6 +80,9 @@ from vae_jax.em import (
     mixture_of_bernoullis,
     mixture_of_categoricals,
 )
+from vae_jax.gan import adversarial
+from vae_jax.one_hot import OneHot, one_hot
+from vae_jax.relaxed import gumbel, straight_through_gumbel
 
 BATCH = 8
 
@@ -110,7 +114,7 @@ class System(NamedTuple):
         density: `(params, y, c) -> ln P(y|c)`, by summing over the latent, or None where that takes too long.
         cs: (8, *condition), or None.
         held: paths of parameters whose gradient is 0 by design.
-        on_average: paths whose gradient is right on average, not for each draw.
+        on_average: paths whose gradient is right on average, not for each draw, or biased (relaxed classes).
         same_as: name of the system with the same parts and another estimator.
         deterministic: whether the terms have no noise.
     """
@@ -168,6 +172,8 @@ COUNTS = Data(integers(5, 1), words(60, 1), np.full((BATCH, 1), 10_000))
 REALS = Data(_reals, grid(2, reach=9.0, step=0.4), 1e4 * _reals)
 NO_SUM = REALS._replace(values=None)  # where a sum over y takes too long
 IMAGES = Data(integers(2, 4, 4, 1).astype(np.float32), None, np.ones((BATCH, 4, 4, 1), np.float32))
+_texts = words(3, 3).points[Sentences(3, 0)(words(3, 3).points)]
+TEXTS = Data(np.random.default_rng(0).permutation(_texts)[:BATCH], Grid(_texts, 0.0), np.tile([2, 2, 2], (BATCH, 1)))
 WIDE = grid(2, reach=16.0, step=0.5)
 NUMBERS = Data(_reals[:, :1], grid(1, reach=16.0), 1e4 * _reals[:, :1])
 LEVEL = Data(integers(8, 1), words(8, 1), np.tile([7], (BATCH, 1)))
@@ -294,6 +300,8 @@ UNIFORM_PAIR = uniform((2, 3), lambda logits: dist.CategoricalLogits(logits).to_
 UNIFORM_BITS = uniform((2,), lambda logits: dist.Bernoulli(logits=logits).to_event(1))
 NORMAL = (encoder(2), standard_normal(2), bernoulli(affine(3)), BITS, PLANE)
 DISCRETE = (class_of(affine(3)), UNIFORM_CLASS, bernoulli(affine(3, scale=1.0)), BITS, THREE)
+ONES = Grid(np.eye(3, dtype=np.float32), 0.0)
+ONE_HOT = (one_hot(affine(3)), uniform((3,), OneHot), bernoulli(affine(3, scale=1.0)), BITS, ONES)
 # A prior and a generator that are VAEs.
 DEEP_PRIOR = latent(encoder(1), standard_normal(1), l2(affine(1, scale=1.0), 1.0), REALS, LINE, estimator=analytic)
 DEEP_GENERATOR = latent(encoder(1), standard_normal(1), l2(affine(2), 0.8), REALS, LINE)
@@ -425,6 +433,40 @@ SYSTEMS: dict[str, System] = {
     "U-Net": denoising(
         denoiser(nets.UNet((4,), heads=2, **SMOOTH), (4, 4, 1), linear(-3.0, 3.0), prediction=velocity),
         IMAGES._replace(ys=2 * IMAGES.ys - 1),
+    ),
+    # Classes and adversaries: relaxed gradients are biased, so they are compared with no difference quotient.
+    "Gumbel-softmax": latent(*ONE_HOT, estimator=gumbel(1.0), on_average=("enc", "gen")),
+    "straight-through Gumbel": latent(*ONE_HOT, estimator=straight_through_gumbel(1.0), on_average=("enc",)),
+    "adversarial term": latent(
+        encoder(2),
+        standard_normal(2),
+        System(
+            adversarial(bernoulli(affine(3)), affine(1), weight=0.1),
+            BITS,
+            lambda params, y, c: bernoulli(affine(3)).dist(params["gen"], c).log_prob(y),
+        ),
+        BITS,
+        PLANE,
+        held=("gen/dis",),
+    ),
+    # Autoregressive models.
+    "language model, given labels": no_latent(
+        autoregressive(nets.LSTM(3, 2, 3, dtype=None), 3, 3, end=0), TEXTS, LABELS
+    ),
+    "text VAE": latent(
+        encoder(1),
+        standard_normal(1),
+        autoregressive(nets.LSTM(3, 2, 3, skip=True, dtype=None), 3, 3, end=0),
+        TEXTS,
+        LINE,
+    ),
+    "PixelCNN as prior of codes": latent(
+        categorical(affine(1, 2, 3)),
+        autoregressive(nets.PixelCNN(3, 2, 1, dtype=None), (1, 2), 3),
+        categorical(affine(2, 3)),
+        CLASSES,
+        Grid(PAIRS.points[:, None], 0.0),
+        estimator=fixed_encoder,
     ),
     "MLP": latent(
         gaussian(nets.MLP((5,), 2, **SMOOTH)), standard_normal(1), bernoulli(nets.MLP((5,), 3, **SMOOTH)), BITS, LINE

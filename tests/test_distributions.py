@@ -389,8 +389,6 @@ def test_enumerate_support_refuses():
         enumerate_support(dist.Normal(jnp.zeros(3), 1.0).to_event(1))
     with pytest.raises(ValueError, match=r"the latent has 2\^17 values, more than the 65,536"):
         enumerate_support(Bernoulli(jnp.zeros(17)).to_event(1))
-    with pytest.raises(TypeError, match="only vectors of scalar variables can be enumerated"):
-        enumerate_support(OneHot((2,), (3,)).to_event(1))
 
 
 # What is refused, and how it is said

@@ -15,6 +15,7 @@ from vae_jax import (
     bernoulli,
     categorical,
     gaussian,
+    hoist,
     init_state,
     l2,
     lift,
@@ -25,7 +26,7 @@ from vae_jax import (
     sticking,
     vae,
 )
-from vae_jax.gan import Game, adversarial, gan, hinge, hoist, non_saturating, with_discriminator
+from vae_jax.gan import Game, adversarial, gan, hinge, non_saturating, with_discriminator
 from vae_jax.model import Model, Terms
 from vae_jax.nets.discriminator import PatchDiscriminator
 

@@ -241,7 +241,7 @@ def test_a_code_without_use_moves_beside_the_largest_error(x64):
 
 
 def test_no_more_codes_move_than_there_are_cells_to_split():
-    """One cell holds everything: one code at a time joins it; and cells of one rare vector are not split."""
+    """One cell holds everything: one code joins it, then two the two halves."""
     quantiser = codebook(4, 1, update=ema(0.0), revive=0.5)
     params = jit(quantiser.init)(KEY, jnp.zeros((1, 1)))
     params = {**params, "codes": jnp.array([[0.0], [70.0], [80.0], [90.0]])}
@@ -251,6 +251,15 @@ def test_no_more_codes_move_than_there_are_cells_to_split():
         params = after(quantiser, params, batch)
         used.append(int((params["running"]["count"] > 0).sum()))
     assert used == [2, 4, 4, 4]
+
+
+def test_a_rare_cell_is_not_split():
+    """Cell 1 has the largest error and 3 of 13 vectors: half of them would be below the limit of 13/6."""
+    quantiser = codebook(3, 1, update=ema(0.0), revive=0.5)
+    vectors = jnp.concatenate([jnp.tile(jnp.array([-1.0, 1.0]), 5), jnp.array([80.0, 100.0, 120.0])])[:, None]
+    params = {**quantiser.init(KEY, vectors), "codes": jnp.array([[0.0], [100.0], [-900.0]])}
+    new = after(quantiser, params, vectors[None])
+    np.testing.assert_allclose(new["codes"], [[0.1], [100.0], [-0.1]], rtol=1e-5)
 
 
 def test_revival_brings_a_poor_start_to_use():

@@ -17,7 +17,7 @@ from vae_jax.estimators import Estimator, analytic, enumerated, fixed_encoder, s
 from vae_jax.flows import autoregressive_flow, coupling_flow, inverse_autoregressive_flow
 from vae_jax.l2 import l2
 from vae_jax.ladder import Rung, ladder, ladder_latents, ladder_sample
-from vae_jax.model import Conditional, Model, Scatter, Terms, join, lift, share, start_from
+from vae_jax.model import Conditional, Model, Scatter, Terms, hoist, join, lift, share, start_from
 from vae_jax.network import Network, as_network
 from vae_jax.priors import learned_normal, standard_normal, vampprior
 from vae_jax.score_function import score_function
@@ -47,6 +47,7 @@ __all__ = [
     "fixed_encoder",
     "gaussian",
     "gumbel_softmax",
+    "hoist",
     "importance_weighted_bound",
     "init_state",
     "inverse_autoregressive_flow",

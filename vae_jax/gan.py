@@ -8,7 +8,7 @@ discriminator D gives logits of "this is data", one for an image or one for each
 
 (Lim & Ye 2017, Goodfellow et al. 2014.) `adversarial(generator, discriminator)` adds both to the penalty of a VAE, in
 which the bound has no part: VAE-GAN (Larsen et al. 2016) and VQGAN (Esser et al. 2021) are compositions of it. `hoist`
-gives the discriminator an optimiser state of its own:
+(`vae_jax.model`) gives the discriminator an optimiser state of its own:
 
     hoist(vae(encoder, prior, adversarial(generator, discriminator)), "gen/dis", "dis")
 
@@ -18,7 +18,6 @@ gives the discriminator an optimiser state of its own:
     fit(model, ..., objective=gan(discriminator), parts=("pri", "gen", "dis"))         then parts=("enc",), by the ELBO
 """
 
-import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -29,7 +28,7 @@ from jax import Array
 
 from vae_jax.conditionals import arguments
 from vae_jax.estimators import mean_of
-from vae_jax.model import Conditional, Model, _drop, _get, _put, join, lift
+from vae_jax.model import Conditional, Model, join, lift
 from vae_jax.network import Network, as_network
 from vae_jax.objectives import Objective, batch_terms
 
@@ -113,7 +112,7 @@ def adversarial(
         sample=lambda params, key, c=None: plain.sample(params["gen"], key, c),
         importance=terms,
         maximise=maximise,
-        support=lambda params, c=None: plain.support(params["gen"], c),
+        support=lambda params, c=None: generator.dist(params["gen"], c).support,
     )
 
 
@@ -167,37 +166,6 @@ def gan(discriminator: Any, *, loss: Game = hinge) -> Objective:
         return jnp.mean(losses), terms
 
     return objective
-
-
-def hoist(model: Model, path: str, name: str) -> Model:
-    """The parameters at `path` (keys joined by "/") as a top-level part, `name`: it has an optimiser state of its own.
-
-    Raises:
-        KeyError: there are no parameters at the path.
-        ValueError: there is a part of that name.
-    """
-    keys = path.split("/")
-
-    def below(params):
-        return _put(_drop(params, [name]), keys, params[name])
-
-    def above(params):
-        if name in params:
-            raise ValueError(f"hoist: there is a part {name!r} beside {path!r}; another name, please")
-        return {**_drop(params, keys), name: _get(params, keys)}
-
-    def at_below(function):
-        return functools.wraps(function)(lambda params, *args: function(below(params), *args))
-
-    return Model(
-        init=lambda key, y, c=None: above(model.init(key, y, c)),
-        terms=at_below(model.terms),
-        sample=at_below(model.sample),
-        importance=model.importance and at_below(model.importance),
-        maximise=lambda params, stats: above(model.maximise(below(params), stats)),
-        support=model.support and at_below(model.support),
-        pathwise=model.pathwise and at_below(model.pathwise),
-    )
 
 
 def _judge(net: Network, loss: Game, params: Any, real: tuple[Any, ...], fake: tuple[Any, ...]) -> Array:

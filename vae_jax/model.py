@@ -275,6 +275,37 @@ def share(model: Model, source: str, target: str) -> Model:
     )
 
 
+def hoist(model: Model, path: str, name: str) -> Model:
+    """The parameters at `path` (keys joined by "/") as a top-level part, `name`: it has an optimiser state of its own.
+
+    Raises:
+        KeyError: there are no parameters at the path.
+        ValueError: there is a part of that name.
+    """
+    keys = path.split("/")
+
+    def below(params):
+        return _put(_drop(params, [name]), keys, params[name])
+
+    def above(params):
+        if name in params:
+            raise ValueError(f"hoist: there is a part {name!r} beside {path!r}; another name, please")
+        return {**_drop(params, keys), name: _get(params, keys)}
+
+    def at_below(function):
+        return functools.wraps(function)(lambda params, *args: function(below(params), *args))
+
+    return Model(
+        init=lambda key, y, c=None: above(model.init(key, y, c)),
+        terms=at_below(model.terms),
+        sample=at_below(model.sample),
+        importance=model.importance and at_below(model.importance),
+        maximise=lambda params, stats: above(model.maximise(below(params), stats)),
+        support=model.support and at_below(model.support),
+        pathwise=model.pathwise and at_below(model.pathwise),
+    )
+
+
 def start_from(model: Model, parts: dict[str, Any]) -> Model:
     """The same model, whose parameters start with these parts: what a second stage of training goes on from.
 

@@ -5,6 +5,7 @@ The only room that imports flax. A network of your own needs nothing from here.
 
 from vae_jax.nets.conv import Conv, ConvTranspose
 from vae_jax.nets.denoising import DenoisingMLP
+from vae_jax.nets.discriminator import PatchDiscriminator
 from vae_jax.nets.images import ConvDecoder, ConvEncoder
 from vae_jax.nets.ladder import FromGrid, conv_rungs, mlp_rungs
 from vae_jax.nets.mlp import MLP
@@ -23,6 +24,7 @@ __all__ = [
     "ConvTranspose",
     "DenoisingMLP",
     "FromGrid",
+    "PatchDiscriminator",
     "PixelCNN",
     "ResBlock",
     "ResDecoder",
