@@ -52,7 +52,7 @@ class Config:
     """Of the decoder's LSTM, in training."""
     floor: float = 6.0
     """Nats that are free, and that are committed, where a way says so."""
-    epochs: int = 8
+    epochs: int = 6
     """Passes over the training sentences."""
     batch_size: int = 100
     """Sentences in a step."""
@@ -65,7 +65,7 @@ class Config:
     out: str = "runs/text_vae"
     """Directory of the report."""
     smoke: bool = False
-    """Moments instead of half an hour: 256 + 64 sentences, 1 epoch, small networks, two ways, k = 4."""
+    """Moments instead of an hour: 256 + 64 sentences, 1 epoch, small networks, two ways, k = 4."""
 
 
 class Parts(NamedTuple):

@@ -83,6 +83,8 @@ from vae_jax.em import (
 from vae_jax.gan import adversarial
 from vae_jax.one_hot import OneHot, one_hot
 from vae_jax.relaxed import gumbel, straight_through_gumbel
+from vae_jax.vq import by_gradient, codebook, projected, residual, rotation, uniform_codes, vq_vae
+from vae_jax.vq.quantiser import Quantiser
 
 BATCH = 8
 
@@ -216,6 +218,20 @@ def latent(
             **fields,
         },
     )
+
+
+def coded(quantiser: Quantiser, net, pri: Conditional, gen: Conditional, data: Data, zs: Grid, **fields) -> System:
+    """A VQ-VAE, and its density by summing over all codes. Its encoder has the gradient of the vectors, not of z."""
+
+    def density(params, y, c):
+        def joint(z):
+            vectors = quantiser.embed(params["codes"], z)
+            return density_of(pri)(params["pri"], z, c) + density_of(gen)(params["gen"], y, join(vectors, c))
+
+        return logsumexp(jax.vmap(joint)(jnp.asarray(zs.points)))
+
+    fields = {"held": ("codes",), "on_average": ("enc",), "deterministic": True, **fields}
+    return System(vq_vae(net, quantiser, pri, gen), data, density, **fields)
 
 
 def density_of(part: Conditional) -> Callable[..., Any]:
@@ -433,6 +449,19 @@ SYSTEMS: dict[str, System] = {
     "U-Net": denoising(
         denoiser(nets.UNet((4,), heads=2, **SMOOTH), (4, 4, 1), linear(-3.0, 3.0), prediction=velocity),
         IMAGES._replace(ys=2 * IMAGES.ys - 1),
+    ),
+    # Vector quantisation.
+    "VQ-VAE": coded(codebook(3, 2), affine(2, 2), uniform_codes(3, 2), bernoulli(affine(3, scale=1.0)), BITS, PAIRS),
+    "VQ-VAE, projected, residual, prior learned, conditional": coded(
+        projected(residual(codebook(3, 2, update=by_gradient(), through=rotation), 2), 4, 2),
+        affine(4),
+        categorical(affine(2, 3)),
+        l2(affine(2), 0.8),
+        REALS,
+        PAIRS,
+        cs=LABELS,
+        held=("codes/inner",),
+        on_average=("enc", "codes/down"),
     ),
     # Classes and adversaries: relaxed gradients are biased, so they are compared with no difference quotient.
     "Gumbel-softmax": latent(*ONE_HOT, estimator=gumbel(1.0), on_average=("enc", "gen")),

@@ -100,7 +100,7 @@ def codebook(
         commitment: weight of the squared distance from a vector to its code, summed over the example.
         distance: `euclidean` or `cosine`.
         through: `straight_through` or `rotation`: how the gradient reaches the encoder.
-        revive: a code that is used less than this part of the average usage is moved to where it is; 0: never.
+        revive: a code that is used less than this part of the average is moved into another's cell; 0: never.
 
     Raises:
         ValueError: options out of range; vectors of another size; codes out of range; fewer vectors to start from than
