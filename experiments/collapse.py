@@ -36,7 +36,7 @@ class Config:
     """Data set of images, all of one size that 7 divides."""
     levels: int = 8
     """Levels of a pixel."""
-    latent: int = 49
+    latent: int = 16
     """Dimensions of z."""
     sigmas: tuple[float, ...] = (0.05, 0.1, 0.15, 0.2, 0.3, 0.5, 0.8, 1.2)
     """Standard deviations of the L2 generator, one training for each; white is 1."""
