@@ -246,6 +246,10 @@ def main(config: Config) -> dict[str, Any]:
             config, linear_epochs=1, epochs=1, hidden=8, sigmas=config.sigmas[:2], cures=config.cures or ("free bits",)
         )
         train_ys, test_ys = train_ys[:256], test_ys[:64]
+    every = ways(config, config.epochs * (len(train_ys) // min(100, len(train_ys))))
+    unknown = sorted(set(config.cures) - set(every))
+    if unknown:
+        raise ValueError(f"no such cure: {unknown}; there are {list(every)[1:]}")
     key = jax.random.key(config.seed)
     points: list[Point] = []
     params = None
@@ -256,10 +260,6 @@ def main(config: Config) -> dict[str, Any]:
         print(f"sigma = {sigma:g}: {point.theory.sentence}")
     cured = {}
     k_ways = jax.random.fold_in(key, len(points))
-    every = ways(config, config.epochs * (len(train_ys) // min(100, len(train_ys))))
-    unknown = sorted(set(config.cures) - set(every))
-    if unknown:
-        raise ValueError(f"no such cure: {unknown}; there are {list(every)[1:]}")
     for name, options in every.items():
         if config.cures and name not in (NO_CURE, *config.cures):
             continue
