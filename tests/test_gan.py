@@ -29,6 +29,7 @@ from vae_jax import (
 from vae_jax.gan import Game, adversarial, gan, hinge, non_saturating, with_discriminator
 from vae_jax.model import Model, Terms
 from vae_jax.nets.discriminator import PatchDiscriminator
+from vae_jax.vq import codebook, uniform_codes, vq_vae
 
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 ENC, PRI, DIS = gaussian(affine(4)), standard_normal(2), affine(1)
@@ -271,6 +272,19 @@ def test_a_vae_gan_of_images_is_one_composition():
     alone, metrics = trained(model_with(0.0), state, ys, 40, 16, optimizer, parts=("dis",))
     jax.tree.map(np.testing.assert_array_equal, alone.params["gen"], state.params["gen"])
     assert metrics["penalty"][-1] < metrics["penalty"][0] - 0.2
+
+
+def test_a_vqgan_is_one_composition():
+    """Codes, an adversarial generator and a discriminator with an optimiser state of its own: the rate stays n ln K."""
+    generator = adversarial(l2(affine(3), "optimal"), DIS, weight=0.5)
+    model = hoist(vq_vae(affine(2, 4), codebook(8, 4), uniform_codes(8, 2), generator), "gen/dis", "dis")
+    ys = np.random.default_rng(0).normal(size=(16, 3)).astype(np.float32)
+    state = init_state(model, optax.adam(3e-3), jax.random.key(0), ys[0])
+    assert set(state.params) == set(state.opt_state) == {"enc", "codes", "pri", "gen", "dis"}
+    after, metrics = trained(model, state, ys, 40, 16, optax.adam(3e-3))
+    assert metrics["elbo"][-1] > metrics["elbo"][0]
+    np.testing.assert_allclose(metrics["rate"], 2 * np.log(8), rtol=1e-6)
+    assert (after.params["dis"]["weights"] != state.params["dis"]["weights"]).any()
 
 
 # Parameters

@@ -1,4 +1,4 @@
-"""Self-attention between the pixels of a grid."""
+"""Attention, and self-attention between the pixels of a grid."""
 
 from typing import Any
 
@@ -6,7 +6,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax import Array
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 
 from vae_jax.nets.mlp import dense
 from vae_jax.nets.residual import GroupNorm
@@ -35,11 +35,16 @@ class Attention(nn.Module):
 
 
 def attend(
-    q: Float[Array, "n t heads d"], k: Float[Array, "n t heads d"], v: Float[Array, "n t heads d"]
+    q: Float[Array, "n t heads d"],
+    k: Float[Array, "n s heads d"],
+    v: Float[Array, "n s heads d"],
+    seen: Bool[Array, "m t s"] | None = None,
 ) -> Float[Array, "n t heads d"]:
-    """softmax(q k' / sqrt(d)) v, for each head."""
+    """softmax(q k' / sqrt(d)) v for each head, over the positions s that are seen from t: all, if nothing is said."""
     logits = jnp.einsum("nqhd,nkhd->nhqk", q * q.shape[-1] ** -0.5, k)
     logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+    if seen is not None:
+        logits = jnp.where(seen[:, None], logits, jnp.finfo(logits.dtype).min)
     highest = jax.lax.stop_gradient(jnp.max(logits, axis=-1, keepdims=True))
     weights = jnp.exp(logits - highest).astype(v.dtype)
     # a column of ones gives the sum of the weights, and d divisions a row are fewer than t

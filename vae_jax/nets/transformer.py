@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Shaped
 
+from vae_jax.nets.attention import attend
 from vae_jax.nets.mlp import Batch, Shape, check_sizes, head, output
 from vae_jax.nets.product import dot_general
 from vae_jax.nets.recurrent import Tokens, at_end, check_dropout, joined, shifted
@@ -205,19 +206,6 @@ class Block(nn.Module):
     def step(self, x: Float[Array, "n 1 width"], cache: Cache, t: Array) -> tuple[Array, Cache]:
         seen = jnp.arange(cache[0].shape[1]) <= t
         return self._run(x, cache, t, seen[None, None])
-
-
-def attend(
-    q: Float[Array, "n t heads d"],
-    k: Float[Array, "n s heads d"],
-    v: Float[Array, "n s heads d"],
-    seen: Bool[Array, "m t s"],
-) -> Float[Array, "n t heads d"]:
-    """softmax(q k' / sqrt(d)) v over the positions s that are seen from t, for each head."""
-    logits = jnp.einsum("nqhd,nkhd->nhqk", q * q.shape[-1] ** -0.5, k)
-    logits = logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
-    weights = jax.nn.softmax(jnp.where(seen[:, None], logits, jnp.finfo(logits.dtype).min), axis=-1)
-    return jnp.einsum("nhqk,nkhd->nqhd", weights.astype(v.dtype), v)
 
 
 def rotated(x: Float[Array, "n t heads d"], positions: Shaped[Array, "t"]) -> Float[Array, "n t heads d"]:
