@@ -91,10 +91,7 @@ def evaluate(
     """
     preprocess = identity() if preprocess is None else preprocess
     check_data(model, ys, cs, preprocess, params=params)
-    if k < 0 or samples < 1 or at_once < 1:
-        raise ValueError(f"want k >= 0, samples >= 1 and at_once >= 1; got {k}, {samples} and {at_once}")
-    if k:
-        importance_of(model)
+    check_options(model, k, samples, at_once)
     return evaluate_checked(
         model,
         params,
@@ -108,6 +105,16 @@ def evaluate(
         at_once=at_once,
         progress=progress,
     )
+
+
+def check_options(model: Model, k: int, samples: int, at_once: int) -> None:
+    """Raise a ValueError for options of `evaluate` that are out of range, or that this model does not offer."""
+    if k < 0 or samples < 1:
+        raise ValueError(f"want k >= 0 and samples >= 1; got k={k}, samples={samples}")
+    if at_once < 1:
+        raise ValueError(f"at_once is how many importance samples are in memory, at least 1; got {at_once}")
+    if k:
+        importance_of(model)
 
 
 def evaluate_checked(

@@ -9,8 +9,7 @@ import numpy as np
 from jax import Array
 
 from vae_jax.check import check_data
-from vae_jax.estimators import importance_of
-from vae_jax.evaluate.elbo import Evaluation, Mean, evaluation_of, over_split, values_of
+from vae_jax.evaluate.elbo import Evaluation, Mean, check_options, evaluation_of, over_split, values_of
 from vae_jax.model import Model, Params
 from vae_jax.preprocess import identity
 from vae_jax.text.bucketing import branch_of, lengths, widths_of
@@ -46,10 +45,7 @@ def evaluate_by_length(
     ys = np.asarray(ys)
     whole = build(ys.shape[-1])
     check_data(whole, ys, cs, identity(), params=params)
-    if k < 0 or samples < 1 or at_once < 1:
-        raise ValueError(f"want k >= 0, samples >= 1 and at_once >= 1; got {k}, {samples} and {at_once}")
-    if k:
-        importance_of(whole)
+    check_options(whole, k, samples, at_once)
     batch_size = min(batch_size, len(ys))
     widths = widths_of(columns, ys.shape[-1])
     order = np.argsort(lengths(ys), kind="stable")
