@@ -120,7 +120,7 @@ def with_detail(terms: Terms, q: dist.Distribution, unit_rate: Array | None) -> 
     return terms._replace(detail={**terms.detail, "z": {"mean": mean_of(q), "rate": unit_rate}})
 
 
-def _with_rate(terms: Terms, rate: Array) -> Terms:
+def with_rate(terms: Terms, rate: Array) -> Terms:
     """The terms with a rate in closed form, which is not split over levels."""
     return terms._replace(rate=rate, detail={**terms.detail, "rates": jnp.reshape(rate, (1,))})
 
@@ -206,7 +206,7 @@ def _analytic_terms(parts, params, key, y, c):
         ) from error
     z = q.rsample(k_z)
     at_sample = _assemble(bounds(parts), params, k_parts, log_prob(q, z), z, y, c)
-    return with_detail(_with_rate(at_sample, kl), q, unit_kl(q, p))
+    return with_detail(with_rate(at_sample, kl), q, unit_kl(q, p))
 
 
 def _at_every_z(chain, parts, params, key, y, c):
@@ -229,7 +229,7 @@ def _enumerated_importance(parts, params, key, y, c):
     q, log_qs, each = _at_every_z(importances(parts), parts, params, key, y, c)
     joint = -(each.nats - log_qs)
     terms = _average(jax.nn.softmax(joint), each)
-    terms = with_detail(_with_rate(terms, -logsumexp(joint) - terms.distortion), q, None)
+    terms = with_detail(with_rate(terms, -logsumexp(joint) - terms.distortion), q, None)
     log_qs_of_parts = log_drawn(each)
     if log_qs_of_parts is None:
         return terms

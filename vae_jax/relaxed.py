@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from vae_jax.distributions import GumbelSoftmax, check_temperature
-from vae_jax.estimators import Estimator, at_z, bounds, with_detail
+from vae_jax.estimators import Estimator, at_z, bounds, with_detail, with_rate
 from vae_jax.model import Terms, join
 from vae_jax.one_hot import OneHot
 from vae_jax.score_function import score_function
@@ -93,9 +93,7 @@ def _check(distribution: dist.Distribution, part: str) -> None:
 def _at(parts, params, key, q, z, y, c) -> Terms:
     """The terms at z, with the rate in closed form."""
     rate = dist.kl_divergence(q, parts.prior_conditional.dist(params["pri"], c))
-    terms = at_z(bounds(parts), parts, params, key, q, z, y, c)
-    terms = terms._replace(rate=rate, detail={**terms.detail, "rates": jnp.reshape(rate, (1,))})
-    return with_detail(terms, q, None)
+    return with_detail(with_rate(at_z(bounds(parts), parts, params, key, q, z, y, c), rate), q, None)
 
 
 @jax.custom_jvp

@@ -230,8 +230,8 @@ def make_em_step(
         ValueError: the decay is out of range.
     """
     em = em_of(model)
-    if not callable(decay) and not 0 <= decay < 1:
-        raise ValueError(f"decay is the weight of the past, in [0, 1); got {decay}")
+    if not callable(decay):
+        check_decay(decay)
 
     def step(state: EMState, ys: Any, cs: Any = None) -> tuple[EMState, Array]:
         past = decay(state.step) if callable(decay) else decay
@@ -246,6 +246,12 @@ def make_em_step(
 def running_average(old: Any, new: Any, past: ArrayLike) -> Any:
     """The past has weight `past`, what is new the rest."""
     return jax.tree.map(lambda x, y: past * x + (1 - past) * y, old, new)
+
+
+def check_decay(decay: float) -> None:
+    """Raise a ValueError unless this can be the weight of the past."""
+    if not 0 <= decay < 1:
+        raise ValueError(f"decay is the weight of the past, in [0, 1); got {decay}")
 
 
 def as_vae(model: Conditional) -> Model:

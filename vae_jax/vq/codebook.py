@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.em.fit import running_average
+from vae_jax.em.fit import check_decay, running_average
 from vae_jax.em.kmeans import assign, k_means, recentred
 from vae_jax.model import Scatter, average
 from vae_jax.vq.quantiser import (
@@ -29,7 +29,6 @@ from vae_jax.vq.quantiser import (
     Quantiser,
     Through,
     check_codes,
-    check_decay,
     check_levels,
     check_vectors,
     fractions,

@@ -154,9 +154,3 @@ def check_levels(levels: int) -> None:
     """Raise a ValueError unless there are codes to choose from."""
     if levels < 2:
         raise ValueError(f"a code is one of K >= 2; got K={levels}")
-
-
-def check_decay(decay: float) -> None:
-    """Raise a ValueError unless this can be the weight of the past."""
-    if not 0 <= decay < 1:
-        raise ValueError(f"decay is the weight of the past, in [0, 1); got {decay}")

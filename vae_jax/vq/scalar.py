@@ -13,12 +13,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.em.fit import running_average
+from vae_jax.em.fit import check_decay, running_average
 from vae_jax.vq.quantiser import (
     Quantised,
     Quantiser,
     check_codes,
-    check_decay,
     check_vectors,
     fractions,
     occurrences,
