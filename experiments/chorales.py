@@ -30,10 +30,11 @@ import optax
 import vae_jax
 from experiments import publish
 from experiments.phrases import Phrases, load_phrases, roll
-from vae_jax import Conditional, Model, nets, objectives, pictures, report
-from vae_jax.autoregressive import adjusted, autoregressive, in_training, temperature
-from vae_jax.evaluate import Evaluation, Mean, evaluate, mean
-from vae_jax.fit import Fitted, fit
+from vae_jax import Conditional, Evaluation, Fitted, Model, core, evaluate, fit, nets
+from vae_jax.core import objectives
+from vae_jax.evaluation import Mean, mean
+from vae_jax.parts import adjusted, autoregressive, in_training, temperature
+from vae_jax.report import page, pictures
 
 WAYS = ("autoregressive", "VAE", "VAE, free bits")
 
@@ -96,7 +97,7 @@ def build(config: Config, levels: int) -> tuple[Conditional, dict[str, Way]]:
 
     free = objectives.free_bits(config.floor, objectives.per_example)
     return decoder, {
-        "autoregressive": Way(vae_jax.lift(decoder), objectives.of(lambda step: noisy), None),
+        "autoregressive": Way(core.lift(decoder), objectives.of(lambda step: noisy), None),
         "VAE": Way(latent(decoder), objectives.of(lambda step: latent(noisy)), encoder),
         "VAE, free bits": Way(latent(decoder), objectives.of(lambda step: latent(noisy), free), encoder),
     }
@@ -125,33 +126,33 @@ def over_pieces(values: np.ndarray, piece: np.ndarray) -> Mean:
     return mean([values[piece == i].mean() for i in np.unique(piece)])
 
 
-def table(results: dict[str, tuple[Fitted, Evaluation]], phrases: Phrases, rows: int) -> list[report.Row]:
+def table(results: dict[str, tuple[Fitted, Evaluation]], phrases: Phrases, rows: int) -> list[page.Row]:
     """What four voices cost in an eighth note."""
     where = f"nats per eighth note of four voices, {len(np.unique(phrases.piece))} test pieces"
     found = []
     for name, (_, shown) in results.items():
         if shown.log_likelihood is None:
-            found.append(report.Row(f"{name}: -ln P(y)", *over_pieces(-shown.elbo / rows, phrases.piece), where))
+            found.append(page.Row(f"{name}: -ln P(y)", *over_pieces(-shown.elbo / rows, phrases.piece), where))
             continue
         bound = over_pieces(-shown.log_likelihood / rows, phrases.piece)
         rate = mean(shown.rate)
         found += [
-            report.Row(f"{name}: -ln P(y) at most", *bound, f"{where}; importance-weighted, k = {shown.k}"),
-            report.Row(f"{name}: -ELBO", *over_pieces(-shown.elbo / rows, phrases.piece), where),
-            report.Row(f"{name}: rate", *rate, "nats per phrase; 0 is posterior collapse"),
+            page.Row(f"{name}: -ln P(y) at most", *bound, f"{where}; importance-weighted, k = {shown.k}"),
+            page.Row(f"{name}: -ELBO", *over_pieces(-shown.elbo / rows, phrases.piece), where),
+            page.Row(f"{name}: rate", *rate, "nats per phrase; 0 is posterior collapse"),
         ]
     return found
 
 
 def compositions(
     config: Config, results: dict[str, tuple[Fitted, Evaluation]], phrases: Phrases, key: jax.Array
-) -> list[report.Section]:
+) -> list[page.Section]:
     """Test phrases, draws of each way, and what lies between two phrases."""
     decoder, ways = build(config, phrases.levels)
     k_draw, k_between = jax.random.split(key)
 
-    def picture(ys: Any, alt: str, columns: int = 4) -> report.Picture:
-        return report.Picture(roll(np.asarray(ys), phrases.low, phrases.levels, columns), alt, alt)
+    def picture(ys: Any, alt: str, columns: int = 4) -> page.Picture:
+        return page.Picture(roll(np.asarray(ys), phrases.low, phrases.levels, columns), alt, alt)
 
     shown = [picture(phrases.test[:: max(1, len(phrases.test) // 8)][:8], "test phrases")]
     between = []
@@ -167,13 +168,13 @@ def compositions(
             ys = np.concatenate([phrases.test[:1], decode(fitted.params["gen"], k_between, zs), phrases.test[-1:]])
             between.append(picture(ys, f"{name}: between two test phrases", 8))
     told = "Soprano red, alto yellow, tenor green, bass blue; dark where a note starts."
-    sections = [report.Section("Phrases", f"Two bars each. {told}", shown)]
+    sections = [page.Section("Phrases", f"Two bars each. {told}", shown)]
     if between:
         caption = (
             "Drawn at temperature 0.5, always with the same noise, at six points on the line between two codes; the "
             "phrases themselves at the ends. All the same where z carries nothing."
         )
-        sections.append(report.Section("Between two phrases", caption, between))
+        sections.append(page.Section("Between two phrases", caption, between))
     return sections
 
 
@@ -216,7 +217,7 @@ def main(config: Config) -> dict[str, Any]:
         table=table(results, phrases, config.rows),
         sections=[
             *compositions(config, results, phrases, k_report),
-            report.Section("Learning curves", caption, [report.Picture(curves, "bound by epoch")]),
+            page.Section("Learning curves", caption, [page.Picture(curves, "bound by epoch")]),
         ],
     )
 

@@ -4,8 +4,9 @@
     python -m experiments.collapse --help     # every option
 
 With L2 distortion z has to specify y up to sigma: each direction of the data whose variance exceeds sigma^2 is sent
-through z, the others collapse, exactly where theory says (`vae_jax.evaluate.collapse`). An autoregressive generator can
-compute P(y) from the pixels before each pixel, without z: the encoder may ignore y, unless something keeps it from it.
+through z, the others collapse, exactly where theory says (`vae_jax.evaluation.collapse`). An autoregressive generator
+can compute P(y) from the pixels before each pixel, without z: the encoder may ignore y, unless something keeps it from
+it.
 """
 
 import dataclasses
@@ -18,14 +19,13 @@ import optax
 import vae_jax
 from experiments import publish
 from experiments.rate_distortion import constant_std
-from vae_jax import data, nets, objectives, pictures, report
-from vae_jax.autoregressive import autoregressive, in_training
-from vae_jax.cures import committed_gaussian
-from vae_jax.evaluate import Evaluation, active_units, evaluate, mean
-from vae_jax.evaluate.collapse import Collapse, collapse
-from vae_jax.fit import Fitted, fit
-from vae_jax.preprocess import Preprocess
-from vae_jax.train import lagging
+from vae_jax import Evaluation, Fitted, core, data, evaluate, fit, nets
+from vae_jax.core import objectives
+from vae_jax.data import Preprocess
+from vae_jax.evaluation import Collapse, active_units, collapse, mean
+from vae_jax.parts import autoregressive, committed_gaussian, in_training
+from vae_jax.report import page, pictures
+from vae_jax.training import lagging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,10 +95,10 @@ def dequantised(levels: int) -> Preprocess:
     return Preprocess(apply, f"{levels} levels, dequantised", float(np.log(levels)))
 
 
-def encoder_net(config: Config, scale: float = 1.0) -> vae_jax.Network:
+def encoder_net(config: Config, scale: float = 1.0) -> core.Network:
     """The encoder's network, the same with both generators: an affine mean of y / scale, a deviation whatever y."""
     net = constant_std(config.latent)
-    return vae_jax.Network(
+    return core.Network(
         lambda key, y: net.init(key, y / scale),
         lambda params, y: net.apply(params, y / scale),
     )
@@ -113,7 +113,7 @@ def at_sigma(config: Config, sigma: float, key: jax.Array, ys: np.ndarray, start
     prepare, batch = dequantised(config.levels), min(250, len(ys))
     steps = config.linear_epochs * (len(ys) // batch)
     fitted = fit(
-        model if start is None else vae_jax.start_from(model, start),
+        model if start is None else core.start_from(model, start),
         optax.adam(optax.cosine_decay_schedule(1e-2, steps)),
         ys,
         key=k_fit,
@@ -133,7 +133,7 @@ def ways(config: Config, steps: int) -> dict[str, dict[str, Any]]:
     floor = config.floor
     return {
         NO_CURE: {},
-        "KL annealing": {"objective": objectives.beta_elbo(objectives.linear(max(1, steps // 2)))},
+        "KL annealing": {"objective": objectives.beta_elbo(objectives.linear_annealing(max(1, steps // 2)))},
         "free bits": {"objective": objectives.free_bits(floor, objectives.per_example)},
         "lagging encoder": {"parts": lagging(5, max(1, steps // 2))},
         "half of the pixels unseen": {"dropped": 0.5},
@@ -174,21 +174,21 @@ def autoregressively(
     return Cured(fitted, evaluate(model, fitted.state.params, k_evaluate, test, samples=4))
 
 
-def table(points: list[Point], cured: dict[str, Cured], n: int) -> list[report.Row]:
+def table(points: list[Point], cured: dict[str, Cured], n: int) -> list[page.Row]:
     """Rates with both generators."""
     rows = []
     for point in points:
         said = f"{point.theory.rate:.3f} by theory; {point.theory.active} units active by theory"
         meaning = f"nats per image, {n} training images; {said}"
-        rows.append(report.Row(f"L2, sigma = {point.sigma:g}: rate", *mean(point.evaluation.rate), meaning))
+        rows.append(page.Row(f"L2, sigma = {point.sigma:g}: rate", *mean(point.evaluation.rate), meaning))
     for name, one in cured.items():
         elbo = mean(one.evaluation.elbo)
         meaning = f"nats per test image; ELBO {elbo.value:.2f} ± {elbo.standard_error:.2f}"
-        rows.append(report.Row(f"autoregressive, {name}: rate", *mean(one.evaluation.rate), meaning))
+        rows.append(page.Row(f"autoregressive, {name}: rate", *mean(one.evaluation.rate), meaning))
     return rows
 
 
-def sections(points: list[Point], cured: dict[str, Cured]) -> list[report.Section]:
+def sections(points: list[Point], cured: dict[str, Cured]) -> list[page.Section]:
     """The claim in one figure, and the units that are active."""
     sigma = np.log10([point.sigma for point in points])
     rates = {
@@ -204,26 +204,26 @@ def sections(points: list[Point], cured: dict[str, Cured]) -> list[report.Sectio
     }
     words = [[f"{point.sigma:g}", point.theory.sentence] for point in points]
     return [
-        report.Section(
+        page.Section(
             "What z carries",
             "One encoder, two generators. Left: with L2 distortion the rate falls as sigma grows, to 0 where theory "
             "says so, and z nearly specifies y where sigma is small. Right: with an autoregressive generator the rate "
             "during training, without and with cures.",
             [
-                report.Picture(
+                page.Picture(
                     pictures.curves(rates, x="log₁₀ sigma", y="rate, nats per image"), "rate by sigma", "L2 distortion"
                 ),
-                report.Picture(
+                page.Picture(
                     pictures.curves(over_epochs, x="epoch", y="rate, nats per image"),
                     "rate by epoch for each cure",
                     "autoregressive generator",
                 ),
             ],
         ),
-        report.Section(
+        page.Section(
             "Units",
             "A unit counts as active if its posterior mean varies over the training images with a variance above 0.01.",
-            table=report.TextTable(["sigma", "in words"], words),
+            table=page.TextTable(["sigma", "in words"], words),
         ),
     ]
 

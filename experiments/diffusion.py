@@ -24,9 +24,9 @@ import optax
 
 from experiments import diffusion_report, publish, vae
 from vae_jax import diffusion as df
-from vae_jax import nets, objectives, preprocess
-from vae_jax.evaluate import evaluate
-from vae_jax.fit import fit
+from vae_jax import evaluate, fit, nets
+from vae_jax.core import objectives
+from vae_jax.data import preprocess
 
 
 @dataclasses.dataclass(frozen=True)
@@ -150,17 +150,18 @@ def build(config: Config, shape: tuple[int, ...]) -> tuple[df.Denoiser, preproce
             dtype=dtype,
         )
     schedule = {"cosine": df.cosine, "linear": df.linear, "learned": df.learned}[config.schedule]()
+    predictions = {"velocity": df.predict_velocity, "noise": df.predict_noise, "data": df.predict_data}
     in_levels = config.likelihood == "levels"
     denoiser = df.denoiser(
         net,
         shape,
         schedule,
         process={"preserving": df.variance_preserving, "exploding": df.variance_exploding}[config.process],
-        prediction={"velocity": df.velocity, "noise": df.noise, "data": df.data}[config.prediction],
-        observation=df.levels(256) if in_levels else df.continuous(0.0, 1.0),
+        prediction=predictions[config.prediction],
+        observation=df.discrete(256) if in_levels else df.continuous(0.0, 1.0),
         steps=config.steps,
     )
-    return denoiser, preprocess.levels() if in_levels else preprocess.dequantisation()
+    return denoiser, preprocess.eight_bit() if in_levels else preprocess.dequantisation()
 
 
 def build_sampler(config: Config) -> df.Sampler:
@@ -172,14 +173,14 @@ def build_sampler(config: Config) -> df.Sampler:
 def build_objective(config: Config, denoiser: df.Denoiser) -> objectives.Objective:
     """The weighted loss, at times spread over the batch."""
     weighting = {
-        "sigmoid": df.objectives.sigmoid(),
-        "simple": df.objectives.simple,
-        "min-snr": df.objectives.min_snr(),
+        "sigmoid": df.sigmoid_weighting(),
+        "simple": df.simple,
+        "min-snr": df.min_snr(),
         "bound": None,
     }[config.objective]
-    inner = objectives.elbo() if weighting is None else df.objectives.weighted(weighting)
+    inner = objectives.elbo() if weighting is None else df.weighted(weighting)
     dropout = config.dropout > 0
-    objective = df.objectives.spread_times(lambda times: df.diffusion(denoiser, times=times, dropout=dropout), inner)
+    objective = df.spread_times(lambda times: df.diffusion(denoiser, times=times, dropout=dropout), inner)
     return objectives.drop_condition(objective, config.drop_condition) if config.conditional else objective
 
 

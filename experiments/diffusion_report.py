@@ -9,11 +9,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.vae_report import Split, learning_curve, over_batch
+from vae_jax import Evaluation, Fitted
 from vae_jax import diffusion as df
-from vae_jax import pictures, report
-from vae_jax.evaluate import Evaluation, bits_per_dimension, mean
-from vae_jax.fit import Fitted
-from vae_jax.preprocess import Preprocess
+from vae_jax.data import Preprocess
+from vae_jax.evaluation import bits_per_dimension, mean
+from vae_jax.report import page, pictures
 
 SHOWN = 10  # moments of a trajectory
 
@@ -23,20 +23,20 @@ def count(params: Any) -> int:
     return sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(params))
 
 
-def table(result: Evaluation, fitted: Fitted, n: int) -> list[report.Row]:
+def table(result: Evaluation, fitted: Fitted, n: int) -> list[page.Row]:
     """The bound, its three parts, and the speed."""
     assert result.level_rate is not None
     rows = [
-        report.Row("test bound", *mean(-result.elbo), f"nats per image, {n} test images, {result.convention}; -ELBO"),
-        report.Row("diffusion", result.level_rate[0], None, "nats; the rate of all steps"),
-        report.Row("prior", result.level_rate[1], None, "nats; the rate of what is left at the end, against N(0, I)"),
-        report.Row("reconstruction", *mean(result.distortion), "nats; -ln P(y|z_0)"),
+        page.Row("test bound", *mean(-result.elbo), f"nats per image, {n} test images, {result.convention}; -ELBO"),
+        page.Row("diffusion", result.level_rate[0], None, "nats; the rate of all steps"),
+        page.Row("prior", result.level_rate[1], None, "nats; the rate of what is left at the end, against N(0, I)"),
+        page.Row("reconstruction", *mean(result.distortion), "nats; -ln P(y|z_0)"),
     ]
     bits = bits_per_dimension(result)
     if bits is not None:
-        rows.append(report.Row("bits/dim at most", *bits, f"from the bound; {result.dimensions} dimensions"))
-    rows.append(report.Row("training speed", fitted.images_per_second, None, "images/s, median epoch after the first"))
-    rows.append(report.Row("updates skipped", int(fitted.state.skipped), None, "not finite"))
+        rows.append(page.Row("bits/dim at most", *bits, f"from the bound; {result.dimensions} dimensions"))
+    rows.append(page.Row("training speed", fitted.images_per_second, None, "images/s, median epoch after the first"))
+    rows.append(page.Row("updates skipped", int(fitted.state.skipped), None, "not finite"))
     return rows
 
 
@@ -50,7 +50,7 @@ def sections(
     sampler: df.Sampler,
     guidance: float,
     directory: str,
-) -> list[report.Section]:
+) -> list[page.Section]:
     """The pictures of the report; `samples.png` is also written to the directory."""
     k_samples, k_noising, k_levels = jax.random.split(key, 3)
     zoom = max(1, 56 // test.ys.shape[1])
@@ -61,15 +61,15 @@ def sections(
     originals = test.ys[: 4 * columns] / np.float32(255)
     of_class = "" if test.cs is None else ", a column for each class"
     return [
-        report.Section(
+        page.Section(
             "Samples",
             f"Draws from the model{of_class}, {sampler.steps} steps.",
-            [report.Picture(samples, "samples from the model")],
+            [page.Picture(samples, "samples from the model")],
         ),
-        report.Section(
+        page.Section(
             "Test images",
             "For comparison: what the model has not seen.",
-            [report.Picture(pictures.png(pictures.grid(originals, columns), zoom), "test images")],
+            [page.Picture(pictures.png(pictures.grid(originals, columns), zoom), "test images")],
         ),
         _denoising(drawn, zoom),
         _noising(denoiser, fitted.params, k_noising, test, prepare, zoom),
@@ -108,25 +108,21 @@ def _picture(xs: np.ndarray) -> np.ndarray:
     return np.clip((np.asarray(xs, np.float32) + 1) / 2, 0, 1)
 
 
-def _denoising(drawn: df.Trajectory, zoom: int, rows: int = 5) -> report.Section:
+def _denoising(drawn: df.Trajectory, zoom: int, rows: int = 5) -> page.Section:
     """Pairs of rows: z_t from noise to data, and below it what the U-Net makes of it."""
     pairs = np.stack([drawn.zs[:rows], drawn.xs[:rows]], axis=1)
     images = _picture(pairs.reshape(-1, *pairs.shape[3:]))
-    return report.Section(
+    return page.Section(
         "The denoising chain",
         "From left to right the latents z_t of some draws, from noise to data; below each of them xhat(z_t), what the "
         "network expects the image to be.",
-        [
-            report.Picture(
-                pictures.png(pictures.grid(images, SHOWN), zoom), "latents and what the network makes of them"
-            )
-        ],
+        [page.Picture(pictures.png(pictures.grid(images, SHOWN), zoom), "latents and what the network makes of them")],
     )
 
 
 def _noising(
     denoiser: df.Denoiser, params: Any, key: jax.Array, test: Split, prepare: Preprocess, zoom: int, rows: int = 5
-) -> report.Section:
+) -> page.Section:
     """The fixed encoder: test images and their z_t; below, what the network makes of them."""
     ts = jnp.linspace(0.0, 1.0, SHOWN)
 
@@ -145,16 +141,16 @@ def _noising(
     zs, xs = over_batch(one, params, jax.random.split(key, len(ys)), ys, cs)
     pairs = np.stack([zs, xs], axis=1)
     images = _picture(pairs.reshape(-1, *pairs.shape[3:]))
-    return report.Section(
+    return page.Section(
         "The fixed encoder",
         "Test images, with more and more noise from left to right; below each the network's xhat(z_t).",
-        [report.Picture(pictures.png(pictures.grid(images, SHOWN), zoom), "test images with noise, denoised")],
+        [page.Picture(pictures.png(pictures.grid(images, SHOWN), zoom), "test images with noise, denoised")],
     )
 
 
 def _cost(
     denoiser: df.Denoiser, params: Any, key: jax.Array, test: Split, prepare: Preprocess, parts: int = 20, n: int = 200
-) -> report.Section:
+) -> page.Section:
     """The rate by time: what each twentieth of the way costs."""
 
     def one(params, key, y, c):
@@ -169,15 +165,15 @@ def _cost(
     )
     middles = (np.arange(parts) + 0.5) / parts
     gammas = np.asarray(jax.vmap(lambda t: denoiser.gamma(params["enc"], t))(jnp.asarray(middles)))
-    return report.Section(
+    return page.Section(
         "What each noise level costs",
         "The rate of each twentieth of the way from t = 0 (data) to t = 1 (noise), in nats per image; the mean "
         f"squared error of the noise that the network predicts; and the schedule. {len(ys)} test images.",
         [
-            report.Picture(pictures.curves({"rate": (middles, nats)}, x="t", y="nats"), "rate by time"),
-            report.Picture(
+            page.Picture(pictures.curves({"rate": (middles, nats)}, x="t", y="nats"), "rate by time"),
+            page.Picture(
                 pictures.curves({"(eps - epshat)²": (middles, squared)}, x="t", y="mean squared error"), "error by time"
             ),
-            report.Picture(pictures.curves({"gamma": (middles, gammas)}, x="t", y="-ln SNR"), "schedule"),
+            page.Picture(pictures.curves({"gamma": (middles, gammas)}, x="t", y="-ln SNR"), "schedule"),
         ],
     )

@@ -18,9 +18,10 @@ import numpy as np
 
 from experiments import discrete_routes as routes
 from experiments import em_routes, publish
-from vae_jax import data, pictures, report
-from vae_jax.em.fit import em_of
-from vae_jax.evaluate import Mean, mean
+from vae_jax import data
+from vae_jax.em.algorithm import em_of
+from vae_jax.evaluation import Mean, mean
+from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -117,14 +118,14 @@ def run(config: Config, train: np.ndarray, test: np.ndarray) -> dict[str, Result
     return {name: result(name) for name in paths}
 
 
-def table(results: dict[str, Result], where: str) -> list[report.Row]:
+def table(results: dict[str, Result], where: str) -> list[page.Row]:
     """Where each route ended, and how its gradient compares with the exact one."""
-    rows = [report.Row(f"ln P, {name}", *r.log_p, f"nats per image, {where}") for name, r in results.items()]
+    rows = [page.Row(f"ln P, {name}", *r.log_p, f"nats per image, {where}") for name, r in results.items()]
     for name, r in results.items():
         if r.measured is not None:
             bias, noise, spread = r.measured
             meaning = f"lengths of the exact gradient; ±: what noise alone gives; spread of one draw {spread:.2f}"
-            rows.append(report.Row(f"bias, {name}", bias, noise, meaning))
+            rows.append(page.Row(f"bias, {name}", bias, noise, meaning))
     return rows
 
 
@@ -134,10 +135,10 @@ def words(measured: routes.Measured | None) -> tuple[str, str]:
         return "", ""
     if measured.spread < 1e-3:
         return "0", "0"
-    return " ± ".join(report.number_text(measured.bias, measured.noise)), f"{measured.spread:.2f}"
+    return " ± ".join(page.number_text(measured.bias, measured.noise)), f"{measured.spread:.2f}"
 
 
-def sections(results: dict[str, Result], config: Config, where: str) -> list[report.Section]:
+def sections(results: dict[str, Result], config: Config, where: str) -> list[page.Section]:
     """The comparison, the climbs, the classes."""
     cells = [
         [
@@ -152,7 +153,7 @@ def sections(results: dict[str, Result], config: Config, where: str) -> list[rep
     ]
     columns = ["route", "bias", "spread", "ms a step", "test ln P", "ln P - ELBO", "classes in use"]
     return [
-        report.Section(
+        page.Section(
             "The routes",
             f"All start at the same parameters and take {config.epochs} epochs in batches of {config.batch_size}. Bias "
             "and spread are those of the encoder's gradient for one batch, where two epochs of the exact route have "
@@ -161,21 +162,21 @@ def sections(results: dict[str, Result], config: Config, where: str) -> list[rep
             f"is noise. ln P and ELBO are exact, {where}; a class is in use if its weight is at least a fifth of "
             f"1/{config.classes}. A step of EM is an iteration over all images; it has no encoder but the exact "
             "posterior.",
-            table=report.TextTable(columns, cells),
+            table=page.TextTable(columns, cells),
         ),
         *(
-            report.Section(
+            page.Section(
                 f"The climb: {title}",
                 "Exact mean ln P(y) of the training images by epoch, the first two left out; EM by iteration.",
-                [report.Picture(climb({name: results[name] for name in names}), f"ln P by epoch, {title}")],
+                [page.Picture(climb({name: results[name] for name in names}), f"ln P by epoch, {title}")],
             )
             for title, names in groups(results).items()
         ),
-        report.Section(
+        page.Section(
             "The classes",
             f"The mean image of each class, the heaviest first; a row for each route, from top to bottom: "
             f"{', '.join(results)}.",
-            [report.Picture(classes(results), "means of the classes, by route")],
+            [page.Picture(classes(results), "means of the classes, by route")],
         ),
     ]
 

@@ -17,12 +17,12 @@ import optax
 
 import vae_jax
 from experiments import em_routes
-from vae_jax import nets
+from vae_jax import core, gumbel, nets, straight_through_gumbel
+from vae_jax.core import Objective, elbo, leave_one_out, of, vimco
+from vae_jax.core.multi_sample import log_mean
+from vae_jax.core.objectives import batch_terms
 from vae_jax.em import mixture_of_bernoullis
-from vae_jax.multi_sample import leave_one_out, log_mean, vimco
-from vae_jax.objectives import Objective, batch_terms, elbo, of
-from vae_jax.one_hot import learned_classes, one_hot
-from vae_jax.relaxed import gumbel, straight_through_gumbel
+from vae_jax.parts import learned_classes, one_hot
 
 EXACT, EM, HIGHEST = "exact enumeration", "EM", 2.0
 
@@ -36,7 +36,7 @@ class Parts(NamedTuple):
     classes: int
     shape: tuple[int, ...]
 
-    def model(self, estimator: vae_jax.Estimator) -> vae_jax.Model:
+    def model(self, estimator: core.Estimator) -> vae_jax.Model:
         return vae_jax.vae(self.encoder, self.prior, self.generator, estimator=estimator)
 
     def start(self, key: jax.Array, ys: np.ndarray) -> Any:

@@ -19,11 +19,12 @@ import numpy as np
 
 import vae_jax
 from experiments import em_routes, publish
-from vae_jax import data, pictures, report
+from vae_jax import core, data, evaluate
+from vae_jax.data import Preprocess
 from vae_jax.em import CovariancePrior, FittedEM, fit_em, mixture_of_gaussians
-from vae_jax.em.fit import em_of
-from vae_jax.evaluate import Mean, evaluate, mean
-from vae_jax.preprocess import Preprocess
+from vae_jax.em.algorithm import em_of
+from vae_jax.evaluation import Mean, mean
+from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,7 +146,7 @@ def purity(members: np.ndarray, labels: np.ndarray, test_members: np.ndarray, te
 
 def sections(
     model: vae_jax.Conditional, fitted: FittedEM, projection: Projection, key: jax.Array, seen: np.ndarray
-) -> list[report.Section]:
+) -> list[page.Section]:
     """The climb, the components, samples."""
     mixture = model.dist(fitted.params)
     order = np.argsort(-np.asarray(mixture.mixing_distribution.probs))
@@ -154,35 +155,35 @@ def sections(
     means, factors = np.asarray(gaussians.loc)[order], np.asarray(gaussians.scale_tril)[order]
     zoom = max(1, 56 // projection.shape[0])
 
-    def picture(images: np.ndarray, alt: str, caption: str = "") -> report.Picture:
-        return report.Picture(pictures.png(pictures.grid(images, 10), zoom), alt, caption)
+    def picture(images: np.ndarray, alt: str, caption: str = "") -> page.Picture:
+        return page.Picture(pictures.png(pictures.grid(images, 10), zoom), alt, caption)
 
     k_parts, k_samples = jax.random.split(key)
     samples = projection.images(jax.vmap(mixture.sample)(jax.random.split(k_samples, 40)))
     steps = np.arange(len(fitted.history))
     climb = {"training images": (steps[1:], fitted.history[1:])}
     return [
-        report.Section(
+        page.Section(
             "The climb",
             f"Mean ln p of the training images, in nats, with the prior on the covariances; the start is at "
             f"{fitted.history[0]:.2f}. EM never lowers it.",
-            [report.Picture(pictures.curves(climb, x="iteration", y="ln p, nats per image"), "ln p by iteration")],
+            [page.Picture(pictures.curves(climb, x="iteration", y="ln p, nats per image"), "ln p by iteration")],
         ),
-        report.Section(
+        page.Section(
             "Components",
             "The mean of each component as a picture, largest weight first; and the weights.",
             [
                 picture(projection.images(means), "means of the components"),
-                report.Picture(pictures.bars(weights, x="component, largest first", y="weight"), "weights"),
+                page.Picture(pictures.bars(weights, x="component, largest first", y="weight"), "weights"),
             ],
         ),
-        report.Section(
+        page.Section(
             "Inside six components",
             "A row for each of the six largest. On the left its mean and what lies -2, -1, 1 and 2 standard deviations "
             "from it along the direction in which it varies most; on the right five draws of it.",
             [picture(projection.images(inside(means[:6], factors[:6], k_parts)), "directions and draws of components")],
         ),
-        report.Section(
+        page.Section(
             "Samples",
             "Draws of the whole mixture, and test images as the projection keeps them.",
             [picture(samples, "samples", "samples"), picture(projection.images(seen), "test images", "test images")],
@@ -201,19 +202,19 @@ def inside(means: np.ndarray, factors: np.ndarray, key: jax.Array) -> np.ndarray
 
 def table(
     model: vae_jax.Conditional, fitted: FittedEM, key: jax.Array, train: Seen, test: Seen, prepare: Preprocess
-) -> list[report.Row]:
+) -> list[page.Row]:
     """ln p on both splits beside one Gaussian's, and what the components know of the classes."""
     n = min(len(train.zs), len(test.zs))
     on_test, on_train = (
-        evaluate(vae_jax.lift(model), fitted.params, key, ys, preprocess=prepare)
+        evaluate(core.lift(model), fitted.params, key, ys, preprocess=prepare)
         for ys in (test.source.ys, shorten(train.source, n).ys)
     )
     where = f"nats per image, {len(test.zs)} test images, {on_test.convention}"
     rows = [
-        report.Row("test ln p", *mean(on_test.elbo), f"{where}; a density of these, not of images; higher is better"),
-        report.Row("training ln p", *mean(on_train.elbo), f"the same of {n} training images"),
-        report.Row("test ln p of one Gaussian", *one_gaussian(train.zs, test.zs), "one component instead"),
-        report.Row(
+        page.Row("test ln p", *mean(on_test.elbo), f"{where}; a density of these, not of images; higher is better"),
+        page.Row("training ln p", *mean(on_train.elbo), f"the same of {n} training images"),
+        page.Row("test ln p of one Gaussian", *one_gaussian(train.zs, test.zs), "one component instead"),
+        page.Row(
             "iterations of EM", len(fitted.history) - 1, None, "converged" if fitted.converged else "not converged"
         ),
     ]
@@ -221,7 +222,7 @@ def table(
         members, test_members = (assign(model, fitted.params, split.zs) for split in (train, test))
         share = purity(members, train.source.labels, test_members, test.source.labels)
         meaning = "share of test images of the class that is commonest in their component"
-        rows.append(report.Row("class purity", *share, meaning))
+        rows.append(page.Row("class purity", *share, meaning))
     return rows
 
 

@@ -12,9 +12,10 @@ import numpy as np
 import optax
 
 import vae_jax
-from vae_jax import pictures, report
+from vae_jax import core
 from vae_jax.em import as_vae, init_em, make_em_step, mixture_of_gaussians
-from vae_jax.em.fit import em_of
+from vae_jax.em.algorithm import em_of
+from vae_jax.report import page, pictures
 
 EM, HARD, VAE, GRADIENT = "EM", "hard EM", "enumerated VAE", "gradient ascent"
 
@@ -52,7 +53,7 @@ def four_routes(
     def ascend(model, start, key):
         return by_gradient(model, start, ys, key, passes, batch_size, learning_rate)
 
-    ascent, _ = ascend(vae_jax.lift(soft), start, k_ascent)
+    ascent, _ = ascend(core.lift(soft), start, k_ascent)
     by_vae, elbo = ascend(as_vae(soft), {"enc": start, **start}, k_vae)
     paths = {
         EM: by_em(soft, start, ys, passes),
@@ -109,15 +110,15 @@ _WORDS = {
 }
 
 
-def rows(routes: Routes) -> list[report.Row]:
+def rows(routes: Routes) -> list[page.Row]:
     """The four numbers for the table of results."""
     return [
-        report.Row(f"ln p, {name}", float(values[-1]), None, f"nats; a small mixture, {len(values) - 1} passes")
+        page.Row(f"ln p, {name}", float(values[-1]), None, f"nats; a small mixture, {len(values) - 1} passes")
         for name, values in routes.log_p.items()
     ]
 
 
-def section(routes: Routes, what: str) -> report.Section:
+def section(routes: Routes, what: str) -> page.Section:
     """The four curves in one picture, and where they end. `what` names data and mixture."""
     passes = np.arange(len(routes.log_p[EM]))
     first = 1 if len(passes) > 2 else 0  # the start is far below
@@ -134,15 +135,11 @@ def section(routes: Routes, what: str) -> report.Section:
         ]
         for name, values in routes.log_p.items()
     ]
-    return report.Section(
+    return page.Section(
         "Four routes to one mixture",
         f"{what}, from the same start. A pass is an iteration of EM, or an epoch of Adam. EM, the VAE and gradient "
         "ascent maximise the same likelihood; hard EM maximises the joint probability of y and its best component, the "
         f"last column, in which it {ahead}.",
-        [
-            report.Picture(
-                pictures.curves(lines, x="passes over the data", y="mean ln p, nats"), "ln p along four routes"
-            )
-        ],
-        report.TextTable(["route", "what it does", "mean ln p", "minus EM's", "mean max ln P(y, k)"], cells),
+        [page.Picture(pictures.curves(lines, x="passes over the data", y="mean ln p, nats"), "ln p along four routes")],
+        page.TextTable(["route", "what it does", "mean ln p", "minus EM's", "mean max ln P(y, k)"], cells),
     )

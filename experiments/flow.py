@@ -28,9 +28,10 @@ from jax.scipy.special import logsumexp
 
 import vae_jax
 from experiments import linear_vae, publish
-from vae_jax import flows, nets, pictures, report
-from vae_jax.evaluate import Evaluation, evaluate, mean
-from vae_jax.fit import Fitted, fit
+from vae_jax import Evaluation, Fitted, core, evaluate, fit, nets
+from vae_jax.evaluation import mean
+from vae_jax.parts import flows
+from vae_jax.report import page, pictures
 
 FLOWS = {"coupling": flows.coupling_flow, "maf": flows.autoregressive_flow}
 REACH = 3.5
@@ -146,7 +147,7 @@ def build(config: Config, size: int) -> dict[str, vae_jax.Model]:
     generator = vae_jax.l2(nets.MLP(config.hidden, size))
     normal = vae_jax.standard_normal(config.latent)
     makers = {
-        "flow": lambda: vae_jax.lift(kind(size)),
+        "flow": lambda: core.lift(kind(size)),
         "vae": lambda: vae_jax.vae(encoder, normal, generator),
         "flow-prior": lambda: vae_jax.vae(encoder, kind(config.latent), generator),
         "iaf-encoder": lambda: vae_jax.vae(bent, normal, generator),
@@ -184,30 +185,30 @@ def train(config: Config, name: str, model: vae_jax.Model, source: Data, key: ja
     return Trained(model, fitted, evaluate(model, fitted.params, k_evaluate, source.test, k=k))
 
 
-def rows(config: Config, trained: dict[str, Trained], source: Data) -> list[report.Row]:
+def rows(config: Config, trained: dict[str, Trained], source: Data) -> list[page.Row]:
     """The exact ln P of the flow, the two bounds of each VAE, and how far each is from the data, point by point."""
     n, table = len(source.test), []
     if source.truth is not None:
         table = [
-            report.Row("entropy", source.truth.entropy, None, "nats, of the data, by quadrature"),
-            report.Row("truth: ln p", *mean(source.truth.log_density(source.test)), f"nats; {n} test points"),
+            page.Row("entropy", source.truth.entropy, None, "nats, of the data, by quadrature"),
+            page.Row("truth: ln p", *mean(source.truth.log_density(source.test)), f"nats; {n} test points"),
         ]
     for name, each in trained.items():
         size = sum(leaf.size for leaf in jax.tree.leaves(each.fitted.params))
         if each.result.log_likelihood is None:
             what = f"exact; {n} test examples; {size} parameters"
-            table.append(report.Row(f"{name}: ln p", *mean(each.result.elbo), what))
+            table.append(page.Row(f"{name}: ln p", *mean(each.result.elbo), what))
         else:
-            table.append(report.Row(f"{name}: ELBO", *mean(each.result.elbo), f"a bound; {size} parameters"))
-            table.append(report.Row(f"{name}: IWAE", *mean(log_p(each.result)), f"a tighter bound, k={config.k}"))
+            table.append(page.Row(f"{name}: ELBO", *mean(each.result.elbo), f"a bound; {size} parameters"))
+            table.append(page.Row(f"{name}: IWAE", *mean(log_p(each.result)), f"a tighter bound, k={config.k}"))
         if source.truth is not None:
             away = mean(source.truth.log_density(source.test) - log_p(each.result))
             what = "" if each.result.log_likelihood is None else "at most "
-            table.append(report.Row(f"{name}: below the truth", *away, f"nats; KL(data || model) is {what}this"))
+            table.append(page.Row(f"{name}: below the truth", *away, f"nats; KL(data || model) is {what}this"))
     return table
 
 
-def sections(config: Config, trained: dict[str, Trained], source: Data, key: jax.Array) -> list[report.Section]:
+def sections(config: Config, trained: dict[str, Trained], source: Data, key: jax.Array) -> list[page.Section]:
     """Densities on the plane, draws, and the learning curves."""
     drawn = {"test examples": source.test} | {name: draws(each, key) for name, each in trained.items()}
     axes, where = np.eye(2), ""
@@ -223,16 +224,16 @@ def sections(config: Config, trained: dict[str, Trained], source: Data, key: jax
     }
     return [
         *([] if source.truth is None else [densities(config, trained, source.truth, key)]),
-        report.Section("Draws", f"From left to right: {', '.join(drawn)}.{where}", [picture(flat, "draws, counted")]),
-        report.Section(
+        page.Section("Draws", f"From left to right: {', '.join(drawn)}.{where}", [picture(flat, "draws, counted")]),
+        page.Section(
             "Learning curves",
             "-ln p of the flow, -ELBO of the VAEs, over the batches of each epoch.",
-            [report.Picture(pictures.curves(curves, y="nats per example"), "loss by epoch")],
+            [page.Picture(pictures.curves(curves, y="nats per example"), "loss by epoch")],
         ),
     ]
 
 
-def densities(config: Config, trained: dict[str, Trained], truth: Mixture, key: jax.Array) -> report.Section:
+def densities(config: Config, trained: dict[str, Trained], truth: Mixture, key: jax.Array) -> page.Section:
     """P(y) of each model over the plane, that of VAEs by importance sampling."""
     side = 24 if config.smoke else 128
     points, area = plane(side)
@@ -241,7 +242,7 @@ def densities(config: Config, trained: dict[str, Trained], truth: Mixture, key: 
         k = 0 if name == "flow" else config.k // 5
         values[name] = np.exp(log_p(evaluate(each.model, each.fitted.params, key, points, k=k, batch_size=512)))
     masses = ", ".join(f"{name} {p.sum() * area:.3f}" for name, p in values.items())
-    return report.Section(
+    return page.Section(
         "Densities",
         f"P(y) on the square of half width {REACH}, from left to right: {', '.join(values)}; each on its own scale, "
         f"the root of the density. That of a VAE is estimated by importance sampling. Mass in the picture: {masses}.",
@@ -249,10 +250,10 @@ def densities(config: Config, trained: dict[str, Trained], truth: Mixture, key: 
     )
 
 
-def picture(planes: list[np.ndarray], alt: str) -> report.Picture:
+def picture(planes: list[np.ndarray], alt: str) -> page.Picture:
     """Densities side by side, the root of each scaled to its highest."""
     images = np.sqrt(np.stack([p / max(p.max(), 1e-30) for p in planes]))
-    return report.Picture(pictures.png(pictures.grid(images[..., None], 5, 6), 2), alt)
+    return page.Picture(pictures.png(pictures.grid(images[..., None], 5, 6), 2), alt)
 
 
 def draws(trained: Trained, key: jax.Array, n: int = 20_000) -> np.ndarray:

@@ -19,11 +19,11 @@ import numpy as np
 import vae_jax
 from experiments import publish, vae, vae_report
 from experiments.vae_report import Pictured
-from vae_jax import pictures, report
-from vae_jax.em import FittedEM, fit_em
-from vae_jax.evaluate import Evaluation, evaluate, mean
-from vae_jax.fit import Fitted, fit
-from vae_jax.preprocess import Preprocess
+from vae_jax import Evaluation, Fitted, core, evaluate, fit
+from vae_jax.data import Preprocess
+from vae_jax.em import FittedEM, fit_em, mixture_of_gaussians
+from vae_jax.evaluation import mean
+from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +62,7 @@ def build(
     encoder_net, generator_net = vae.networks(setting, shape)
     encoder = vae_jax.gaussian(encoder_net(2 * setting.latent))
     generator, prepare, white = vae.build_generator(setting, generator_net)
-    means = vae_jax.means(generator)
+    means = core.means(generator)
     pictured = Pictured(encoder, means, vae_jax.vae(encoder, prior, means), prepare, white)
     return vae_jax.vae(encoder, prior, generator), pictured
 
@@ -98,50 +98,50 @@ def draws_of(prior: vae_jax.Conditional, params: Any, key: jax.Array, n: int) ->
     return np.asarray(jax.jit(jax.vmap(lambda key: prior.dist(params).sample(key)))(jax.random.split(key, n)))
 
 
-def table(before: Evaluation, after: Evaluation, components: int, n: int) -> list[report.Row]:
+def table(before: Evaluation, after: Evaluation, components: int, n: int) -> list[page.Row]:
     """ELBO, rate and distortion with both priors; the gain is taken image by image."""
     where = f"nats per image, {n} test images, {before.convention}"
     mixture = f"prior: {components} Gaussians fitted by EM"
     return [
-        report.Row("test ELBO before", *mean(before.elbo), f"{where}; prior: N(0, I); higher is better"),
-        report.Row("test ELBO after", *mean(after.elbo), f"the same; {mixture}"),
-        report.Row("gain", *mean(after.elbo - before.elbo), "nats; ELBO after less before, image by image"),
-        report.Row("rate before", *mean(before.rate), "nats; ln enc(z|y) - ln pri(z)"),
-        report.Row("rate after", *mean(after.rate), "nats; with the fitted prior"),
-        report.Row("distortion before", *mean(before.distortion), "nats; -ln gen(y|z), ln Z included"),
-        report.Row("distortion after", *mean(after.distortion), "nats; the same codes, the same generator"),
+        page.Row("test ELBO before", *mean(before.elbo), f"{where}; prior: N(0, I); higher is better"),
+        page.Row("test ELBO after", *mean(after.elbo), f"the same; {mixture}"),
+        page.Row("gain", *mean(after.elbo - before.elbo), "nats; ELBO after less before, image by image"),
+        page.Row("rate before", *mean(before.rate), "nats; ln enc(z|y) - ln pri(z)"),
+        page.Row("rate after", *mean(after.rate), "nats; with the fitted prior"),
+        page.Row("distortion before", *mean(before.distortion), "nats; -ln gen(y|z), ln Z included"),
+        page.Row("distortion after", *mean(after.distortion), "nats; the same codes, the same generator"),
     ]
 
 
-def sections(samples: dict[str, np.ndarray], fitted: FittedEM, drawn: dict[str, np.ndarray]) -> list[report.Section]:
+def sections(samples: dict[str, np.ndarray], fitted: FittedEM, drawn: dict[str, np.ndarray]) -> list[page.Section]:
     """Samples with both priors, the codes beside draws of both priors, and the climb of EM."""
     planes, margins = histograms(drawn, np.asarray(fitted.params["gen"]["means"]))
     climb = {"codes of the training images": (np.arange(len(fitted.history)), fitted.history)}
     return [
-        report.Section(
+        page.Section(
             "Samples",
             "z from the prior, then the generator's mean: before with N(0, I), after with the mixture.",
             [
-                report.Picture(
+                page.Picture(
                     pictures.png(pictures.grid(images, 10), max(1, 56 // images.shape[1])), f"samples {name}", name
                 )
                 for name, images in samples.items()
             ],
         ),
-        report.Section(
+        page.Section(
             "Codes and priors",
             "In the plane in which the components' means lie farthest apart: from left to right "
             f"{', '.join(drawn)}, on the same scale. Below them the densities along the two axes of that plane.",
-            [report.Picture(pictures.png(pictures.grid(planes, 3, 6), 3), "densities in a plane")]
+            [page.Picture(pictures.png(pictures.grid(planes, 3, 6), 3), "densities in a plane")]
             + [
-                report.Picture(pictures.curves(lines, x=x, y="density"), f"densities along the {x}")
+                page.Picture(pictures.curves(lines, x=x, y="density"), f"densities along the {x}")
                 for x, lines in margins.items()
             ],
         ),
-        report.Section(
+        page.Section(
             "The climb of EM",
             "Mean ln p of the codes under the mixture, from its k-means start.",
-            [report.Picture(pictures.curves(climb, x="iteration", y="ln p, nats per code"), "ln p by iteration")],
+            [page.Picture(pictures.curves(climb, x="iteration", y="ln p, nats per code"), "ln p by iteration")],
         ),
     ]
 
@@ -179,7 +179,7 @@ def main(config: Config) -> dict[str, Any]:
     k_fit, k_codes, k_em, k_evaluate, k_pictures, k_before, k_after = jax.random.split(key, 7)
 
     standard = vae_jax.standard_normal(config.latent)
-    mixture = vae_jax.mixture_of_gaussians(config.latent, config.components, "full")
+    mixture = mixture_of_gaussians(config.latent, config.components, "full")
     before, shown_before = build(setting, train.ys.shape[1:], standard)
     after, shown_after = build(setting, train.ys.shape[1:], mixture)
     prepare = shown_before.preprocess

@@ -25,10 +25,12 @@ import optax
 
 import vae_jax
 from experiments import publish, vae, vae_report
-from vae_jax import nets, objectives, pictures, preprocess, report
-from vae_jax.evaluate import Evaluation, evaluate, mean
-from vae_jax.fit import Fitted, fit
-from vae_jax.ladder import Rung, ladder, ladder_latents, ladder_sample
+from vae_jax import Evaluation, Fitted, core, evaluate, fit, nets
+from vae_jax.core import objectives
+from vae_jax.data import preprocess
+from vae_jax.evaluation import mean
+from vae_jax.report import page, pictures
+from vae_jax.systems import Rung, ladder, ladder_latents, ladder_sample
 
 SHOWN = 10  # images in a row
 
@@ -162,7 +164,7 @@ def train(config: Config, candidate: Candidate, key: jax.Array, splits: Any, pre
         batch_size=config.batch_size,
         preprocess=prepare,
         validation=(valid.ys, None),
-        objective=objectives.beta_elbo(objectives.linear(rise) if rise else 1.0),
+        objective=objectives.beta_elbo(objectives.linear_annealing(rise) if rise else 1.0),
         clip_norm=config.clip_norm,
         ema_decay=config.ema_decay,
     )
@@ -170,7 +172,7 @@ def train(config: Config, candidate: Candidate, key: jax.Array, splits: Any, pre
     return Result(candidate, fitted, result)
 
 
-def table(results: Sequence[Result], n: int) -> list[report.Row]:
+def table(results: Sequence[Result], n: int) -> list[page.Row]:
     """Of each model the ELBO, the bound with k samples, the rate, and how the training went."""
     rows = []
     for result in results:
@@ -179,17 +181,15 @@ def table(results: Sequence[Result], n: int) -> list[report.Row]:
         where = f"nats per image, {n} test images, {test.convention}"
         speed = fitted.images_per_second
         rows += [
-            report.Row(f"{name}: test ELBO", *mean(test.elbo), f"{where}; higher is better"),
-            report.Row(f"{name}: ln P(y) at least", *mean(test.log_likelihood), f"nats; bound with k={test.k} samples"),
-            report.Row(f"{name}: rate", *mean(test.rate), f"nats; by level, the top one first: {by_level}"),
-            report.Row(
-                f"{name}: training speed", speed, None, f"images/s; {int(fitted.state.skipped)} updates skipped"
-            ),
+            page.Row(f"{name}: test ELBO", *mean(test.elbo), f"{where}; higher is better"),
+            page.Row(f"{name}: ln P(y) at least", *mean(test.log_likelihood), f"nats; bound with k={test.k} samples"),
+            page.Row(f"{name}: rate", *mean(test.rate), f"nats; by level, the top one first: {by_level}"),
+            page.Row(f"{name}: training speed", speed, None, f"images/s; {int(fitted.state.skipped)} updates skipped"),
         ]
     return rows
 
 
-def sections(results: Sequence[Result], key: jax.Array, ys: np.ndarray, prepare: Any) -> list[report.Section]:
+def sections(results: Sequence[Result], key: jax.Array, ys: np.ndarray, prepare: Any) -> list[page.Section]:
     """Learning curves, rates by level, and what the last model, a ladder, draws."""
     rates = {r.candidate.name: (np.arange(1, len(r.rates) + 1), r.rates) for r in results}
     last, name = results[-1], results[-1].candidate.name
@@ -198,30 +198,30 @@ def sections(results: Sequence[Result], key: jax.Array, ys: np.ndarray, prepare:
     held, known = held_by_levels(last, k_held, ys[:SHOWN], prepare)
     levels = ", ".join(map(str, known))
 
-    def picture(images: np.ndarray, alt: str) -> report.Picture:
+    def picture(images: np.ndarray, alt: str) -> page.Picture:
         grid = pictures.grid(images, len(ys[:SHOWN]))
-        return report.Picture(pictures.png(grid, max(1, 56 // ys.shape[1])), alt, alt)
+        return page.Picture(pictures.png(grid, max(1, 56 // ys.shape[1])), alt, alt)
 
     return [
-        report.Section(
+        page.Section(
             "Learning curves",
             "-ELBO of the validation images in nats (lower is better), of the moving average of the parameters.",
-            [report.Picture(pictures.curves(learning(results), y="-ELBO, nats per image"), "bound by epoch")],
+            [page.Picture(pictures.curves(learning(results), y="-ELBO, nats per image"), "bound by epoch")],
         ),
-        report.Section(
+        page.Section(
             "Rate by level",
             "How many nats each level carries, mean over the test images. Level 1 is the top.",
             [
-                report.Picture(pictures.curves(rates, x="level", y="rate, nats per image"), "rate by level"),
-                report.Picture(pictures.bars(last.rates, x=f"level of the {name}"), "rates of the last model"),
+                page.Picture(pictures.curves(rates, x="level", y="rate, nats per image"), "rate by level"),
+                page.Picture(pictures.bars(last.rates, x=f"level of the {name}"), "rates of the last model"),
             ],
         ),
-        report.Section(
+        page.Section(
             f"Samples of the {name}",
             "z of every level from the prior, its standard deviations times the temperature; then the mean of y.",
             [picture(images, f"temperature {t}") for t, images in drawn.items()],
         ),
-        report.Section(
+        page.Section(
             f"What the upper levels of the {name} hold",
             f"Test images in the first row. Below them {levels} of the upper levels are those of the image, drawn from "
             "the encoder, and all others are the prior's means given what is above them: then the generator's mean.",
@@ -241,7 +241,7 @@ def learning(results: Sequence[Result]) -> dict[str, tuple[np.ndarray, np.ndarra
 
 def samples(result: Result, key: jax.Array, temperature: float, n: int = 4 * SHOWN) -> np.ndarray:
     """(n, h, w, channels): the generator's means."""
-    rungs, shown = result.candidate.rungs, vae_jax.means(result.candidate.generator)
+    rungs, shown = result.candidate.rungs, core.means(result.candidate.generator)
 
     def one(params, key):
         return ladder_sample(rungs, shown, params, key, temperature=temperature)
@@ -251,7 +251,7 @@ def samples(result: Result, key: jax.Array, temperature: float, n: int = 4 * SHO
 
 def held_by_levels(result: Result, key: jax.Array, ys: np.ndarray, prepare: Any) -> tuple[np.ndarray, list[int]]:
     """(images, and what upper levels of theirs hold, row by row; of how many levels, from none to all, by rungs)."""
-    rungs, shown = result.candidate.rungs, vae_jax.means(result.candidate.generator)
+    rungs, shown = result.candidate.rungs, core.means(result.candidate.generator)
     known = [0, *np.cumsum([rung.levels for rung in rungs]).tolist()]
 
     def one(params, key, y):

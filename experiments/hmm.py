@@ -26,12 +26,11 @@ import numpy as np
 
 from experiments import publish
 from experiments.series import Series, load_series
-from vae_jax import pictures, report
-from vae_jax.em import FittedEM, fit_em, gaussians, mixture_of_gaussians
-from vae_jax.em.fit import em_of
-from vae_jax.em.hidden_markov import gaussian_hmm
-from vae_jax.evaluate import Mean, mean
-from vae_jax.model import Conditional
+from vae_jax import Conditional
+from vae_jax.em import FittedEM, fit_em, gaussian_hmm, gaussians, mixture_of_gaussians
+from vae_jax.em.algorithm import em_of
+from vae_jax.evaluation import Mean, mean
+from vae_jax.report import page, pictures
 
 BLOCKS = 10
 
@@ -127,32 +126,32 @@ def over_time(values: np.ndarray) -> Mean:
     return Mean(float(values.mean()), mean(np.array(blocks)).standard_error)
 
 
-def table(comparisons: dict[int, Comparison], step: str) -> list[report.Row]:
+def table(comparisons: dict[int, Comparison], step: str) -> list[page.Row]:
     """What each model says of a step, and what the order of time brings."""
     rows = []
     for states, found in comparisons.items():
         n, late = len(found.markov), len(found.late_markov)
         how = "converged" if found.fitted.converged else "not converged"
         rows += [
-            report.Row(
+            page.Row(
                 f"ln P, {states} states",
                 float(found.markov.mean()),
                 None,
                 f"nats per {step}, all {n}; in all {found.markov.sum():.2f}, {how}; a density, higher is better",
             ),
-            report.Row(f"ln P, mixture of {states}", float(found.mixture.mean()), None, "the same without the order"),
-            report.Row(
+            page.Row(f"ln P, mixture of {states}", float(found.mixture.mean()), None, "the same without the order"),
+            page.Row(
                 f"order brings, {states} states", float((found.markov - found.mixture).mean()), None, "difference"
             ),
-            report.Row(
+            page.Row(
                 f"held-out ln P, {states} states",
                 *over_time(found.late_markov),
                 f"nats per {step}, the last {late} predicted one by one; fitted to the first {n - late}",
             ),
-            report.Row(
+            page.Row(
                 f"held-out ln P, mixture of {states}", *over_time(found.late_mixture), "the same without the order"
             ),
-            report.Row(
+            page.Row(
                 f"held-out order brings, {states} states",
                 *over_time(found.late_markov - found.late_mixture),
                 "difference, step by step",
@@ -161,7 +160,7 @@ def table(comparisons: dict[int, Comparison], step: str) -> list[report.Row]:
     return rows
 
 
-def describe(found: Comparison, series: Series) -> report.TextTable:
+def describe(found: Comparison, series: Series) -> page.TextTable:
     """Mean and standard deviation of each state, how often it is, how long it lasts and what follows."""
     params, zs = found.fitted.params, jnp.asarray(series.standardised())
     moves = np.asarray(jax.nn.softmax(params["pri"]["transition"]), np.float64)
@@ -176,7 +175,7 @@ def describe(found: Comparison, series: Series) -> report.TextTable:
         onwards = ", ".join(f"{p:.3f}" for p in moves[k])
         rows.append([str(k + 1), f"{share:.1%}", *(f"{x:.4g}" for x in numbers), f"{stay:.4g}", onwards])
     columns = ["state", f"share of {series.step}s", *pairs, f"lasts, {series.step}s", "P(next state)"]
-    return report.TextTable(columns, rows)
+    return page.TextTable(columns, rows)
 
 
 def covariances(params: Any) -> np.ndarray:
@@ -197,20 +196,20 @@ def simulate(model: Conditional, params: Any, key: jax.Array) -> tuple[jax.Array
     return path, em.generator.dist(params["gen"], path).sample(k_ys)
 
 
-def drawn(series: Series, zs: jax.Array, path: Any, marginals: Any, what: str) -> list[report.Picture]:
+def drawn(series: Series, zs: jax.Array, path: Any, marginals: Any, what: str) -> list[page.Picture]:
     """A series with its states, and below it P(z_t|y); then its beginning, from nearer."""
     ys, path, marginals = series.in_units(zs), np.asarray(path), np.asarray(marginals)
     names = [f"state {k + 1}" for k in range(marginals.shape[1])]
     near = max(40, len(ys) // 20)
 
-    def picture(n: int, what: str) -> report.Picture:
+    def picture(n: int, what: str) -> page.Picture:
         svg = pictures.timeline(ys[:n], path[:n], marginals[:n], columns=series.columns, names=names, x=series.step)
-        return report.Picture(svg, what, what)
+        return page.Picture(svg, what, what)
 
     return [picture(len(ys), what), picture(near, f"{what}: the first {near} {series.step}s")]
 
 
-def sections(comparisons: dict[int, Comparison], series: Series, key: jax.Array) -> list[report.Section]:
+def sections(comparisons: dict[int, Comparison], series: Series, key: jax.Array) -> list[page.Section]:
     """The climb of EM, then for each model its states over the series, and a series of its own."""
     n, zs = len(series.ys), jnp.asarray(series.standardised())
     climb = {
@@ -218,10 +217,10 @@ def sections(comparisons: dict[int, Comparison], series: Series, key: jax.Array)
         for states, found in comparisons.items()
     }
     found_sections = [
-        report.Section(
+        page.Section(
             "The climb",
             "ln P of the whole series by iteration of EM, of the best start.",
-            [report.Picture(pictures.curves(climb, x="iteration", y=f"ln P, nats per {series.step}"), "ln P")],
+            [page.Picture(pictures.curves(climb, x="iteration", y=f"ln P, nats per {series.step}"), "ln P")],
         )
     ]
     for i, (states, found) in enumerate(comparisons.items()):
@@ -230,7 +229,7 @@ def sections(comparisons: dict[int, Comparison], series: Series, key: jax.Array)
         path, simulated = simulate(model, params, jax.random.fold_in(key, i))
         guessed = infer(model, params, simulated)
         found_sections.append(
-            report.Section(
+            page.Section(
                 f"{states} states",
                 "The series, each point in the colour of its state on the most probable path (Viterbi), and below it "
                 "the probability of each state given the whole series. Then a series that the model drew, in the "

@@ -18,10 +18,10 @@ import optax
 import vae_jax
 from experiments import gmm_prior, publish, vae, vae_report
 from experiments.vae_report import Pictured
+from vae_jax import Evaluation, Fitted, core, evaluate, fit, nets
 from vae_jax import diffusion as df
-from vae_jax import nets, pictures, report
-from vae_jax.evaluate import Evaluation, evaluate, mean
-from vae_jax.fit import Fitted, fit
+from vae_jax.evaluation import mean
+from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,27 +82,25 @@ def train_all(
     )
 
 
-def table(before: Evaluation | None, after: Evaluation, n: int) -> list[report.Row]:
+def table(before: Evaluation | None, after: Evaluation, n: int) -> list[page.Row]:
     """The bound of the whole and its parts, beside those with N(0, I)."""
     assert after.level_rate is not None
     where = f"nats per image, {n} test images, {after.convention}"
-    rows = [report.Row("test ELBO", *mean(after.elbo), f"{where}; prior: a diffusion; higher is better")]
+    rows = [page.Row("test ELBO", *mean(after.elbo), f"{where}; prior: a diffusion; higher is better")]
     if before is not None:
         rows += [
-            report.Row("test ELBO, N(0, I)", *mean(before.elbo), "the same encoder and generator"),
-            report.Row("gain", *mean(after.elbo - before.elbo), "nats; image by image"),
-            report.Row("rate, N(0, I)", *mean(before.rate), "nats; ln enc(z|y) - ln N(z; 0, I)"),
+            page.Row("test ELBO, N(0, I)", *mean(before.elbo), "the same encoder and generator"),
+            page.Row("gain", *mean(after.elbo - before.elbo), "nats; image by image"),
+            page.Row("rate, N(0, I)", *mean(before.rate), "nats; ln enc(z|y) - ln N(z; 0, I)"),
         ]
     own, diffused, end = after.level_rate
     return [
         *rows,
-        report.Row("rate", *mean(after.rate), "nats; ln enc(z|y) + the diffusion's bound on -ln pri(z)"),
-        report.Row(
-            "of it at z", own, None, "nats; ln enc(z|y) - ln P(z|z_0): the step from the code to its first noise"
-        ),
-        report.Row("of it diffusion", diffused, None, "nats; all steps of the diffusion"),
-        report.Row("of it the end", end, None, "nats; what is left at t = 1, against N(0, I)"),
-        report.Row("distortion", *mean(after.distortion), "nats; -ln gen(y|z), ln Z included"),
+        page.Row("rate", *mean(after.rate), "nats; ln enc(z|y) + the diffusion's bound on -ln pri(z)"),
+        page.Row("of it at z", own, None, "nats; ln enc(z|y) - ln P(z|z_0): the step from the code to its first noise"),
+        page.Row("of it diffusion", diffused, None, "nats; all steps of the diffusion"),
+        page.Row("of it the end", end, None, "nats; what is left at t = 1, against N(0, I)"),
+        page.Row("distortion", *mean(after.distortion), "nats; -ln gen(y|z), ln Z included"),
     ]
 
 
@@ -133,7 +131,7 @@ def main(config: Config) -> dict[str, Any]:
     def at(times: df.times.Times) -> vae_jax.Model:
         return with_prior(df.diffusion(denoiser, times=times))[0]
 
-    spread = df.objectives.spread_times(at)
+    spread = df.spread_times(at)
     model, pictured = with_prior(df.diffusion(denoiser, sampler=df.dpm_solver(config.steps)))
     prepare = pictured.preprocess
     before = plain = None
@@ -142,7 +140,7 @@ def main(config: Config) -> dict[str, Any]:
     else:
         start, plain = with_prior(standard)
         trained = gmm_prior.train_vae(setting, start, prepare, train, valid, k_vae, config.epochs)
-        second = vae_jax.start_from(model, {part: trained.params[part] for part in ("enc", "gen")})
+        second = core.start_from(model, {part: trained.params[part] for part in ("enc", "gen")})
         fitted = train_all(config, second, spread, train, k_prior, preprocess=prepare, parts=("pri",))
         before = evaluate(start, trained.params, k_evaluate, test.ys, preprocess=prepare, samples=4)
     after = evaluate(
@@ -178,7 +176,7 @@ def draws_of(denoiser: df.Denoiser, params: Any, key: jax.Array, n: int, steps: 
     return np.asarray(jax.jit(jax.vmap(lambda key: model.sample(params, key)))(jax.random.split(key, n)))
 
 
-def sections(samples: dict[str, np.ndarray], drawn: dict[str, np.ndarray], fitted: Fitted) -> list[report.Section]:
+def sections(samples: dict[str, np.ndarray], drawn: dict[str, np.ndarray], fitted: Fitted) -> list[page.Section]:
     """Samples with both priors, the codes beside draws of both, and the bound by epoch."""
     codes = drawn["codes"]
     axes = np.linalg.svd(codes[:2000] - codes[:2000].mean(axis=0)[None], full_matrices=False)[2][:2]
@@ -186,30 +184,30 @@ def sections(samples: dict[str, np.ndarray], drawn: dict[str, np.ndarray], fitte
     rows = fitted.history
     curve = (np.array([row["epoch"] for row in rows]), np.array([-row["elbo"] for row in rows]))
     return [
-        report.Section(
+        page.Section(
             "Samples",
             "z from the prior, then the generator's mean.",
             [
-                report.Picture(
+                page.Picture(
                     pictures.png(pictures.grid(images, 10), max(1, 56 // images.shape[1])), f"samples {name}", name
                 )
                 for name, images in samples.items()
             ],
         ),
-        report.Section(
+        page.Section(
             "Codes and priors",
             f"In the plane of the codes' two principal axes, from left to right: {', '.join(drawn)}, on the same "
             "scale. Below them the densities along these axes.",
-            [report.Picture(pictures.png(pictures.grid(planes, 3, 6), 3), "densities in a plane")]
+            [page.Picture(pictures.png(pictures.grid(planes, 3, 6), 3), "densities in a plane")]
             + [
-                report.Picture(pictures.curves(lines, x=x, y="density"), f"densities along the {x}")
+                page.Picture(pictures.curves(lines, x=x, y="density"), f"densities along the {x}")
                 for x, lines in margins.items()
             ],
         ),
-        report.Section(
+        page.Section(
             "Learning curve",
             "The bound of the whole on the training images while the diffusion trains.",
-            [report.Picture(pictures.curves({"training": curve}, y="-ELBO, nats per image"), "bound by epoch")],
+            [page.Picture(pictures.curves({"training": curve}, y="-ELBO, nats per image"), "bound by epoch")],
         ),
     ]
 

@@ -7,7 +7,7 @@
 
 Its encoder cannot correlate units, and need not: the optimum of the ELBO is that of ln P(y), with columns of W along
 the data's principal directions (Lucas et al. 2019, "Don't blame the ELBO!"). With weight beta of the rate the direction
-of variance lambda is active iff lambda > beta sigma^2 (see `vae_jax.evaluate.collapse`).
+of variance lambda is active iff lambda > beta sigma^2 (see `vae_jax.evaluation.linear_theory`).
 
 Expected: ln p = -12.0391 nats per image in closed form, the same by EM to 2e-6, and an ELBO 0.005 ± 0.001 below it;
 rates within 0.01 nats of theory at every beta, and as many active units: 7, 6, 5, 2, 2, 1, 0.
@@ -21,9 +21,9 @@ import numpy as np
 
 from experiments import linear_ways, publish
 from experiments.linear_ways import Training
-from vae_jax import data, pictures, report
-from vae_jax.evaluate import Mean, active_units, evaluate, mean
-from vae_jax.evaluate.collapse import Collapse, collapse
+from vae_jax import data, evaluate
+from vae_jax.evaluation import Collapse, Mean, active_units, collapse, mean
+from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,18 +113,18 @@ def eigenvalues_of(ys: np.ndarray) -> np.ndarray:
     return np.linalg.eigvalsh(np.cov(ys.T, bias=True))[::-1]
 
 
-def rows(points: list[Point]) -> list[report.Row]:
+def rows(points: list[Point]) -> list[page.Row]:
     """The largest differences between theory and measurement."""
     off = max(abs(point.rate.value - point.theory.rate) for point in points)
     agree = sum(point.active == point.theory.active for point in points)
     n = len(points)
     return [
-        report.Row("rate less theory", off, None, f"nats per image, the largest difference over {n} betas"),
-        report.Row("betas with units as predicted", agree, None, f"of {n}: as many active units as in theory"),
+        page.Row("rate less theory", off, None, f"nats per image, the largest difference over {n} betas"),
+        page.Row("betas with units as predicted", agree, None, f"of {n}: as many active units as in theory"),
     ]
 
 
-def collapsing(config: Config, points: list[Point], eigenvalues: np.ndarray) -> report.Section:
+def collapsing(config: Config, points: list[Point], eigenvalues: np.ndarray) -> page.Section:
     """Rate and active units by beta: theory and measurement."""
     betas = np.array([point.beta for point in points])
     fine = np.geomspace(betas[0], betas[-1], 400)
@@ -142,16 +142,16 @@ def collapsing(config: Config, points: list[Point], eigenvalues: np.ndarray) -> 
         [f"{point.beta:g}", f"{point.rate.value:.3f}", f"{point.theory.rate:.3f}", point.theory.sentence]
         for point in points
     ]
-    return report.Section(
+    return page.Section(
         "Collapse as beta grows",
         f"Linear VAEs with sigma = {config.sigma:g} and {len(eigenvalues)} units. Theory: a direction of variance "
         "lambda carries 1/2 ln(lambda / (beta sigma²)) nats, or nothing where that is negative. A unit counts as "
         "active if its posterior mean varies over the images with a variance above 0.01.",
         [
-            report.Picture(pictures.curves(rates, x="log₂ beta", y="rate, nats per image"), "rate by beta"),
-            report.Picture(pictures.curves(units, x="log₂ beta", y="active units"), "active units by beta"),
+            page.Picture(pictures.curves(rates, x="log₂ beta", y="rate, nats per image"), "rate by beta"),
+            page.Picture(pictures.curves(units, x="log₂ beta", y="active units"), "active units by beta"),
         ],
-        report.TextTable(["beta", "rate", "in theory", "in words"], cells),
+        page.TextTable(["beta", "rate", "in theory", "in words"], cells),
     )
 
 

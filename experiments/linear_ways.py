@@ -14,11 +14,12 @@ import optax
 
 import vae_jax
 from experiments.rate_distortion import constant_std
-from vae_jax import nets, objectives, pictures, report
-from vae_jax.em import fit_em
-from vae_jax.em.factor_analysis import ppca, ppca_closed_form
-from vae_jax.em.fit import em_of
-from vae_jax.evaluate import Mean, evaluate, mean
+from vae_jax import evaluate, nets
+from vae_jax.core import objectives
+from vae_jax.em import fit_em, ppca, ppca_closed_form
+from vae_jax.em.algorithm import em_of
+from vae_jax.evaluation import Mean, mean
+from vae_jax.report import page, pictures
 
 CLOSED, EM, VAE = "closed form", "EM", "linear VAE"
 
@@ -128,27 +129,25 @@ def angle(a: np.ndarray, b: np.ndarray) -> float:
     return float(np.degrees(np.arcsin(min(1.0, float(np.linalg.norm(b - a @ (a.T @ b), 2))))))
 
 
-def rows(ways: Ways, where: str) -> list[report.Row]:
+def rows(ways: Ways, where: str) -> list[page.Row]:
     """The three optima, and how far they are apart. `where` names the data."""
     em, reached = float(ways.em[-1]), ways.top - ways.gap.value
     meaning = {EM: "degrees, the largest between its span and the principal directions", VAE: "the same"}
     return [
-        report.Row("ln p, closed form", ways.top, None, f"nats per image, {where}; higher is better"),
-        report.Row("ln p, EM", em, None, f"the same after {len(ways.em) - 1} iterations"),
-        report.Row("closed form - EM", ways.top - em, None, "nats"),
-        report.Row(
-            "ELBO, linear VAE", reached, None, f"after {len(ways.elbo)} epochs; at most ln p of the closed form"
-        ),
-        report.Row("closed form - ELBO", *ways.gap, "nats, image by image"),
-        *(report.Row(f"sigma, {way}", sigma, None, "of the generator") for way, sigma in ways.sigma.items()),
+        page.Row("ln p, closed form", ways.top, None, f"nats per image, {where}; higher is better"),
+        page.Row("ln p, EM", em, None, f"the same after {len(ways.em) - 1} iterations"),
+        page.Row("closed form - EM", ways.top - em, None, "nats"),
+        page.Row("ELBO, linear VAE", reached, None, f"after {len(ways.elbo)} epochs; at most ln p of the closed form"),
+        page.Row("closed form - ELBO", *ways.gap, "nats, image by image"),
+        *(page.Row(f"sigma, {way}", sigma, None, "of the generator") for way, sigma in ways.sigma.items()),
         *(
-            report.Row(f"angle, {way}", angle(ways.loadings[CLOSED], ways.loadings[way]), None, words)
+            page.Row(f"angle, {way}", angle(ways.loadings[CLOSED], ways.loadings[way]), None, words)
             for way, words in meaning.items()
         ),
     ]
 
 
-def climb(ways: Ways) -> report.Section:
+def climb(ways: Ways) -> page.Section:
     """ln p and ELBO by passes over the data."""
     lines = {CLOSED: (np.array([0, len(ways.em) - 1]), np.full(2, ways.top))}
     for name, first, values in (("EM: ln p", 0, ways.em), ("linear VAE: ELBO", 1, ways.elbo)):
@@ -160,20 +159,16 @@ def climb(ways: Ways) -> report.Section:
         [EM, "enc: the exact posterior; then gen in closed form", f"{ways.em[-1]:.4f}", f"{ways.sigma[EM]:.4f}"],
         [VAE, "enc and gen climb the ELBO together", f"{ways.top - ways.gap.value:.4f}", f"{ways.sigma[VAE]:.4f}"],
     ]
-    return report.Section(
+    return page.Section(
         "Three ways to one optimum",
         "Mean ln p of the images, or the ELBO, a lower bound on it; the last 3 nats of the climb. A pass is an "
         "iteration of EM, or an epoch of Adam, whose ELBO is the mean over its batches.",
-        [
-            report.Picture(
-                pictures.curves(lines, x="passes over the data", y="nats per image"), "ln p and ELBO by passes"
-            )
-        ],
-        report.TextTable(["way", "what it does", "nats per image", "sigma"], cells),
+        [page.Picture(pictures.curves(lines, x="passes over the data", y="nats per image"), "ln p and ELBO by passes")],
+        page.TextTable(["way", "what it does", "nats per image", "sigma"], cells),
     )
 
 
-def directions(ways: Ways, shape: tuple[int, int, int]) -> report.Section:
+def directions(ways: Ways, shape: tuple[int, int, int]) -> page.Section:
     """The columns of W as images of this shape, a row for each way."""
     images = []
     for loadings in ways.loadings.values():
@@ -182,10 +177,10 @@ def directions(ways: Ways, shape: tuple[int, int, int]) -> report.Section:
         ordered = ordered * (signs / np.abs(ordered).max(axis=1))[:, None]
         images.append(0.5 + 0.5 * ordered.reshape(-1, *shape))
     tiles = np.concatenate(images).repeat(20, 1).repeat(20, 2)
-    return report.Section(
+    return page.Section(
         "Directions",
         f"The columns of W as images, the longest first: {', '.join(ways.loadings)} from top to bottom. The likelihood "
         "does not know a rotation of z, so EM finds any basis of the same space. The diagonal encoder does: the "
         "columns of the VAE turn towards the principal directions, slowly where two of these have similar variances.",
-        [report.Picture(pictures.png(pictures.grid(tiles, len(images[0]), 4, background=255)), "columns of W")],
+        [page.Picture(pictures.png(pictures.grid(tiles, len(images[0]), 4, background=255)), "columns of W")],
     )

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from vae_jax import pictures
+from vae_jax.report import pictures
 
 ARRAYS = ("pitch", "onset", "offsets", "split")
 PARTS = ("train", "valid", "test")

@@ -10,11 +10,11 @@ from typing import Any
 
 import tyro
 
-from vae_jax import report
+from vae_jax.report import page
 
 
 def write(
-    name: str, config: Any, *, title: str, lead: str, table: Sequence[report.Row], sections: Sequence[report.Section]
+    name: str, config: Any, *, title: str, lead: str, table: Sequence[page.Row], sections: Sequence[page.Section]
 ) -> dict[str, Any]:
     """Write `config.out`/report.html, print the table, and return it by the names of its rows.
 
@@ -22,7 +22,7 @@ def write(
         name: the experiment's module, as in `python -m experiments.NAME`.
         config: its dataclass.
     """
-    path = report.write(
+    path = page.write(
         Path(config.out) / "report.html",
         title=title,
         lead=lead,
@@ -31,7 +31,7 @@ def write(
         configuration=dataclasses.asdict(config),
         command=command(name),
     )
-    print(report.table_text(table))
+    print(page.table_text(table))
     print(f"\nreport: {path}")
     return {row.name: row.value for row in table}
 

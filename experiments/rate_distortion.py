@@ -5,7 +5,7 @@
     python -m experiments.rate_distortion --help           # every option
 
 With an L2 generator of fixed sigma a VAE at weight beta of the rate describes each direction of the data down to the
-variance beta sigma^2, and lets all directions below that collapse (see `vae_jax.evaluate.collapse`).
+variance beta sigma^2, and lets all directions below that collapse (see `vae_jax.evaluation.linear_theory`).
 """
 
 import dataclasses
@@ -18,10 +18,11 @@ import optax
 
 import vae_jax
 from experiments import publish
-from vae_jax import data, nets, objectives, pictures, preprocess, report
-from vae_jax.evaluate import Evaluation, Mean, active_units, evaluate, mean
-from vae_jax.evaluate.collapse import Collapse, collapse, rate_distortion
-from vae_jax.fit import fit
+from vae_jax import Evaluation, core, data, evaluate, fit, nets
+from vae_jax.core import objectives
+from vae_jax.data import preprocess
+from vae_jax.evaluation import Collapse, Mean, active_units, collapse, mean, rate_distortion
+from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,14 +83,14 @@ def build(config: Config, shape: tuple[int, ...]) -> tuple[vae_jax.Model, vae_ja
     return vae_jax.vae(encoder, prior, generator, estimator=vae_jax.analytic), encoder, generator
 
 
-def constant_std(latent: int) -> vae_jax.Network:
+def constant_std(latent: int) -> core.Network:
     """The encoder of the linear VAE: an affine mean, and one log standard deviation for each unit, whatever y."""
-    mean_of = vae_jax.as_network(nets.MLP((), latent))
+    mean_of = core.as_network(nets.MLP((), latent))
 
     def init(key, y):
         return {"mean": mean_of.init(key, y), "log_std": jnp.zeros(latent)}
 
-    return vae_jax.Network(init, lambda params, y: (mean_of.apply(params["mean"], y), params["log_std"]))
+    return core.Network(init, lambda params, y: (mean_of.apply(params["mean"], y), params["log_std"]))
 
 
 def eigenvalues_of(ys: np.ndarray) -> np.ndarray:
@@ -113,7 +114,7 @@ def measure(
     prepare = preprocess.dequantisation()
     steps = config.epochs * (len(train) // config.batch_size)
     fitted = fit(
-        model if start is None else vae_jax.start_from(model, start),
+        model if start is None else core.start_from(model, start),
         optax.adam(optax.cosine_decay_schedule(config.learning_rate, max(1, steps))),
         train,
         key=k_fit,
@@ -133,7 +134,7 @@ def measure(
     def reconstruct(key, y):
         k_data, k_model = jax.random.split(key)
         seen = prepare.apply(k_data, y)
-        return vae_jax.reconstruct(encoder, vae_jax.means(generator), fitted.params, k_model, seen)
+        return core.reconstruct(encoder, core.means(generator), fitted.params, k_model, seen)
 
     shown = jax.jit(jax.vmap(reconstruct))(jax.random.split(k_shown, len(test[:10])), jnp.asarray(test[:10]))
     images = np.clip(np.asarray(shown), 0, 1)
@@ -153,17 +154,17 @@ def least_rate(eigenvalues: np.ndarray, squared_error: float) -> float:
     return float(np.interp(squared_error, errors, rates))
 
 
-def table(points: list[Point], eigenvalues: np.ndarray, n: int) -> list[report.Row]:
+def table(points: list[Point], eigenvalues: np.ndarray, n: int) -> list[page.Row]:
     """Rate at each beta, and what a Gaussian needs for the same squared error."""
     rows = []
     for point in points:
         needed = least_rate(eigenvalues, point.squared_error.value)
         meaning = f"nats per image, {n} training images; the curve has {needed:.2f} at the same squared error"
-        rows.append(report.Row(f"rate at beta = {point.beta:g}", *point.rate, meaning))
+        rows.append(page.Row(f"rate at beta = {point.beta:g}", *point.rate, meaning))
     return rows
 
 
-def sections(points: list[Point], eigenvalues: np.ndarray, test: np.ndarray) -> list[report.Section]:
+def sections(points: list[Point], eigenvalues: np.ndarray, test: np.ndarray) -> list[page.Section]:
     """The curve, the collapse of units, and what reconstructions look like on the way."""
     rates, errors = curve(eigenvalues, points)
     column = lambda name: np.array([getattr(point, name).value for point in points])  # noqa: E731
@@ -180,32 +181,28 @@ def sections(points: list[Point], eigenvalues: np.ndarray, test: np.ndarray) -> 
     zoom = max(1, 56 // test.shape[1])
     images = np.concatenate([test[:10] / np.float32(255), *(point.shown for point in points)])
     return [
-        report.Section(
+        page.Section(
             "Rate and distortion",
             "A square (training images) and a diamond (test images) for each beta. The line with circles is the least "
             "rate at which a Gaussian with the covariance of the training images can be described with that squared "
             "error (reverse water-filling).",
-            [
-                report.Picture(
-                    pictures.curves(lines, x="rate, nats per image", y="squared error per image"), "the curve"
-                )
-            ],
+            [page.Picture(pictures.curves(lines, x="rate, nats per image", y="squared error per image"), "the curve")],
         ),
-        report.Section(
+        page.Section(
             "Collapse",
             "A unit counts as active if its posterior mean varies over the training images with a variance above 0.01. "
             "A linear model at its optimum keeps the directions of the data whose variance is above beta sigma². After "
             "a finite training more units are above the line of 0.01 than that, though rate and error are near the "
             "curve.",
-            [report.Picture(pictures.curves(units, x="log₂ beta sigma²", y="active units"), "active units")],
-            report.TextTable(["beta", "in words"], [[f"{point.beta:g}", point.theory.sentence] for point in points]),
+            [page.Picture(pictures.curves(units, x="log₂ beta sigma²", y="active units"), "active units")],
+            page.TextTable(["beta", "in words"], [[f"{point.beta:g}", point.theory.sentence] for point in points]),
         ),
-        report.Section(
+        page.Section(
             "Reconstructions",
             "Test images, and below them the generator's means for one z each, beta growing from row to row: "
             + ", ".join(f"{point.beta:g}" for point in points)
             + ".",
-            [report.Picture(pictures.png(pictures.grid(images, len(test[:10])), zoom), "reconstructions by beta")],
+            [page.Picture(pictures.png(pictures.grid(images, len(test[:10])), zoom), "reconstructions by beta")],
         ),
     ]
 

@@ -20,12 +20,11 @@ import optax
 import vae_jax
 from experiments import publish
 from experiments.text_vae_report import LANGUAGE_MODEL, Trained, sections, table
-from vae_jax import Conditional, Model, nets, objectives, text
-from vae_jax.autoregressive import autoregressive, in_training
-from vae_jax.cures import bag_of_words, committed_gaussian
-from vae_jax.evaluate import rate_split
-from vae_jax.fit import Fitted, fit
-from vae_jax.train import lagging
+from vae_jax import Conditional, Fitted, Model, core, fit, nets, text
+from vae_jax.core import objectives
+from vae_jax.evaluation import rate_split
+from vae_jax.parts import autoregressive, bag_of_words, committed_gaussian, in_training
+from vae_jax.training import lagging
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,7 +122,11 @@ def committed(config: Config, levels: int) -> Parts:
 
 
 def annealed(config: Config, steps: int) -> objectives.Objective:
-    return objectives.beta_elbo(objectives.linear(max(1, steps // 2)))
+    return objectives.beta_elbo(objectives.linear_annealing(max(1, steps // 2)))
+
+
+def cycled(config: Config, steps: int) -> objectives.Objective:
+    return objectives.beta_elbo(objectives.cyclical_annealing(max(1, steps // 4)))
 
 
 def free(config: Config, steps: int) -> objectives.Objective:
@@ -134,7 +137,7 @@ WAYS: dict[str, Way | None] = {
     LANGUAGE_MODEL: None,
     "plain": Way(plain),
     "KL annealing": Way(plain, annealed),
-    "cyclical": Way(plain, lambda config, steps: objectives.beta_elbo(objectives.cyclical(max(1, steps // 4)))),
+    "cyclical": Way(plain, cycled),
     "beta 0.5": Way(plain, lambda config, steps: objectives.beta_elbo(0.5)),
     "free bits": Way(plain, free),
     "lagging encoder": Way(plain, trains=lambda steps: lagging(4, max(1, steps // 3))),
@@ -158,7 +161,7 @@ def models(way: Way | None, parts: Parts, levels: int, *, training: bool) -> Cal
         return bag_of_words(seen, nets.MLP((), levels), levels, end=text.END)
 
     if way is None:
-        return lambda length: vae_jax.lift(generator(length))
+        return lambda length: core.lift(generator(length))
     return lambda length: vae_jax.vae(parts.encoder, parts.prior, generator(length), estimator=vae_jax.analytic)
 
 
@@ -179,7 +182,7 @@ def train(config: Config, name: str, way: Way | None, corpus: text.Text, key: ja
 
     def run(key: jax.Array, start: dict[str, Any], objective: objectives.Objective, **options: Any) -> Fitted:
         return fit(
-            vae_jax.start_from(model(ys.shape[1]), start),
+            core.start_from(model(ys.shape[1]), start),
             optax.adam(config.learning_rate),
             ys,
             key=key,
@@ -211,7 +214,7 @@ def train(config: Config, name: str, way: Way | None, corpus: text.Text, key: ja
     zeros = np.zeros((len(corpus.test), config.latent), np.float32)
 
     def decoder_alone(length: int) -> Model:
-        return vae_jax.lift(parts.generator(length))
+        return core.lift(parts.generator(length))
 
     alone = -text.evaluate_by_length(decoder_alone, gen, k_evaluate, corpus.test, lengths, zeros).elbo
     return Trained(parts.encoder, generator, params["enc"], gen, fitted.history, result, split, alone)

@@ -8,9 +8,11 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax import Conditional, Model, lift, pictures, report, text
-from vae_jax.autoregressive import adjusted, greedy
-from vae_jax.evaluate import Evaluation, Mean, RateSplit, active_units, mean
+from vae_jax import Conditional, Evaluation, Model, text
+from vae_jax.core import lift
+from vae_jax.evaluation import Mean, RateSplit, active_units, mean
+from vae_jax.parts import adjusted, greedy
+from vae_jax.report import page, pictures
 
 LANGUAGE_MODEL = "language model"
 CARRIES = 5.0  # nats that z has to carry to count as cured
@@ -59,11 +61,11 @@ def against(one: Trained, baseline: Trained) -> Mean:
     return mean(one.nats - baseline.nats)
 
 
-def table(results: Results, tokens: np.ndarray) -> list[report.Row]:
+def table(results: Results, tokens: np.ndarray) -> list[page.Row]:
     """What a test sentence costs in each way."""
     baseline = results[LANGUAGE_MODEL]
     where = f"nats per sentence, {len(tokens)} test sentences, {tokens.sum()} tokens; exact"
-    rows = [report.Row(f"{LANGUAGE_MODEL}: -ln P(y)", *mean(baseline.nats), where)]
+    rows = [page.Row(f"{LANGUAGE_MODEL}: -ln P(y)", *mean(baseline.nats), where)]
     for name, one in latent(results).items():
         more = against(one, baseline)
         percent = 100 * more.value / baseline.nats.mean()
@@ -71,10 +73,10 @@ def table(results: Results, tokens: np.ndarray) -> list[report.Row]:
             f"nats; {more.value:+.2f} ± {more.standard_error:.2f} ({percent:+.2f} %) against the language model; "
             f"rate {one.rate:.2f} nats"
         )
-        rows.append(report.Row(f"{name}: -ln P(y) at most", *mean(one.nats), meaning))
+        rows.append(page.Row(f"{name}: -ln P(y) at most", *mean(one.nats), meaning))
         if one.alone is not None and abs(one.rate) < COLLAPSED:
             meaning = "nats; that bound less -ln P(y) of the same decoder without z (z = 0), sentence by sentence"
-            rows.append(report.Row(f"{name}, collapsed: bound - decoder", *mean(one.nats - one.alone), meaning))
+            rows.append(page.Row(f"{name}, collapsed: bound - decoder", *mean(one.nats - one.alone), meaning))
     return rows
 
 
@@ -91,7 +93,7 @@ def best_cure(results: Results) -> str:
     return max(latent(results), key=lambda name: results[name].rate)
 
 
-def diagnostics(results: Results, tokens: np.ndarray) -> report.TextTable:
+def diagnostics(results: Results, tokens: np.ndarray) -> page.TextTable:
     """Everything about each way: bound, perplexity, and what z carries."""
     baseline = results[LANGUAGE_MODEL]
     columns = [
@@ -121,11 +123,11 @@ def diagnostics(results: Results, tokens: np.ndarray) -> report.TextTable:
                 "" if one.alone is None else f"{one.alone.mean():.2f}",
             ]
         rows.append([*row, *[""] * (len(columns) - len(row))])
-    return report.TextTable(columns, rows)
+    return page.TextTable(columns, rows)
 
 
 def _in_words(value: Any) -> str:
-    return " ± ".join(report.number_text(*value))
+    return " ± ".join(page.number_text(*value))
 
 
 class Speaker(NamedTuple):
@@ -156,10 +158,10 @@ def drawn(one: Trained, vocabulary: text.Vocabulary, key: Array, n: int) -> list
     return [vocabulary.decode(ids) for ids in np.asarray(draw(jax.random.split(key, n)))]
 
 
-def sections(results: Results, corpus: text.Text, latent_size: int, key: Array) -> list[report.Section]:
+def sections(results: Results, corpus: text.Text, latent_size: int, key: Array) -> list[page.Section]:
     """The table of all ways, the rates over the epochs, and what the models say."""
     shown = [
-        report.Section(
+        page.Section(
             "What a sentence costs, and what z carries",
             "Nats per test sentence. -ln P(y) is exact for the language model and bounded by importance sampling for "
             "the others. A rate of 0 is posterior collapse: then the VAE is the language model. The rate is I(y; z) "
@@ -188,44 +190,44 @@ def sections(results: Results, corpus: text.Text, latent_size: int, key: Array) 
     ]
 
 
-def curves(results: Results) -> report.Section:
+def curves(results: Results) -> page.Section:
     lines = {}
     for name, one in latent(results).items():
         epochs, rates = (np.array([row[column] for row in one.history]) for column in ("epoch", "valid_rate"))
         lines[name] = (epochs, rates)
     picture = pictures.curves(lines, x="epoch", y="rate, nats per sentence")
     caption = "The rate on the validation sentences, epoch by epoch."
-    return report.Section("Collapse and cures", caption, [report.Picture(picture, "rate by epoch")])
+    return page.Section("Collapse and cures", caption, [page.Picture(picture, "rate by epoch")])
 
 
-def reconstructions(speakers: dict[str, Speaker], ys: np.ndarray, vocabulary: text.Vocabulary) -> report.Section:
+def reconstructions(speakers: dict[str, Speaker], ys: np.ndarray, vocabulary: text.Vocabulary) -> page.Section:
     said = {name: one.decode(one.encode(ys)) for name, one in speakers.items()}
     sentences = [vocabulary.decode(y) for y in ys]
-    return report.Section(
+    return page.Section(
         "Reconstructions",
         "Test sentences, and the likeliest words, one by one, at the mean of P_enc(z|y).",
-        table=report.TextTable(["test sentence", *said], list(zip(sentences, *said.values(), strict=True))),
+        table=page.TextTable(["test sentence", *said], list(zip(sentences, *said.values(), strict=True))),
     )
 
 
-def samples(speakers: dict[str, Speaker], zs: np.ndarray, language: list[str]) -> report.Section:
+def samples(speakers: dict[str, Speaker], zs: np.ndarray, language: list[str]) -> page.Section:
     said = {f"{name}: likeliest words": one.decode(zs) for name, one in speakers.items()}
     columns = [f"{LANGUAGE_MODEL}: drawn", *said]
-    return report.Section(
+    return page.Section(
         "Samples",
         "Ten z from the prior and the likeliest words at each: one and the same sentence where z carries nothing. "
         "Beside them sentences drawn from the language model.",
-        table=report.TextTable(columns, list(zip(language, *said.values(), strict=True))),
+        table=page.TextTable(columns, list(zip(language, *said.values(), strict=True))),
     )
 
 
-def between(name: str, one: Speaker, ys: np.ndarray) -> report.Section:
+def between(name: str, one: Speaker, ys: np.ndarray) -> page.Section:
     """Straight lines between the codes of the first and the second sentence, the third and the fourth, ..."""
     ends, steps = one.encode(ys), np.linspace(0, 1, 6)[None, :, None]
     paths = ends[::2][:, None] * (1 - steps) + ends[1::2][:, None] * steps
     said = [one.decode(path) for path in paths]
-    return report.Section(
+    return page.Section(
         f"Between two sentences: {name}",
         "From the code of one test sentence straight to that of another, the likeliest words at each step.",
-        table=report.TextTable([f"pair {i + 1}" for i in range(len(said))], list(zip(*said, strict=True))),
+        table=page.TextTable([f"pair {i + 1}" for i in range(len(said))], list(zip(*said, strict=True))),
     )

@@ -33,12 +33,12 @@ from jax import Array
 import vae_jax
 from experiments import publish, two_steps_report
 from experiments.two_steps_report import Result, Shown, rates_by_time
-from vae_jax import diffusion, nets, objectives
-from vae_jax.chain import chain
-from vae_jax.diffusion import objectives as diffusion_objectives
+from vae_jax import Fitted, core, diffusion, evaluate, fit, nets
+from vae_jax.core import objectives
+from vae_jax.diffusion import weightings as diffusion_objectives
 from vae_jax.diffusion.steps import first_step, forward_step
-from vae_jax.evaluate import evaluate, mean
-from vae_jax.fit import Fitted, fit
+from vae_jax.evaluation import mean
+from vae_jax.systems import chain
 
 Step = tuple[vae_jax.Conditional, vae_jax.Conditional]  # (encoder, generator)
 FIRST, LAST = -10.0, 6.0  # gamma of the diffusion: noise of a hundredth of the data, signal of a twentieth
@@ -104,25 +104,25 @@ def true_log_p(config: Config, ys: Any) -> np.ndarray:
     return np.asarray(jax.jit(jax.vmap(ring(config).log_prob))(jnp.asarray(ys)), np.float64)
 
 
-def exact_denoiser(config: Config) -> vae_jax.Network:
+def exact_denoiser(config: Config) -> core.Network:
     """E[eps|z], minus sigma times the gradient of ln p(z): what the diffusion's network should learn."""
 
     def apply(params, z, gamma):
         level = diffusion.variance_preserving(gamma)
         return -level.sigma * jax.grad(ring(config, level.alpha, level.sigma).log_prob)(z)
 
-    return vae_jax.Network(lambda key, *inputs: {}, apply)
+    return core.Network(lambda key, *inputs: {}, apply)
 
 
-def trained_denoiser(config: Config) -> vae_jax.Network:
+def trained_denoiser(config: Config) -> core.Network:
     """An MLP of z and a few waves of gamma."""
-    mlp = vae_jax.as_network(nets.MLP(config.denoiser_hidden, 2, jax.nn.silu))
+    mlp = core.as_network(nets.MLP(config.denoiser_hidden, 2, jax.nn.silu))
 
     def seen(gamma):
         phase = gamma * jnp.array([0.2, 0.4, 0.8])
         return jnp.concatenate([jnp.reshape(gamma / 8, (1,)), jnp.sin(phase), jnp.cos(phase)])
 
-    return vae_jax.Network(
+    return core.Network(
         lambda key, z, gamma: mlp.init(key, z, seen(gamma)), lambda params, z, gamma: mlp.apply(params, z, seen(gamma))
     )
 
@@ -193,7 +193,7 @@ def of_chain(
     model = chain(steps, vae_jax.standard_normal(2), **options)
     # The rate counts little at first: otherwise a step that has not learned anything yet is not worth its rate, and
     # its encoder never learns.
-    warm_up = objectives.linear(max(1, step_count(config) // 4), start=0.1)
+    warm_up = objectives.linear_annealing(max(1, step_count(config) // 4), start=0.1)
     fitted = train(config, model, k_fit, ys, objectives.beta_elbo(warm_up))
     result = evaluate(model, fitted.params, k_test, test, k=config.k, samples=8)
     seen = ys[:20_000]
@@ -211,7 +211,7 @@ def of_diffusion(
     """Train a diffusion; what came of it, its denoiser and parameters."""
     k_fit, k_test, k_draw = jax.random.split(key, 3)
     net, schedule = trained_denoiser(config), diffusion.linear(FIRST, LAST)
-    d = diffusion.denoiser(net, (2,), schedule, prediction=diffusion.velocity)
+    d = diffusion.denoiser(net, (2,), schedule, prediction=diffusion.predict_velocity)
     spread = diffusion_objectives.spread_times(lambda times: diffusion.diffusion(d, times=times))
     fitted = train(config, diffusion.diffusion(d), k_fit, ys, spread)
     model = diffusion.diffusion(

@@ -8,8 +8,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax import diffusion, pictures, report
-from vae_jax.evaluate import Evaluation, Mean, mean
+from vae_jax import Evaluation, diffusion
+from vae_jax.evaluation import Mean, mean
+from vae_jax.report import page, pictures
 
 
 class Result(NamedTuple):
@@ -48,20 +49,20 @@ class Shown(NamedTuple):
     rates: dict[str, tuple[np.ndarray, np.ndarray]]
 
 
-def table(results: dict[str, Result], exact: Evaluation, entropy: Mean, log_p: np.ndarray) -> list[report.Row]:
+def table(results: dict[str, Result], exact: Evaluation, entropy: Mean, log_p: np.ndarray) -> list[page.Row]:
     """Entropy, and each model's bound and ln p beside it."""
     n = len(log_p)
     rows = [
-        report.Row("entropy of the data", *entropy, "nats; the mean of -ln p over 1,000,000 draws"),
-        report.Row("-ln p of the test points", *mean(-log_p), f"nats, {n} points; what the best model has"),
-        report.Row("exact denoiser: bound - H", *mean(log_p - exact.elbo), "nats; point by point; only ends cost"),
+        page.Row("entropy of the data", *entropy, "nats; the mean of -ln p over 1,000,000 draws"),
+        page.Row("-ln p of the test points", *mean(-log_p), f"nats, {n} points; what the best model has"),
+        page.Row("exact denoiser: bound - H", *mean(log_p - exact.elbo), "nats; point by point; only ends cost"),
     ]
     for name, result in results.items():
         rows += [
-            report.Row(f"{name}: bound", *mean(-result.evaluation.elbo), "nats; -ELBO; lower is better"),
-            report.Row(f"{name}: bound - H", *mean(log_p - result.evaluation.elbo), "nats; the same, point by point"),
-            report.Row(f"{name}: -ln p", *mean(-result.log_p), f"nats; {result.by}"),
-            report.Row(f"{name}: KL", *mean(log_p - result.log_p), "nats; KL(data || model): -ln p point by point"),
+            page.Row(f"{name}: bound", *mean(-result.evaluation.elbo), "nats; -ELBO; lower is better"),
+            page.Row(f"{name}: bound - H", *mean(log_p - result.evaluation.elbo), "nats; the same, point by point"),
+            page.Row(f"{name}: -ln p", *mean(-result.log_p), f"nats; {result.by}"),
+            page.Row(f"{name}: KL", *mean(log_p - result.log_p), "nats; KL(data || model): -ln p point by point"),
         ]
     return rows
 
@@ -106,17 +107,17 @@ def as_images(densities: Any) -> np.ndarray:
     return np.sqrt(np.stack(densities) / np.max(densities))[..., None]
 
 
-def rate_table(results: dict[str, Result]) -> report.TextTable:
+def rate_table(results: dict[str, Result]) -> page.TextTable:
     """The rate of each step, the one next to y first."""
     rows = []
     for name, result in results.items():
         rates, distortion = result.evaluation.level_rate, mean(result.evaluation.distortion).value
         assert rates is not None
         rows.append([name, ", ".join(f"{rate:.3f}" for rate in rates), f"{distortion:.3f}"])
-    return report.TextTable(["model", "rates in nats, z₁ first (of the diffusion: steps, end)", "distortion"], rows)
+    return page.TextTable(["model", "rates in nats, z₁ first (of the diffusion: steps, end)", "distortion"], rows)
 
 
-def sections(results: dict[str, Result], shown: Shown, pixels: int) -> list[report.Section]:
+def sections(results: dict[str, Result], shown: Shown, pixels: int) -> list[page.Section]:
     """Samples, the marginal of each step, the diffusion's way, its density, and what each step costs."""
     climbs = {}
     for name, result in results.items():
@@ -125,40 +126,40 @@ def sections(results: dict[str, Result], shown: Shown, pixels: int) -> list[repo
     samples = tiles([[points] for points in (shown.data, *(result.draws for result in results.values()))], pixels)
     densities = pictures.png(pictures.grid(as_images(shown.densities), 2, 3), 4)
     return [
-        report.Section(
+        page.Section(
             "Samples",
             f"The root of the density. From left to right: data, {', '.join(results)}.",
-            [report.Picture(samples, "samples")],
+            [page.Picture(samples, "samples")],
         ),
-        report.Section(
+        page.Section(
             "Marginals",
             "Above, the data and what the encoders make of them; below, draws of the model and the latents that they "
             "come from: each step's prior has to learn the marginal above it. From left to right y, z₁, and so on.",
             [
-                report.Picture(tiles(list(zip(*zs, strict=True)), pixels), f"marginals of {name}", name)
+                page.Picture(tiles(list(zip(*zs, strict=True)), pixels), f"marginals of {name}", name)
                 for name, zs in shown.marginals.items()
             ],
         ),
-        report.Section(
+        page.Section(
             "Diffusion",
             "The same for the diffusion at t = 0, 0.2, ..., 1: above, data with noise; below, the ancestral sampler.",
-            [report.Picture(tiles(shown.walk, pixels), "z_t of data and sampler")],
+            [page.Picture(tiles(shown.walk, pixels), "z_t of data and sampler")],
         ),
-        report.Section(
+        page.Section(
             "Density",
             "Left the data's density, right the diffusion's, by the flow's ODE at each pixel.",
-            [report.Picture(densities, "true density and the flow's")],
+            [page.Picture(densities, "true density and the flow's")],
         ),
-        report.Section(
+        page.Section(
             "Rates",
             "What each step costs. For the diffusion, the rate in each of the equal parts of t, beside that of the "
             "exact denoiser.",
-            [report.Picture(pictures.curves(shown.rates, x="t", y="nats per part"), "rate by time")],
+            [page.Picture(pictures.curves(shown.rates, x="t", y="nats per part"), "rate by time")],
             rate_table(results),
         ),
-        report.Section(
+        page.Section(
             "Training",
             "The bound on the training points, epoch by epoch, without the first tenth.",
-            [report.Picture(pictures.curves(climbs, y="-ELBO, nats per point"), "bound by epoch")],
+            [page.Picture(pictures.curves(climbs, y="-ELBO, nats per point"), "bound by epoch")],
         ),
     ]

@@ -20,9 +20,11 @@ import optax
 import vae_jax
 from experiments import publish, vae_report
 from experiments.vae_report import Pictured, Split
-from vae_jax import data, multi_sample, nets, objectives, preprocess
-from vae_jax.evaluate import evaluate
-from vae_jax.fit import fit
+from vae_jax import core, data, evaluate, fit, nets
+from vae_jax.core import multi_sample, objectives
+from vae_jax.data import preprocess
+from vae_jax.em import mixture_of_gaussians
+from vae_jax.parts import vampprior
 
 
 @dataclasses.dataclass(frozen=True)
@@ -143,9 +145,9 @@ def build(config: Config, train: Split) -> tuple[vae_jax.Model, Pictured]:
 
     def assemble(generator: vae_jax.Conditional | vae_jax.Model) -> vae_jax.Model:
         model = vae_jax.vae(encoder, prior, generator, estimator=estimator[config.estimator])
-        return vae_jax.share(model, "enc", "pri/enc") if config.prior == "vamp" else model
+        return core.share(model, "enc", "pri/enc") if config.prior == "vamp" else model
 
-    shown = vae_jax.means(generator)
+    shown = core.means(generator)
     return assemble(generator), Pictured(encoder, shown, assemble(shown), prepare, white)
 
 
@@ -163,14 +165,14 @@ def build_generator(config: Config, net: Callable[..., Any]):
         yhat = split_last(out) if config.sigma == "predicted" else out
         return vae_jax.l2(yhat, config.sigma), preprocess.dequantisation(), 1.0
     if config.likelihood == "categorical":
-        return vae_jax.categorical(net(256)), preprocess.levels(), 255.0
-    return vae_jax.discretised_logistic(net(2)), preprocess.levels(), 255.0
+        return vae_jax.categorical(net(256)), preprocess.eight_bit(), 255.0
+    return vae_jax.discretised_logistic(net(2)), preprocess.eight_bit(), 255.0
 
 
-def split_last(net: Any) -> vae_jax.Network:
+def split_last(net: Any) -> core.Network:
     """A network with output (..., 2) as one that gives the pair (yhat, raw log_std)."""
-    network = vae_jax.as_network(net)
-    return vae_jax.Network(network.init, lambda *args: tuple(jnp.moveaxis(network.apply(*args), -1, 0)))
+    network = core.as_network(net)
+    return core.Network(network.init, lambda *args: tuple(jnp.moveaxis(network.apply(*args), -1, 0)))
 
 
 def build_prior(config: Config, encoder: vae_jax.Conditional, train: Split, prepare: preprocess.Preprocess):
@@ -181,7 +183,7 @@ def build_prior(config: Config, encoder: vae_jax.Conditional, train: Split, prep
     if config.prior == "normal":
         return vae_jax.learned_normal(latent)
     if config.prior == "mixture":
-        return vae_jax.mixture_of_gaussians(latent, config.components)
+        return mixture_of_gaussians(latent, config.components)
     if config.prior == "vae":
         inner = max(1, latent // 2)
         return vae_jax.vae(
@@ -192,7 +194,7 @@ def build_prior(config: Config, encoder: vae_jax.Conditional, train: Split, prep
     chosen = train.ys[: config.components]
     keys = jax.random.split(jax.random.key(config.seed), len(chosen))
     conditions = None if train.cs is None else train.cs[: config.components]
-    return vae_jax.vampprior(encoder, jax.vmap(prepare.apply)(keys, jnp.asarray(chosen)), condition=conditions)
+    return vampprior(encoder, jax.vmap(prepare.apply)(keys, jnp.asarray(chosen)), condition=conditions)
 
 
 def build_objective(config: Config, steps_per_epoch: int) -> objectives.Objective:
@@ -200,9 +202,9 @@ def build_objective(config: Config, steps_per_epoch: int) -> objectives.Objectiv
     steps = config.beta_epochs * steps_per_epoch
     beta: Any = {
         "constant": lambda: config.beta,
-        "linear": lambda: objectives.linear(steps, end=config.beta),
-        "sigmoid": lambda: objectives.sigmoid(steps, end=config.beta),
-        "cyclical": lambda: objectives.cyclical(steps, end=config.beta),
+        "linear": lambda: objectives.linear_annealing(steps, end=config.beta),
+        "sigmoid": lambda: objectives.sigmoid_annealing(steps, end=config.beta),
+        "cyclical": lambda: objectives.cyclical_annealing(steps, end=config.beta),
     }[config.beta_schedule]()
     if config.objective == "importance-weighted":
         return multi_sample.importance_weighted(config.importance_samples)

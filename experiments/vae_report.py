@@ -8,10 +8,10 @@ import jax
 import numpy as np
 
 import vae_jax
-from vae_jax import pictures, report
-from vae_jax.evaluate import Evaluation, active_units, bits_per_dimension, mean
-from vae_jax.fit import Fitted
-from vae_jax.preprocess import Preprocess
+from vae_jax import Evaluation, Fitted, core
+from vae_jax.data import Preprocess
+from vae_jax.evaluation import active_units, bits_per_dimension, mean
+from vae_jax.report import page, pictures
 
 
 class Split(NamedTuple):
@@ -35,28 +35,28 @@ class Pictured(NamedTuple):
     white: float
 
 
-def table(result: Evaluation, fitted: Fitted, n: int) -> list[report.Row]:
+def table(result: Evaluation, fitted: Fitted, n: int) -> list[page.Row]:
     """The numbers of the run, with what they mean."""
     where = f"nats per image, {n} test images, {result.convention}"
     rows = [
-        report.Row("test ELBO", *mean(result.elbo), f"{where}; higher is better"),
-        report.Row("rate", *mean(result.rate), "nats; ln enc(z|y) - ln pri(z)"),
-        report.Row("distortion", *mean(result.distortion), "nats; -ln gen(y|z), ln Z included"),
+        page.Row("test ELBO", *mean(result.elbo), f"{where}; higher is better"),
+        page.Row("rate", *mean(result.rate), "nats; ln enc(z|y) - ln pri(z)"),
+        page.Row("distortion", *mean(result.distortion), "nats; -ln gen(y|z), ln Z included"),
     ]
     if result.log_likelihood is not None:
         rows.append(
-            report.Row(
+            page.Row(
                 f"ln P(y) at least (k={result.k})", *mean(result.log_likelihood), "nats; importance-weighted bound"
             )
         )
     bits = bits_per_dimension(result)
     if bits is not None:
-        rows.append(report.Row("bits/dim at most", *bits, f"from the ELBO; {result.dimensions} dimensions"))
+        rows.append(page.Row("bits/dim at most", *bits, f"from the ELBO; {result.dimensions} dimensions"))
     active = active_units(result)
     if active is not None and result.unit_variance is not None:
         units = len(result.unit_variance)
-        rows.append(report.Row("active units", active, None, f"of {units}; variance of the posterior mean > 0.01"))
-    rows.append(report.Row("training speed", fitted.images_per_second, None, "images/s, median epoch after the first"))
+        rows.append(page.Row("active units", active, None, f"of {units}; variance of the posterior mean > 0.01"))
+    rows.append(page.Row("training speed", fitted.images_per_second, None, "images/s, median epoch after the first"))
     return rows
 
 
@@ -68,7 +68,7 @@ def sections(
     test: Split,
     label_names: Sequence[str] | None,
     directory: Path,
-) -> list[report.Section]:
+) -> list[page.Section]:
     """The pictures of the report; `overview.png`, the run in one picture, is also written to the directory."""
     k_samples, k_pairs, k_lines, k_map, k_overview = jax.random.split(key, 5)
     zoom = max(1, 56 // test.ys.shape[1])
@@ -79,22 +79,22 @@ def sections(
     overview = draw_overview(pictured, fitted.params, k_overview, test)
     (directory / "overview.png").write_bytes(pictures.png(overview, zoom))
 
-    def picture(image: np.ndarray, alt: str) -> list[report.Picture]:
-        return [report.Picture(pictures.png(image, zoom), alt)]
+    def picture(image: np.ndarray, alt: str) -> list[page.Picture]:
+        return [page.Picture(pictures.png(image, zoom), alt)]
 
     return [
         learning_curve(fitted),
-        report.Section(
+        page.Section(
             "Samples",
             "z from the prior, then the generator's mean" + ("." if test.cs is None else ", a column for each class."),
             picture(pictures.grid(samples, columns), "samples from the model"),
         ),
-        report.Section(
+        page.Section(
             "Reconstructions",
             "Test images, and beside each the generator's mean for one z drawn from the encoder.",
             picture(pictures.pairs(*pairs), "originals and reconstructions"),
         ),
-        report.Section(
+        page.Section(
             "Interpolations",
             "In each row the first and the last picture are the generator's means for the codes of two test images; "
             "between them, the straight line from one code to the other.",
@@ -105,7 +105,7 @@ def sections(
     ]
 
 
-def learning_curve(fitted: Fitted) -> report.Section:
+def learning_curve(fitted: Fitted) -> page.Section:
     """-ELBO by epoch, and its two parts."""
 
     def line(name: str, sign: int = 1) -> tuple[np.ndarray, np.ndarray]:
@@ -114,33 +114,33 @@ def learning_curve(fitted: Fitted) -> report.Section:
 
     bound = {"training": line("elbo", -1), "validation": line("valid_elbo", -1)}
     parts = {"rate": line("valid_rate"), "distortion": line("valid_distortion")}
-    return report.Section(
+    return page.Section(
         "Learning curve",
         "The bound -ELBO in nats per image (lower is better), and its two parts on the validation images.",
         [
-            report.Picture(pictures.curves(bound, y="-ELBO, nats per image"), "bound by epoch"),
-            report.Picture(pictures.curves(parts, y="nats per image"), "rate and distortion by epoch"),
+            page.Picture(pictures.curves(bound, y="-ELBO, nats per image"), "bound by epoch"),
+            page.Picture(pictures.curves(parts, y="nats per image"), "rate and distortion by epoch"),
         ],
     )
 
 
-def unit_rates(result: Evaluation) -> list[report.Section]:
+def unit_rates(result: Evaluation) -> list[page.Section]:
     """The rate of each unit of z, largest first, where the model has one."""
     if result.unit_rate is None:
         return []
     drawn = pictures.bars(np.sort(result.unit_rate)[::-1], y="nats")
     return [
-        report.Section(
+        page.Section(
             "Rate per unit",
             "How many nats each unit of z carries on average over the test images; a unit at 0 is not used.",
-            [report.Picture(drawn, "rate of each latent unit")],
+            [page.Picture(drawn, "rate of each latent unit")],
         )
     ]
 
 
 def latent_map(
     pictured: Pictured, params: Any, key: jax.Array, test: Split, label_names: Sequence[str] | None
-) -> report.Section:
+) -> page.Section:
     """The test images' codes in the plane: z itself where it has two dimensions, else its two principal axes."""
     codes = encode(pictured, params, key, test).reshape(len(test.ys), -1)
     x, y = "z₁", "z₂"
@@ -153,7 +153,7 @@ def latent_map(
     labels = None if test.labels is None else test.labels[:2000]
     drawn = pictures.scatter(codes[:2000], labels, label_names, x=x, y=y)
     caption = "The encoder's mean for each test image, in the two directions in which the codes vary most."
-    return report.Section("Latent map", caption, [report.Picture(drawn, "map of the latent space")])
+    return page.Section("Latent map", caption, [page.Picture(drawn, "map of the latent space")])
 
 
 def over_batch(function: Callable[..., Any], params: Any, keys: jax.Array, *batch: Any) -> Any:
@@ -183,7 +183,7 @@ def draw_pairs(
     def one(params, key, y, c):
         k_data, k_model = jax.random.split(key)
         seen = pictured.preprocess.apply(k_data, y)
-        return vae_jax.reconstruct(pictured.encoder, pictured.generator, params, k_model, seen, c)
+        return core.reconstruct(pictured.encoder, pictured.generator, params, k_model, seen, c)
 
     return ys / np.float32(255), show(pictured, over_batch(one, params, jax.random.split(key, len(ys)), ys, cs))
 
@@ -199,7 +199,7 @@ def encode(pictured: Pictured, params: Any, key: jax.Array, split: Split) -> np.
     """(n, latent): the encoder's mean of each image."""
 
     def one(params, key, y, c):
-        return pictured.encoder.dist(params["enc"], vae_jax.join(pictured.preprocess.apply(key, y), c)).mean
+        return pictured.encoder.dist(params["enc"], core.join(pictured.preprocess.apply(key, y), c)).mean
 
     return np.asarray(over_batch(one, params, jax.random.split(key, len(split.ys)), split.ys, split.cs))
 
@@ -216,7 +216,7 @@ def draw_interpolations(pictured: Pictured, params: Any, key: jax.Array, test: S
         return line.reshape(-1, ends.shape[-1])
 
     def one(params, key, z, c):
-        return pictured.generator.sample(params["gen"], key, vae_jax.join(z, c))
+        return pictured.generator.sample(params["gen"], key, core.join(z, c))
 
     cs = None if first.cs is None else mix(first.cs)
     return show(pictured, over_batch(one, params, jax.random.split(key, rows * columns), mix(codes), cs))

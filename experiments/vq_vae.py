@@ -21,13 +21,14 @@ import optax
 
 import vae_jax
 from experiments import publish, vae
-from vae_jax import nets, pictures, preprocess, report
-from vae_jax.autoregressive import autoregressive
-from vae_jax.evaluate import Evaluation, bits_per_dimension, evaluate, mean
-from vae_jax.fit import Fitted, fit
-from vae_jax.nets.conv import Conv, ConvTranspose, Size, halved
-from vae_jax.nets.residual import ResBlock
-from vae_jax.vq import codebook, encode, perplexity, uniform_codes, usage, vq_vae
+from vae_jax import Evaluation, Fitted, core, evaluate, fit, nets
+from vae_jax.data import preprocess
+from vae_jax.evaluation import bits_per_dimension, mean
+from vae_jax.nets import Conv, ConvTranspose, ResBlock
+from vae_jax.nets.conv import Size, halved
+from vae_jax.parts import autoregressive
+from vae_jax.report import page, pictures
+from vae_jax.vq import code_perplexity, codebook, encode, uniform_codes, usage, vq_vae
 
 
 @dataclasses.dataclass(frozen=True)
@@ -142,7 +143,7 @@ def table(
     codes: dict[str, np.ndarray],
     config: Config,
     stages: tuple[Fitted, Fitted],
-) -> list[report.Row]:
+) -> list[page.Row]:
     """The bound with both priors, what it is made of, and how the codes are used."""
     n, cells = len(uniform.elbo), codes["test"][0].size
     before, after = bits_per_dimension(uniform), bits_per_dimension(trained)
@@ -150,20 +151,20 @@ def table(
     gain = (trained.elbo - uniform.elbo) / (uniform.dimensions * np.log(2))
     used = {split: usage(zs, config.codes) for split, zs in codes.items()}
     rows = [
-        report.Row("bits/dim, uniform prior", *before, f"at most; {n} test images, {uniform.convention}"),
-        report.Row("bits/dim, trained prior", *after, "at most; the same codes"),
-        report.Row("gain", *mean(gain), "bits/dim; image by image"),
-        report.Row("rate, uniform prior", *mean(uniform.rate), f"nats; {cells} ln {config.codes}"),
-        report.Row("rate, trained prior", *mean(trained.rate), "nats; -ln P_pri(codes)"),
-        report.Row("distortion", *mean(uniform.distortion), "nats; -ln gen(y|z), ln Z included"),
+        page.Row("bits/dim, uniform prior", *before, f"at most; {n} test images, {uniform.convention}"),
+        page.Row("bits/dim, trained prior", *after, "at most; the same codes"),
+        page.Row("gain", *mean(gain), "bits/dim; image by image"),
+        page.Row("rate, uniform prior", *mean(uniform.rate), f"nats; {cells} ln {config.codes}"),
+        page.Row("rate, trained prior", *mean(trained.rate), "nats; -ln P_pri(codes)"),
+        page.Row("distortion", *mean(uniform.distortion), "nats; -ln gen(y|z), ln Z included"),
     ]
     for split, how_often in used.items():
         where = f"of {config.codes}, over the codes of the {len(codes[split])} {split} images"
-        rows.append(report.Row(f"codes in use, {split}", int((how_often > 0).sum()), None, where))
-        rows.append(report.Row(f"perplexity, {split}", float(perplexity(how_often)), None, where))
+        rows.append(page.Row(f"codes in use, {split}", int((how_often > 0).sum()), None, where))
+        rows.append(page.Row(f"code_perplexity, {split}", float(code_perplexity(how_often)), None, where))
     speeds = (("VQ-VAE", "images"), ("prior", "arrays of codes"))
     return rows + [
-        report.Row(f"training speed, {name}", stage.images_per_second, None, f"{unit}/s, median epoch after the first")
+        page.Row(f"training speed, {name}", stage.images_per_second, None, f"{unit}/s, median epoch after the first")
         for (name, unit), stage in zip(speeds, stages, strict=True)
     ]
 
@@ -183,7 +184,7 @@ def sections(
     params: Any,
     samples: dict[str, np.ndarray],
     stages: tuple[Fitted, Fitted],
-) -> list[report.Section]:
+) -> list[page.Section]:
     """Reconstructions with their codes, usage, samples from both priors, learning curves."""
     zoom = max(1, 56 // originals.shape[1])
     n, side = len(shown), originals.shape[1]
@@ -194,35 +195,35 @@ def sections(
     rows = np.concatenate([part[i : i + 10] for i in range(0, n, 10) for part in three])
     how_often = np.sort(usage(codes, len(palette)))[::-1]
     return [
-        report.Section(
+        page.Section(
             "Reconstructions",
             "Test images, below each its codes and what the generator makes of them. A code's colour tells where its "
             "vector lies along the three principal axes of the codebook.",
-            [report.Picture(pictures.png(pictures.grid(rows, 10), zoom), "originals, codes and reconstructions")],
+            [page.Picture(pictures.png(pictures.grid(rows, 10), zoom), "originals, codes and reconstructions")],
         ),
-        report.Section(
+        page.Section(
             "Samples",
             "Codes from the prior, then the generator's mean.",
             [
-                report.Picture(pictures.png(pictures.grid(images, 10), zoom), f"samples, {name} prior", f"{name} prior")
+                page.Picture(pictures.png(pictures.grid(images, 10), zoom), f"samples, {name} prior", f"{name} prior")
                 for name, images in samples.items()
             ],
         ),
-        report.Section(
+        page.Section(
             "Usage",
             "How often each code occurs in the test images, in parts of an even usage.",
             [
-                report.Picture(
+                page.Picture(
                     pictures.bars(how_often * len(palette), x="code, most frequent first", y="usage, 1 is even"),
                     "usage of the codes",
                 )
             ],
         ),
-        report.Section(
+        page.Section(
             "Learning curves",
             "The bound of the VQ-VAE with the uniform prior, then -ln P of the codes under the trained one.",
             [
-                report.Picture(pictures.curves(learning(stage), y="nats per image"), f"{name} by epoch", name)
+                page.Picture(pictures.curves(learning(stage), y="nats per image"), f"{name} by epoch", name)
                 for name, stage in zip(("VQ-VAE", "prior"), stages, strict=True)
             ],
         ),
@@ -260,7 +261,7 @@ def main(config: Config) -> dict[str, Any]:
     splits = {"training": train, "validation": valid, "test": test}
     codes = {name: over_images(codes_of, stage_one.params, k_codes, split.ys) for name, split in splits.items()}
     stage_two = train_all(
-        config, vae_jax.lift(prior), codes["training"], codes.pop("validation"), k_prior, config.prior_epochs
+        config, core.lift(prior), codes["training"], codes.pop("validation"), k_prior, config.prior_epochs
     )
     params = {**stage_one.params, "pri": stage_two.params}
     before, after = (  # the same key: the same codes
@@ -273,7 +274,7 @@ def main(config: Config) -> dict[str, Any]:
         return generator.dist(params["gen"], vectors).mean
 
     def sample(prior, params):
-        model = model_of(prior, vae_jax.means(generator))
+        model = model_of(prior, core.means(generator))
         return np.clip(over_images(lambda p, key, _: model.sample(p, key), params, k_pictures, np.zeros(60)), 0, 1)
 
     shown = np.clip(over_images(reconstruct, stage_one.params, k_codes, test.ys[:40]), 0, 1)

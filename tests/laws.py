@@ -19,39 +19,28 @@ from jax.scipy.special import logsumexp
 
 from vae_jax import (
     Conditional,
-    Estimator,
     Model,
-    Rung,
     analytic,
-    as_network,
-    autoregressive_flow,
     bernoulli,
     categorical,
-    chain,
     conditional,
-    coupling_flow,
     discretised_logistic,
     enumerated,
     fixed_encoder,
     gaussian,
-    gumbel_softmax,
-    inverse_autoregressive_flow,
-    join,
+    gumbel,
     l2,
-    ladder,
     learned_normal,
-    lift,
-    mixture_of_gaussians,
     nets,
     sampled,
     score_function,
-    share,
     standard_normal,
     sticking,
+    straight_through_gumbel,
     vae,
-    vampprior,
 )
-from vae_jax.autoregressive import Sentences, autoregressive
+from vae_jax.core import Estimator, as_network, join, lift, share
+from vae_jax.core.distributions import GumbelSoftmax, bounded_log_std
 from vae_jax.diffusion import (
     Denoiser,
     ancestral,
@@ -60,18 +49,15 @@ from vae_jax.diffusion import (
     denoised,
     denoiser,
     diffusion,
+    discrete,
     learned,
-    levels,
     linear,
+    predict_data,
+    predict_velocity,
     unrolled,
     variance_exploding,
-    velocity,
-)
-from vae_jax.diffusion import (
-    data as predict_x,
 )
 from vae_jax.diffusion.steps import end, reverse_step
-from vae_jax.distributions import GumbelSoftmax, bounded_log_std
 from vae_jax.em import (
     as_vae,
     categorical_hmm,
@@ -79,12 +65,14 @@ from vae_jax.em import (
     linear_gaussian_state_space,
     mixture_of_bernoullis,
     mixture_of_categoricals,
+    mixture_of_gaussians,
 )
-from vae_jax.gan import adversarial
-from vae_jax.one_hot import OneHot, one_hot
-from vae_jax.relaxed import gumbel, straight_through_gumbel
-from vae_jax.vq import by_gradient, codebook, projected, residual, rotation, uniform_codes, vq_vae
-from vae_jax.vq.quantiser import Quantiser
+from vae_jax.parts import autoregressive, gumbel_softmax, one_hot, vampprior
+from vae_jax.parts.autoregression import Sentences
+from vae_jax.parts.classes import OneHot
+from vae_jax.parts.flows import autoregressive_flow, coupling_flow, inverse_autoregressive_flow
+from vae_jax.systems import Rung, adversarial, chain, ladder
+from vae_jax.vq import Quantiser, by_gradient, codebook, projected, residual, rotation, uniform_codes, vq_vae
 
 BATCH = 8
 
@@ -326,7 +314,7 @@ SMALL: dict[str, Any] = {"layers": 2, "hidden": (3,)}  # flows
 RUNG = Rung(affine(2), affine(2), affine(2, scale=0.2), affine(2, scale=0.2, bias=[0.0, 0.3]), affine(2))
 
 # One step of diffusion, with so much noise that sums over the latents are exact.
-ONE_STEP = denoiser(affine(1), (1,), linear(-1.0, 2.0), prediction=predict_x, steps=1, observation=denoised())
+ONE_STEP = denoiser(affine(1), (1,), linear(-1.0, 2.0), prediction=predict_data, steps=1, observation=denoised())
 ONE_DENOISING = denoising(ONE_STEP, NUMBERS)
 
 # For finite differences: no corner of relu, and the precision of the input.
@@ -416,16 +404,17 @@ SYSTEMS: dict[str, System] = {
             (1,),
             linear(-1.0, 0.8),
             steps=1,
-            observation=levels(8),
+            observation=discrete(8),
             variance="learned",
             process=variance_exploding,
-            prediction=predict_x,
+            prediction=predict_data,
         ),
         LEVEL,
         LABELS,
     ),
     "diffusion, continuous time": denoising(
-        denoiser(affine(2), (2,), cosine(-3.0, 3.0), observation=continuous(-1e5, 1e5), prediction=velocity), NO_SUM
+        denoiser(affine(2), (2,), cosine(-3.0, 3.0), observation=continuous(-1e5, 1e5), prediction=predict_velocity),
+        NO_SUM,
     ),
     "diffusion, learned schedule": denoising(
         denoiser(affine(2), (2,), learned(-3.0, 3.0, ends="learned")), NO_SUM, held=("enc/curve",)
@@ -447,7 +436,7 @@ SYSTEMS: dict[str, System] = {
         None,
     ),
     "U-Net": denoising(
-        denoiser(nets.UNet((4,), heads=2, **SMOOTH), (4, 4, 1), linear(-3.0, 3.0), prediction=velocity),
+        denoiser(nets.UNet((4,), heads=2, **SMOOTH), (4, 4, 1), linear(-3.0, 3.0), prediction=predict_velocity),
         IMAGES._replace(ys=2 * IMAGES.ys - 1),
     ),
     # Vector quantisation.

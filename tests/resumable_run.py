@@ -12,9 +12,8 @@ import numpy as np
 import optax
 import orbax.checkpoint  # noqa: F401  before "ready", so that no kill is wasted on the import
 
-from vae_jax import bernoulli, gaussian, standard_normal, vae
-from vae_jax.fit import fit
-from vae_jax.preprocess import dynamic_binarisation
+from vae_jax import bernoulli, fit, gaussian, standard_normal, vae
+from vae_jax.data import dynamic_binarisation
 
 
 def affine(size):

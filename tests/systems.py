@@ -14,8 +14,8 @@ import numpyro.distributions as dist
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import multivariate_normal
 
-from vae_jax import Conditional, Estimator, Model, Network, conditional, enumerated, l2, sampled, standard_normal, vae
-from vae_jax.model import Terms
+from vae_jax import Conditional, Model, Terms, conditional, enumerated, l2, sampled, standard_normal, vae
+from vae_jax.core import Estimator, Network
 
 
 class Solvable(NamedTuple):

@@ -15,10 +15,9 @@ from scipy.special import logsumexp, rel_entr
 from scipy.stats import norm
 from systems import NormalAt, affine, affine_normal, linear_gaussian, table
 
-from vae_jax import conditional, l2, learned_normal, standard_normal, vae
-from vae_jax.evaluate import evaluate
-from vae_jax.evaluate.accounting import gaps, rate_split
-from vae_jax.preprocess import dequantisation
+from vae_jax import conditional, evaluate, l2, learned_normal, standard_normal, vae
+from vae_jax.data import dequantisation
+from vae_jax.evaluation import gaps, rate_split
 
 KEY = jax.random.key(8)
 RNG = np.random.default_rng(1)

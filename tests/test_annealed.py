@@ -16,7 +16,7 @@ from scipy.stats import kstest, multivariate_normal
 from systems import affine, affine_normal, hermite_nodes, table, toy, two_layers
 
 from vae_jax import conditional, l2, standard_normal
-from vae_jax.evaluate.annealed import (
+from vae_jax.evaluation.annealed import (
     Path,
     _hmc_move,
     ais,

@@ -13,22 +13,12 @@ from scipy.special import log_softmax
 from scipy.stats import chi2
 
 from vae_jax import bernoulli, gaussian, standard_normal, vae
-from vae_jax.autoregressive import (
-    Autoregressive,
-    Sentences,
-    adjusted,
-    autoregressive,
-    greedy,
-    in_training,
-    temperature,
-    top_k,
-    top_p,
-)
-from vae_jax.check import check_data
-from vae_jax.model import lift
+from vae_jax.core import importance_weighted_bound, lift
+from vae_jax.data import identity
+from vae_jax.data.check import check_data
 from vae_jax.nets import LSTM, MLP, PixelCNN, Transformer
-from vae_jax.preprocess import identity
-from vae_jax.vae import importance_weighted_bound
+from vae_jax.parts import Autoregressive, adjusted, autoregressive, greedy, in_training, temperature, top_k, top_p
+from vae_jax.parts.autoregression import Sentences
 
 Z = np.array([0.5, -1.0], np.float32)
 

@@ -48,23 +48,23 @@ from vae_jax import (
     make_train_step,
     sampled,
     score_function,
-    share,
     standard_normal,
     vae,
-    vampprior,
 )
-from vae_jax.multi_sample import (
+from vae_jax.core import (
     ciwae,
     doubly_reparameterised,
+    elbo,
     importance_weighted,
     leave_one_out,
     miwae,
     piwae,
     renyi,
+    share,
     vimco,
 )
-from vae_jax.objectives import elbo
-from vae_jax.refine import elbo_draws, refine
+from vae_jax.evaluation import elbo_draws, refine
+from vae_jax.parts import vampprior
 
 LN_P = -4.161859340430404
 NEAR, POSTERIOR = (0.3, 0.2), (-2 / 11, 1 / 11)

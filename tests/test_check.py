@@ -17,15 +17,14 @@ from vae_jax import (
     conditional,
     discretised_logistic,
     enumerated,
+    evaluate,
+    fit,
     gaussian,
     l2,
     standard_normal,
     vae,
 )
-from vae_jax.data import load
-from vae_jax.evaluate import evaluate
-from vae_jax.fit import fit
-from vae_jax.preprocess import dynamic_binarisation, levels, unit_scale
+from vae_jax.data import dynamic_binarisation, eight_bit, load, unit_scale
 
 ENCODER, PRIOR = gaussian(affine(2)), standard_normal(1)
 EIGHT_BIT = np.arange(24, dtype=np.uint8).reshape(8, 3) * 10
@@ -59,7 +58,7 @@ def train(monkeypatch):
     def unreached(*_, **__):
         raise AssertionError("the training step is made before the data are checked")
 
-    monkeypatch.setattr("vae_jax.fit.make_train_step", unreached)
+    monkeypatch.setattr("vae_jax.training.loop.make_train_step", unreached)
     return lambda model, ys, cs=None, **options: fit(
         model, optax.adam(1e-3), ys, cs, key=jax.random.key(0), epochs=1, batch_size=4, **options
     )
@@ -72,7 +71,7 @@ def test(monkeypatch):
     def unreached(*_, **__):
         raise AssertionError("evaluation is compiled before the data are checked")
 
-    monkeypatch.setattr("vae_jax.evaluate.elbo.values_of", unreached)
+    monkeypatch.setattr("vae_jax.evaluation.whole_split.values_of", unreached)
 
     def evaluated(model, ys, cs=None, *, params=None, **options):
         if params is None:
@@ -170,7 +169,7 @@ def test_parameters_made_for_other_data(test):
         (
             discretised_logistic(shaped(3, 2), levels=32),
             EIGHT_BIT,
-            levels(),
+            eight_bit(),
             "[0, 230]",
             "integers in [0, 31]",
             "preprocess=",
@@ -204,7 +203,7 @@ def test_one_value_outside_the_support_is_found_wherever_it_is(train):
         (bernoulli(affine(3)), BINARY, None),
         (bernoulli(affine(3)), BINARY.astype(bool), None),
         (bernoulli(affine(3)), EIGHT_BIT, dynamic_binarisation()),
-        (discretised_logistic(shaped(3, 2)), EIGHT_BIT, levels()),
+        (discretised_logistic(shaped(3, 2)), EIGHT_BIT, eight_bit()),
         (categorical(shaped(3, 256)), EIGHT_BIT, None),
         (poisson(3), EIGHT_BIT, None),
         (l2(affine(3), "learned"), REAL, None),

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vae_jax import checkpoint
+from vae_jax.training import checkpoint
 
 REPOSITORY = Path(checkpoint.__file__).parents[1]
 
@@ -394,7 +394,7 @@ def test_what_cannot_be_saved_is_refused_before_anything_is_written(tmp_path):
 
 
 def test_importing_the_module_does_not_import_orbax():
-    code = "import sys, vae_jax.checkpoint; sys.exit(any('orbax' in name for name in sys.modules))"
+    code = "import sys, vae_jax.training.checkpoint; sys.exit(any('orbax' in name for name in sys.modules))"
     subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, check=True)
 
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize, minimize_scalar
 from systems import EIGENVALUES, expected_terms, linear_gaussian_model, linear_vae_optimum, sigma_points
 
-from vae_jax.evaluate.collapse import collapse, rate_distortion
+from vae_jax.evaluation import collapse, rate_distortion
 
 
 def best_loss(eigenvalues, beta, variance, units):

@@ -7,8 +7,7 @@ import pytest
 from reported import check_report
 
 from experiments import collapse, text_vae, text_vae_report
-from vae_jax import text
-from vae_jax.evaluate import Evaluation
+from vae_jax import Evaluation, text
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -14,9 +14,8 @@ from numpyro.distributions import kl_divergence
 from scipy.special import lambertw
 
 from vae_jax import Conditional, analytic, gaussian, standard_normal, vae
-from vae_jax.autoregressive import autoregressive
-from vae_jax.cures import bag_of_words, committed_gaussian
-from vae_jax.multi_sample import doubly_reparameterised
+from vae_jax.core import doubly_reparameterised
+from vae_jax.parts import autoregressive, bag_of_words, committed_gaussian
 
 LEVELS = 4
 NOTHING = (lambda key, y: {}, lambda params, y: y)  # the network's output is what it is given

@@ -13,32 +13,33 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from vae_jax import objectives
+from vae_jax import evaluate
+from vae_jax.core import objectives
 from vae_jax.diffusion import (
     continuous,
     cosine,
-    data,
     ddpm,
     denoised,
     denoiser,
     diffusion,
+    discrete,
     fit_variance,
     learned,
-    levels,
     linear,
-    noise,
+    predict_data,
+    predict_noise,
+    predict_velocity,
     schedule,
     table,
     times,
     unrolled,
     variance_exploding,
     variance_preserving,
-    velocity,
 )
 from vae_jax.diffusion.bound import prior_rate, step_terms
-from vae_jax.diffusion.objectives import measure, min_snr, sigmoid, simple, spread_times, weighted
 from vae_jax.diffusion.steps import end, first_step, forward_step, reverse_step
-from vae_jax.evaluate import evaluate, mean
+from vae_jax.diffusion.weightings import measure, min_snr, sigmoid_weighting, simple, spread_times, weighted
+from vae_jax.evaluation import mean
 
 PROCESSES = (variance_preserving, variance_exploding)
 ERRORS = 5  # standard errors that a statistical test allows
@@ -145,7 +146,7 @@ def test_learned_schedules_rise_between_their_ends(x64, ends, scale):
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-@pytest.mark.parametrize("prediction", [noise, data, velocity])
+@pytest.mark.parametrize("prediction", [predict_noise, predict_data, predict_velocity])
 def test_three_forms_of_a_steps_rate_agree(x64, process, prediction):
     """KL of the Gaussians (by Bayes' rule from the encoders), weighted error of x, and of eps, per sample."""
     d = denoiser(small(), (2,), linear(-3.0, 2.0), process=process, prediction=prediction, steps=4)
@@ -185,13 +186,13 @@ def test_a_step_with_its_own_variance_is_the_kl_of_gaussians(x64, variance):
     np.testing.assert_allclose(got, wanted, rtol=1e-9)
 
 
-@pytest.mark.parametrize("prediction", [noise, data, velocity])
+@pytest.mark.parametrize("prediction", [predict_noise, predict_data, predict_velocity])
 def test_predictions_are_consistent(x64, prediction):
     """z = alpha x + sigma eps, and a network that says the truth gives the truth."""
     x, eps = jnp.array([0.7, -1.2]), jnp.array([0.3, 1.1])
     level = variance_preserving(jnp.asarray(-1.3))
     z = level.alpha * x + level.sigma * eps
-    said = {noise: eps, data: x, velocity: level.alpha * eps - level.sigma * x}[prediction]
+    said = {predict_noise: eps, predict_data: x, predict_velocity: level.alpha * eps - level.sigma * x}[prediction]
     got = prediction(said, z, level.alpha, level.sigma)
     np.testing.assert_allclose(got, (x, eps), rtol=1e-9)
 
@@ -212,7 +213,7 @@ def test_processes_differ_in_scale_only(x64):
 @pytest.mark.parametrize("variance", [0.3, 1.0, 4.0])
 @pytest.mark.parametrize("gammas", [linear(-8.0, 5.0), cosine(-8.0, 5.0), learned(-8.0, 5.0)])
 def test_continuous_rate_depends_on_the_ends_alone(x64, variance, gammas):
-    d = denoiser(exact(variance), (1,), gammas, prediction=data)
+    d = denoiser(exact(variance), (1,), gammas, prediction=predict_data)
     got = diffused(d, d.init(jax.random.key(0)), variance, 20_000)
     np.testing.assert_allclose(got, limit(variance, -8.0, 5.0), rtol=1e-5)
 
@@ -220,7 +221,7 @@ def test_continuous_rate_depends_on_the_ends_alone(x64, variance, gammas):
 def test_rate_of_finitely_many_steps(x64):
     """It falls with T to the one of continuous time."""
     for steps, wanted in ((10, 17.70785), (100, 7.24379), (1000, 6.70325)):
-        d = denoiser(exact(1.0), (1,), linear(-13.3, 5.0), prediction=data, steps=steps)
+        d = denoiser(exact(1.0), (1,), linear(-13.3, 5.0), prediction=predict_data, steps=steps)
         np.testing.assert_allclose(diffused(d, d.init(jax.random.key(0)), 1.0, steps), wanted, atol=1e-5)
     np.testing.assert_allclose(limit(1.0, -13.3, 5.0), 6.646643, atol=1e-6)
 
@@ -229,7 +230,7 @@ def test_rate_of_finitely_many_steps(x64):
 @pytest.mark.parametrize("steps", [1, 3, 10])
 def test_optimal_reverse_variance_makes_every_step_count_exact(x64, variance, steps):
     """With the variance of x given z_t in it, a reverse step is the true one: no rate is lost to finite T."""
-    d = denoiser(exact(variance), (1,), linear(-6.0, 4.0), prediction=data, steps=steps, variance="analytic")
+    d = denoiser(exact(variance), (1,), linear(-6.0, 4.0), prediction=predict_data, steps=steps, variance="analytic")
     params = d.init(jax.random.key(0))
     snr = jnp.exp(-jax.vmap(lambda t: d.gamma({}, t))(d.times()))
     params["gen"]["variance"] = variance / (1 + variance * snr)
@@ -238,7 +239,7 @@ def test_optimal_reverse_variance_makes_every_step_count_exact(x64, variance, st
 
 def test_measured_variance_is_the_optimal_one(x64):
     """Fitted on 40,000 draws: a mean of squares of normals has a relative standard error of sqrt(2/n)."""
-    d = denoiser(exact(2.0), (1,), linear(-6.0, 4.0), prediction=data, steps=5, variance="analytic")
+    d = denoiser(exact(2.0), (1,), linear(-6.0, 4.0), prediction=predict_data, steps=5, variance="analytic")
     ys = np.sqrt(2.0) * jax.random.normal(jax.random.key(1), (40_000, 1))
     params = fit_variance(d, d.init(jax.random.key(0)), jax.random.key(2), ys)
     snr = np.exp(-np.asarray(jax.vmap(lambda t: d.gamma({}, t))(d.times())))
@@ -251,7 +252,9 @@ def test_the_whole_bound_of_gaussian_data(x64, variance, steps):
     """E[bound] = h(y) + KL(N(0, a_1^2 l + s_1^2) || N(0, 1)), with the optimal steps. Any wrong term breaks it."""
     kind = "fixed" if steps is None else "analytic"
     gammas = linear(-6.0, 2.0)
-    d = denoiser(exact(variance), (1,), gammas, prediction=data, steps=steps, variance=kind, observation=denoised())
+    d = denoiser(
+        exact(variance), (1,), gammas, prediction=predict_data, steps=steps, variance=kind, observation=denoised()
+    )
     params = d.init(jax.random.key(0))
     first, last = d.level({}, jnp.zeros(())), d.level({}, jnp.ones(()))
     known = variance / (1 + variance * jnp.exp(-first.gamma))
@@ -281,7 +284,7 @@ def test_the_whole_bound_of_gaussian_data(x64, variance, steps):
 def test_entropy_of_the_unit_normal(x64):
     """The instance that the papers' constants give: 1/2 ln 2 pi e, by the model's own terms."""
     model = diffusion(
-        denoiser(exact(1.0), (1,), linear(-13.3, 5.0), prediction=data, observation=denoised()),
+        denoiser(exact(1.0), (1,), linear(-13.3, 5.0), prediction=predict_data, observation=denoised()),
         times=times.stratified(64),
     )
     ys = jax.random.normal(jax.random.key(0), (2000, 1))
@@ -391,7 +394,7 @@ def test_times_change_the_variance_only(x64):
 
 def test_times_spread_over_a_batch(x64):
     """The same expectation, less variance; with conditions. Predicting x, the loss varies with t more than with eps."""
-    d = denoiser(small(), (2,), linear(-6.0, 5.0), prediction=data)
+    d = denoiser(small(), (2,), linear(-6.0, 5.0), prediction=predict_data)
     ys, cs = jnp.tile(jnp.array([0.7, -1.0]), (16, 1)), jnp.tile(jnp.array([1.0, 0.0]), (16, 1))
     model = diffusion(d)
     params = model.init(jax.random.key(1), ys[0], cs[0])
@@ -430,7 +433,7 @@ def test_the_bounds_own_weight_gives_the_bound(x64):
     [
         (simple, lambda gamma: np.ones_like(gamma)),
         (min_snr(5.0), lambda gamma: np.minimum(np.exp(-gamma), 5) / np.exp(-gamma)),
-        (sigmoid(-2.0), lambda gamma: 11 / (1 + np.exp(-gamma - 2))),
+        (sigmoid_weighting(-2.0), lambda gamma: 11 / (1 + np.exp(-gamma - 2))),
     ],
 )
 def test_weighted_losses_by_hand(x64, weighting, by_hand):
@@ -514,10 +517,10 @@ def test_dropped_conditions(x64):
 
 @pytest.mark.parametrize("gamma", [-9.0, -2.0])
 def test_levels_are_probabilities(x64, gamma):
-    of = levels(8).dist(jnp.array([0.3, -2.0]), variance_preserving(gamma), None)
+    of = discrete(8).dist(jnp.array([0.3, -2.0]), variance_preserving(gamma), None)
     pairs = jnp.asarray(list(itertools.product(range(8), repeat=2)))
     np.testing.assert_allclose(jnp.sum(jnp.exp(jax.vmap(of.log_prob)(pairs))), 1.0, rtol=1e-9)
-    np.testing.assert_allclose(levels(256).embed(jnp.array([0, 255])), [-1 + 1 / 256, 1 - 1 / 256])
+    np.testing.assert_allclose(discrete(256).embed(jnp.array([0, 255])), [-1 + 1 / 256, 1 - 1 / 256])
 
 
 def test_a_range_is_a_change_of_units(x64):
@@ -563,7 +566,7 @@ def test_expected_reconstruction_is_the_average_over_z(x64):
         (lambda: denoiser(small(), (2,), learned(), steps=3, variance="analytic"), "learned schedule moves"),
         (lambda: continuous(0.0), "low < high"),
         (lambda: continuous(1.0, 0.0), "low < high"),
-        (lambda: levels(1), "at least 2 levels"),
+        (lambda: discrete(1), "at least 2 levels"),
         (lambda: times.proposal([1.0, 0.0]), "weight of 0"),
         (lambda: times.stratified(0), "at least one time"),
         (lambda: weighted(simple, bound=-1.0), "at least 0"),
@@ -581,7 +584,7 @@ def test_bad_options(make, message):
 def test_bad_data_are_refused_before_compilation():
     """8-bit likelihood on float data, data outside the declared range, another shape."""
     ranged = diffusion(denoiser(small(), (2,), observation=continuous(0.0, 1.0)))
-    binned = diffusion(denoiser(small(), (2,), observation=levels(256)))
+    binned = diffusion(denoiser(small(), (2,), observation=discrete(256)))
     params = ranged.init(jax.random.key(0), jnp.zeros(2))
     for model, ys in ((ranged, [[0.5, 1.5]]), (binned, [[0.5, 3.0]]), (binned, [[0, 256]])):
         with pytest.raises(ValueError):

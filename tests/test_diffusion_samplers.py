@@ -19,15 +19,15 @@ from scipy.stats import multivariate_normal, norm
 from vae_jax.diffusion import (
     ancestral,
     continuous,
-    data,
     ddim,
     denoiser,
     diffusion,
+    discrete,
     dpm_solver,
     heun,
-    levels,
     linear,
     log_likelihood,
+    predict_data,
     trajectory,
     variance_exploding,
     variance_preserving,
@@ -162,7 +162,7 @@ def test_ancestral_variances(variance, v):
         x = a * v * z / (a**2 * v + s**2)
         return jnp.append(x, jnp.zeros(1)) if variance == "learned" else x  # 0: what unit variance leaves
 
-    d = denoiser(network(says), (1,), linear(*ends), prediction=data, steps=steps, variance=variance)
+    d = denoiser(network(says), (1,), linear(*ends), prediction=predict_data, steps=steps, variance=variance)
     _, a, s = levels_of(ends, steps)
     known = s**2 * v / (a**2 * v + s**2) if variance == "learned" else 0 * s
     exact = [1.0]
@@ -365,7 +365,7 @@ def test_range_of_the_data():
         ),
         (lambda d: log_likelihood(d, PARAMS, jax.random.key(0), jnp.zeros(1), probes=0), "at least 1; got 0"),
         (
-            lambda d: log_likelihood(d._replace(observation=levels(4)), PARAMS, jax.random.key(0), jnp.zeros(1)),
+            lambda d: log_likelihood(d._replace(observation=discrete(4)), PARAMS, jax.random.key(0), jnp.zeros(1)),
             "data are levels, which have probabilities",
         ),
         (lambda d: continuous(1.0, 1.0), "needs low < high"),

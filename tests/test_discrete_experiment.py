@@ -13,8 +13,8 @@ from scipy.stats import bernoulli
 from experiments import discrete
 from experiments import discrete_routes as routes
 from vae_jax import enumerated, score_function
-from vae_jax.multi_sample import leave_one_out
-from vae_jax.objectives import batch_terms, elbo
+from vae_jax.core import elbo, leave_one_out
+from vae_jax.core.objectives import batch_terms
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -8,14 +8,8 @@ import numpy as np
 import pytest
 from scipy.special import expit, log_expit, log_softmax, logsumexp, softmax
 
-from vae_jax.em.discrete import (
-    FLOOR,
-    bernoullis,
-    categoricals,
-    mixture_of_bernoullis,
-    mixture_of_categoricals,
-)
-from vae_jax.em.fit import fit_em
+from vae_jax.em import bernoullis, categoricals, fit_em, mixture_of_bernoullis, mixture_of_categoricals
+from vae_jax.em.discrete_families import FLOOR
 
 NAN = float("nan")
 

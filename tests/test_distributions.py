@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from scipy import stats
 from scipy.special import expit, log_expit, log_softmax, softmax
 
-from vae_jax import bernoulli, categorical, conditional, discretised_logistic, gaussian, gumbel_softmax, l2
-from vae_jax.distributions import (
+from vae_jax import bernoulli, categorical, conditional, discretised_logistic, gaussian, l2
+from vae_jax.core.distributions import (
     MAX_LOG_STD,
     Bernoulli,
     DiscretisedLogistic,
@@ -24,7 +24,8 @@ from vae_jax.distributions import (
     unit_kl,
     unit_log_prob,
 )
-from vae_jax.model import log_prob
+from vae_jax.core.model import log_prob
+from vae_jax.parts import gumbel_softmax
 
 IDENTITY = (lambda key, z: {}, lambda params, z: z)  # a network whose output is its input
 

@@ -9,10 +9,12 @@ from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.datasets import load_iris, load_wine
 from sklearn.mixture import GaussianMixture
 
-from vae_jax import fixed_encoder, gaussian, l2, lift, standard_normal, vae
+from vae_jax import evaluate, fixed_encoder, gaussian, l2, standard_normal, vae
+from vae_jax.core import lift
 from vae_jax.em import (
     CovariancePrior,
     as_vae,
+    expect_in_chunks,
     fit_em,
     gaussians,
     init_em,
@@ -21,9 +23,7 @@ from vae_jax.em import (
     mixture,
     mixture_of_gaussians,
 )
-from vae_jax.em.fit import expect_in_chunks
 from vae_jax.em.kmeans import assign, plus_plus
-from vae_jax.evaluate import evaluate
 
 FORMS = {"full": "full", "tied": "tied", "diagonal": "diag", "spherical": "spherical"}
 LINE = np.concatenate([np.arange(-2.0, 2.0, 0.5), np.arange(3.0, 5.0, 0.5)])[:, None]

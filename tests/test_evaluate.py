@@ -8,10 +8,11 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from systems import affine, affine_normal, linear_gaussian
 
-from vae_jax import analytic, bernoulli, gaussian, l2, mixture_of_gaussians, standard_normal, vae
-from vae_jax.evaluate import Evaluation, active_units, bits_per_dimension, evaluate, mean
-from vae_jax.evaluate.elbo import values_of
-from vae_jax.preprocess import dequantisation, dynamic_binarisation, unit_scale
+from vae_jax import Evaluation, analytic, bernoulli, evaluate, gaussian, l2, standard_normal, vae
+from vae_jax.data import dequantisation, dynamic_binarisation, unit_scale
+from vae_jax.em import mixture_of_gaussians
+from vae_jax.evaluation import active_units, bits_per_dimension, mean
+from vae_jax.evaluation.whole_split import values_of
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)
@@ -123,7 +124,9 @@ def test_5000_importance_samples_lie_between_the_bound_and_the_likelihood():
 def test_importance_samples_are_taken_in_chunks(monkeypatch):
     """5000 samples of a batch of 100 would be 500,000 passes at once: at most about 4096 are."""
     asked = []
-    monkeypatch.setattr("vae_jax.evaluate.elbo.values_of", lambda *args: asked.append(args) or values_of(*args))
+    monkeypatch.setattr(
+        "vae_jax.evaluation.whole_split.values_of", lambda *args: asked.append(args) or values_of(*args)
+    )
     run(ys=YS[:20], k=5000, samples=64)
     (_, _, k, _, chunk, _), *_ = asked
     assert k == 5000 and chunk * 20 <= 4096

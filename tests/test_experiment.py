@@ -19,7 +19,7 @@ from PIL import Image
 
 from experiments.vae import Config, build, build_objective, build_optimizer, load_splits, main
 from vae_jax import init_state, make_train_step
-from vae_jax.check import check_data
+from vae_jax.data.check import check_data
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

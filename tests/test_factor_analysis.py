@@ -11,10 +11,16 @@ from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 from systems import EIGENVALUES, data_with_covariance, sigma_points
 
-from vae_jax.em.factor_analysers import factor_analysers
-from vae_jax.em.factor_analysis import factor_analysis, mixture_of_factor_analysers, ppca, ppca_closed_form
-from vae_jax.em.fit import as_vae, fit_em
-from vae_jax.em.mixture import mixture
+from vae_jax.em import (
+    as_vae,
+    factor_analysers,
+    factor_analysis,
+    fit_em,
+    mixture,
+    mixture_of_factor_analysers,
+    ppca,
+    ppca_closed_form,
+)
 
 NAN = float("nan")
 D, Q = 5, 2

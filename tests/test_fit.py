@@ -21,17 +21,19 @@ from systems import affine, affine_normal
 from vae_jax import (
     Conditional,
     analytic,
-    checkpoint,
+    evaluate,
+    fit,
     init_state,
     l2,
     learned_normal,
-    lift,
     make_train_step,
     standard_normal,
     vae,
 )
-from vae_jax.evaluate import evaluate, mean
-from vae_jax.fit import call_sizes, fit
+from vae_jax.core import lift
+from vae_jax.evaluation import mean
+from vae_jax.training import checkpoint
+from vae_jax.training.loop import call_sizes
 
 RNG = np.random.default_rng(0)
 MODEL = vae(affine_normal(1), standard_normal(1), l2(affine(2), 0.5))
@@ -125,7 +127,7 @@ def test_an_epoch_is_cut_into_few_sizes_of_calls(per_epoch, most):
 
 def test_calls_of_two_sizes_are_one_epoch(monkeypatch):
     whole = run(epochs=2, validation=None)
-    monkeypatch.setattr("vae_jax.fit.call_sizes", lambda per_epoch: [3, per_epoch - 3])
+    monkeypatch.setattr("vae_jax.training.loop.call_sizes", lambda per_epoch: [3, per_epoch - 3])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         run(epochs=2, validation=None).state,
@@ -162,7 +164,7 @@ def test_validation_is_of_the_moving_average_every_n_epochs_and_at_the_end():
 
 
 def test_parameters_without_a_finite_validation_are_the_first(monkeypatch):
-    monkeypatch.setattr("vae_jax.fit._validate", lambda *_: {"valid_elbo": float("nan")})
+    monkeypatch.setattr("vae_jax.training.loop._validate", lambda *_: {"valid_elbo": float("nan")})
     fitted = run(epochs=2, patience=9)
     assert np.isfinite(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(fitted.params)])).all()
 

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from experiments import flow
-from vae_jax.evaluate import mean
+from vae_jax.evaluation import mean
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

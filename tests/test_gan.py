@@ -12,23 +12,22 @@ from scipy.special import expit
 from scipy.stats import norm
 
 from vae_jax import (
+    Model,
+    Terms,
     bernoulli,
     categorical,
     gaussian,
-    hoist,
     init_state,
     l2,
-    lift,
     make_train_step,
-    means,
     nets,
     standard_normal,
     sticking,
     vae,
 )
-from vae_jax.gan import Game, adversarial, gan, hinge, non_saturating, with_discriminator
-from vae_jax.model import Model, Terms
-from vae_jax.nets.discriminator import PatchDiscriminator
+from vae_jax.core import hoist, lift, means
+from vae_jax.nets import PatchDiscriminator
+from vae_jax.systems import Game, adversarial, gan, hinge, non_saturating, with_discriminator
 from vae_jax.vq import codebook, uniform_codes, vq_vae
 
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -11,14 +11,22 @@ import pytest
 from scipy.special import log_softmax, logsumexp
 from scipy.stats import multivariate_normal
 
-from vae_jax import Conditional, fixed_encoder, lift, vae
+from vae_jax import Conditional, fixed_encoder, vae
+from vae_jax.core import lift
 from vae_jax.data import load_table
-from vae_jax.em.discrete import categoricals
-from vae_jax.em.fit import fit_em
-from vae_jax.em.forward_backward import in_parallel
-from vae_jax.em.gaussians import gaussians
-from vae_jax.em.hidden_markov import categorical_hmm, filtering, gaussian_hmm, hidden_markov, smoothing, viterbi
-from vae_jax.em.markov_chain import MarkovChain
+from vae_jax.em import (
+    categorical_hmm,
+    categoricals,
+    filtering,
+    fit_em,
+    gaussian_hmm,
+    gaussians,
+    hidden_markov,
+    smoothing,
+    viterbi,
+)
+from vae_jax.em.sequences.forward_backward import in_parallel
+from vae_jax.em.sequences.markov_chain import MarkovChain
 
 STATES, LENGTH = 3, 5
 COUNTS = [None, 1, 3]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from experiments import hierarchical
-from vae_jax import pictures
+from vae_jax.report import pictures
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

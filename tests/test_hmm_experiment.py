@@ -11,7 +11,7 @@ import pytest
 
 from experiments import hmm, series
 from vae_jax.data import load_table
-from vae_jax.em.hidden_markov import gaussian_hmm
+from vae_jax.em import gaussian_hmm
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 

@@ -9,11 +9,10 @@ import numpyro.distributions as dist
 import pytest
 from scipy.stats import multivariate_normal
 
-from vae_jax import bernoulli, l2, means, nets, vae
-from vae_jax.conditionals import gaussian
-from vae_jax.distributions import bounded_log_std, raw_log_std
-from vae_jax.ladder import Rung, ladder, ladder_latents, ladder_sample
-from vae_jax.network import as_network
+from vae_jax import bernoulli, gaussian, l2, nets, vae
+from vae_jax.core import as_network, means
+from vae_jax.core.distributions import bounded_log_std, raw_log_std
+from vae_jax.systems import Rung, ladder, ladder_latents, ladder_sample
 
 # Everything here is small and called a few times: compiling is what takes time.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

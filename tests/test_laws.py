@@ -15,10 +15,9 @@ import pytest
 from jax.sharding import Mesh
 from laws import BATCH, REPRESENTATIVE, SYSTEMS, System, compiled
 
-from vae_jax import checkpoint, init_state, make_train_step
-from vae_jax.evaluate import evaluate
-from vae_jax.objectives import batch_terms
-from vae_jax.train import batch_sharding, replicated
+from vae_jax import evaluate, init_state, make_train_step
+from vae_jax.core.objectives import batch_terms
+from vae_jax.training import batch_sharding, checkpoint, replicated
 
 DRAWS = 4000
 

@@ -31,31 +31,28 @@ from systems import (
 from vae_jax import (
     analytic,
     categorical,
-    coupling_flow,
     diffusion,
     enumerated,
     fixed_encoder,
     gaussian,
     init_state,
     l2,
-    lift,
     make_train_step,
-    means,
     nets,
-    reconstruct,
     sampled,
     standard_normal,
     sticking,
     vae,
-    vampprior,
 )
-from vae_jax.autoregressive import autoregressive
+from vae_jax.core import lift, means, reconstruct
+from vae_jax.core.distributions import raw_log_std
+from vae_jax.core.model import log_prob
 from vae_jax.diffusion.steps import end, first_step
-from vae_jax.distributions import raw_log_std
 from vae_jax.em import as_vae, factor_analysis, mixture_of_gaussians
-from vae_jax.gan import gan, non_saturating, with_discriminator
-from vae_jax.model import log_prob
-from vae_jax.refine import refine
+from vae_jax.evaluation import refine
+from vae_jax.parts import autoregressive, vampprior
+from vae_jax.parts.flows import coupling_flow
+from vae_jax.systems import gan, non_saturating, with_discriminator
 from vae_jax.vq import codebook, encode, uniform_codes, vq_vae
 
 POP = np.array([0.1, 0.2, 0.3, 0.4])  # a population of y in 0 .. 3
@@ -644,7 +641,7 @@ def test_diffusion_is_a_multi_step_vae_with_a_fixed_encoder(x64):
     """T + 1 VAEs, one the prior of the other, with encoders without parameters, have the bound of the diffusion."""
     points = jnp.array([[1.0, 0.2], [-0.8, 0.9], [0.1, -1.3]])
     steps = diffusion.denoiser(
-        exact_denoising(points), (2,), diffusion.linear(-2.0, 2.0), steps=3, prediction=diffusion.data
+        exact_denoising(points), (2,), diffusion.linear(-2.0, 2.0), steps=3, prediction=diffusion.predict_data
     )
     chained, direct = diffusion.unrolled(steps), diffusion.diffusion(steps)
     params = chained.init(jax.random.key(0), points[0])
@@ -689,7 +686,7 @@ def test_the_best_denoiser_is_the_mean_of_y_given_z(x64):
 
     def bound(shift, gain):
         net = (init, lambda params, z, gamma: shift + gain * apply(params, z, gamma))
-        d = diffusion.denoiser(net, (2,), diffusion.linear(-2.0, 2.0), prediction=diffusion.data)
+        d = diffusion.denoiser(net, (2,), diffusion.linear(-2.0, 2.0), prediction=diffusion.predict_data)
         model = diffusion.diffusion(d, times=diffusion.times.stratified(8))
         params = model.init(jax.random.key(0), ys[0])
         return jnp.mean(jax.vmap(lambda key, y: model.terms(params, key, y).nats)(keys, ys))
@@ -704,7 +701,7 @@ def test_the_best_denoiser_is_the_mean_of_y_given_z(x64):
 def test_denoising_by_a_u_net():
     """yhat(z) by a U-Net: no gradient reaches the encoder, which has no parameters, and training lowers the bound."""
     net = nets.UNet((8,), heads=2)
-    d = diffusion.denoiser(net, (4, 4, 1), diffusion.cosine(-6.0, 4.0), prediction=diffusion.velocity)
+    d = diffusion.denoiser(net, (4, 4, 1), diffusion.cosine(-6.0, 4.0), prediction=diffusion.predict_velocity)
     model = diffusion.diffusion(d)
     ys = jnp.sign(jax.random.normal(jax.random.key(0), (16, 1, 1, 1))) * jnp.ones((1, 4, 4, 1))
     start = model.init(jax.random.key(1), ys[0])

@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from vae_jax import linalg
+from vae_jax.core import linalg
 
 
 def matrices(*batch, size=4):

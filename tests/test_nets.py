@@ -11,20 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jax.test_util import check_grads
 
-from vae_jax.nets import (
-    MLP,
-    Conv,
-    ConvDecoder,
-    ConvEncoder,
-    ConvTranspose,
-    ResBlock,
-    ResDecoder,
-    ResEncoder,
-)
+from vae_jax.core import as_network
+from vae_jax.nets import MLP, Conv, ConvDecoder, ConvEncoder, ConvTranspose, ResBlock, ResDecoder, ResEncoder
 from vae_jax.nets.conv import conv_matrix, conv_native, halved, transposed
 from vae_jax.nets.mlp import check_sizes
 from vae_jax.nets.residual import groups
-from vae_jax.network import as_network
 
 # Everything here is small and called a few times: compiling is what takes time.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})

@@ -8,7 +8,8 @@ import pytest
 from flax import nnx
 from laws import affine
 
-from vae_jax import Network, as_network, gaussian
+from vae_jax import gaussian
+from vae_jax.core import Network, as_network
 
 KEY = jax.random.key(0)
 IMAGES = jax.random.normal(jax.random.key(1), (3, 4, 4, 2))

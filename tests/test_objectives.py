@@ -12,20 +12,20 @@ from hypothesis import strategies as st
 from laws import BITS, affine, compiled, encoder, grid, latent
 
 from vae_jax import Model, Terms, bernoulli, init_state, make_train_step, standard_normal
-from vae_jax.multi_sample import importance_weighted
-from vae_jax.objectives import (
+from vae_jax.core import (
     batch_mean_per_unit,
-    batch_terms,
     beta_elbo,
-    cyclical,
+    cyclical_annealing,
     elbo,
     free_bits,
-    linear,
+    importance_weighted,
+    linear_annealing,
     of,
     per_example,
     per_unit,
-    sigmoid,
+    sigmoid_annealing,
 )
+from vae_jax.core.objectives import batch_terms
 
 KL = jnp.array([[0.1, 2.0], [0.7, 0.0]])
 
@@ -85,12 +85,15 @@ def test_of_trains_the_model_that_is_built_for_the_step():
 @pytest.mark.parametrize(
     ("schedule", "knots"),
     [
-        (linear(4), {0: 0, 1: 0.25, 3: 0.75, 4: 1, 100: 1}),
-        (linear(4, start=2.0, end=1.0), {0: 2, 2: 1.5, 4: 1, 9: 1}),
-        (sigmoid(10), {0: 1 / (1 + np.exp(5)), 5: 0.5, 10: 1 / (1 + np.exp(-5)), 1000: 1}),
-        (sigmoid(10, start=1.0, end=3.0, steepness=2.0), {0: 1 + 2 / (1 + np.e), 5: 2, 10: 3 - 2 / (1 + np.e)}),
-        (cyclical(8), {0: 0, 1: 0.25, 2: 0.5, 4: 1, 7: 1, 8: 0, 10: 0.5, 15: 1, 16: 0}),
-        (cyclical(4, start=0.2, end=0.6, ramp=1.0), {0: 0.2, 1: 0.3, 3: 0.5, 4: 0.2}),
+        (linear_annealing(4), {0: 0, 1: 0.25, 3: 0.75, 4: 1, 100: 1}),
+        (linear_annealing(4, start=2.0, end=1.0), {0: 2, 2: 1.5, 4: 1, 9: 1}),
+        (sigmoid_annealing(10), {0: 1 / (1 + np.exp(5)), 5: 0.5, 10: 1 / (1 + np.exp(-5)), 1000: 1}),
+        (
+            sigmoid_annealing(10, start=1.0, end=3.0, steepness=2.0),
+            {0: 1 + 2 / (1 + np.e), 5: 2, 10: 3 - 2 / (1 + np.e)},
+        ),
+        (cyclical_annealing(8), {0: 0, 1: 0.25, 2: 0.5, 4: 1, 7: 1, 8: 0, 10: 0.5, 15: 1, 16: 0}),
+        (cyclical_annealing(4, start=0.2, end=0.6, ramp=1.0), {0: 0.2, 1: 0.3, 3: 0.5, 4: 0.2}),
     ],
 )
 def test_schedules_at_their_knots(schedule, knots):
@@ -218,7 +221,8 @@ def reported():
 
 
 @pytest.mark.parametrize(
-    "objective", [beta_elbo(4.0), beta_elbo(linear(10)), free_bits(2.0, per_unit), free_bits(2.0, batch_mean_per_unit)]
+    "objective",
+    [beta_elbo(4.0), beta_elbo(linear_annealing(10)), free_bits(2.0, per_unit), free_bits(2.0, batch_mean_per_unit)],
 )
 def test_reported_bound_does_not_change_with_the_objective(reported, objective):
     loss, metrics = reported(objective)
@@ -245,11 +249,11 @@ def test_importance_weighted_reports_the_elbo_and_minimises_less(reported):
         (lambda: beta_elbo(-1.0), r"beta.*-1\.0"),
         (lambda: free_bits(-0.5, per_unit), r"floor.*-0\.5"),
         (lambda: importance_weighted(0), "k=0"),
-        (lambda: linear(0), "at least one step; got 0"),
-        (lambda: sigmoid(-3), "at least one step; got -3"),
-        (lambda: cyclical(0), "at least one step; got 0"),
-        (lambda: cyclical(10, ramp=0.0), r"ramp.*0\.0"),
-        (lambda: cyclical(10, ramp=1.5), r"ramp.*1\.5"),
+        (lambda: linear_annealing(0), "at least one step; got 0"),
+        (lambda: sigmoid_annealing(-3), "at least one step; got -3"),
+        (lambda: cyclical_annealing(0), "at least one step; got 0"),
+        (lambda: cyclical_annealing(10, ramp=0.0), r"ramp.*0\.0"),
+        (lambda: cyclical_annealing(10, ramp=1.5), r"ramp.*1\.5"),
     ],
 )
 def test_options_out_of_range(make, message):

@@ -43,20 +43,18 @@ from vae_jax import (
     conditional,
     enumerated,
     fixed_encoder,
-    importance_weighted_bound,
     init_state,
     l2,
     make_train_step,
-    multi_sample,
-    objectives,
     sampled,
     standard_normal,
     sticking,
     vae,
-    vampprior,
 )
-from vae_jax.distributions import DiscretisedLogistic, bounded_log_std, raw_log_std
-from vae_jax.model import log_prob
+from vae_jax.core import importance_weighted_bound, multi_sample, objectives
+from vae_jax.core.distributions import DiscretisedLogistic, bounded_log_std, raw_log_std
+from vae_jax.core.model import log_prob
+from vae_jax.parts import vampprior
 
 LN_P = -4.161859340430404
 POSTERIOR = (-2 / 11, 1 / 11)

@@ -20,7 +20,7 @@ import jax, jax.numpy as jnp, optax
 import vae_jax
 from vae_jax.data import load
 from vae_jax.nets import MLP
-from vae_jax.preprocess import unit_scale
+from vae_jax.data.preprocess import unit_scale
 
 assert vae_jax.__file__.startswith(sys.argv[1]), vae_jax.__file__
 for name, n, shape in (("fashion_mnist_mini", 5000, (28, 28, 1)), ("emoji_mini", 396, (32, 32, 3))):

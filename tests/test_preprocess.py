@@ -9,8 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vae_jax import preprocess
-from vae_jax.data import load
+from vae_jax.data import load, preprocess
 
 ALL_LEVELS = np.arange(256, dtype=np.uint8).reshape(16, 16, 1)
 OF_LEVELS = {
@@ -19,7 +18,7 @@ OF_LEVELS = {
     "threshold": preprocess.threshold_binarisation(),
     "unit": preprocess.unit_scale(),
     "dequantisation": preprocess.dequantisation(),
-    "levels": preprocess.levels(),
+    "levels": preprocess.eight_bit(),
 }
 EVERY = OF_LEVELS | {"identity": preprocess.identity()}
 BINARY = ("dynamic", "static", "threshold")

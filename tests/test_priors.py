@@ -8,21 +8,11 @@ from scipy import stats
 from scipy.special import log_softmax, logsumexp
 from systems import affine, affine_normal, at_nodes, expected_terms, full_normal, hermite_nodes, two_layers
 
-from vae_jax import (
-    analytic,
-    gaussian,
-    l2,
-    learned_normal,
-    mixture_of_gaussians,
-    sampled,
-    share,
-    standard_normal,
-    start_from,
-    sticking,
-    vae,
-    vampprior,
-)
-from vae_jax.model import log_prob
+from vae_jax import analytic, gaussian, l2, learned_normal, sampled, standard_normal, sticking, vae
+from vae_jax.core import share, start_from
+from vae_jax.core.model import log_prob
+from vae_jax.em import mixture_of_gaussians
+from vae_jax.parts import vampprior
 
 
 def density(prior, params, z, c=None):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from experiments.rate_distortion import Config, eigenvalues_of, least_rate, main
-from vae_jax.evaluate.collapse import collapse
+from vae_jax.evaluation import collapse
 
 REPOSITORY = Path(__file__).parents[1]
 

@@ -20,17 +20,17 @@ from vae_jax import (
     conditional,
     enumerated,
     gaussian,
-    lift,
+    gumbel,
     score_function,
     standard_normal,
+    straight_through_gumbel,
     vae,
 )
-from vae_jax.distributions import GumbelSoftmax, enumerate_support
-from vae_jax.model import log_prob
-from vae_jax.multi_sample import leave_one_out, vimco
-from vae_jax.objectives import elbo, of
-from vae_jax.one_hot import OneHot, learned_classes, one_hot
-from vae_jax.relaxed import gumbel, straight_through_gumbel
+from vae_jax.core import elbo, leave_one_out, lift, of, vimco
+from vae_jax.core.distributions import GumbelSoftmax, enumerate_support
+from vae_jax.core.model import log_prob
+from vae_jax.parts import learned_classes, one_hot
+from vae_jax.parts.classes import OneHot
 
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 Y = jnp.int32(1)

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vae_jax import pictures, report
-from vae_jax.report import Picture, Row, Section, TextTable
+from vae_jax.report import page, pictures
+from vae_jax.report.page import Picture, Row, Section, TextTable
 
 NASTY = "<script>alert('x')</script> & \"quoted\" {braces} $5 to $9 ü"
 PNG = pictures.png(np.arange(12, dtype=np.uint8).reshape(2, 2, 3))
@@ -268,12 +268,12 @@ def test_drawing_libraries_are_imported_only_when_used():
     ],
 )
 def test_numbers_have_the_digits_that_their_error_supports(value, error, expected):
-    assert report.number_text(value, error) == expected
+    assert page.number_text(value, error) == expected
 
 
 def test_a_negative_standard_error_is_refused():
     with pytest.raises(ValueError, match=r"standard_error: got -0\.1"):
-        report.number_text(1.0, -0.1)
+        page.number_text(1.0, -0.1)
 
 
 def test_the_terminal_table_is_aligned():
@@ -282,12 +282,12 @@ def test_the_terminal_table_is_aligned():
         Row("active units", 14, None, "of 20"),
         Row("k", 5000),
     ]
-    assert report.table_text(rows).split("\n") == [
+    assert page.table_text(rows).split("\n") == [
         "test ELBO      -238.91 ± 0.35   nats per image",
         "active units        14          of 20",
         "k                 5000",
     ]
-    assert report.table_text([]) == ""
+    assert page.table_text([]) == ""
 
 
 # ---- the page
@@ -319,7 +319,7 @@ def _write(path, **changes):
         "configuration": {"seed": 0},
         "command": "python -m experiments.vae",
     }
-    return report.write(path, **(arguments | changes))
+    return page.write(path, **(arguments | changes))
 
 
 def test_the_page_escapes_everything_it_is_given(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from vae_jax.run_directory import claim
+from vae_jax.training.run_directory import claim
 
 CONFIG = {"data": "mnist", "epochs": 3, "optimiser": {"rate": 0.5, "clip": None}, "units": (5, 2)}
 

@@ -10,7 +10,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 
-from vae_jax.model import Terms
+from vae_jax import Terms
 from vae_jax.selfcheck import checks_em
 from vae_jax.selfcheck.__main__ import CHECKS, Config, main
 from vae_jax.selfcheck.check import Check, Row, average, compare

@@ -9,10 +9,11 @@ import pytest
 from flax import linen as nn
 from jax.test_util import check_grads
 
+from vae_jax.core import Network, SequenceNetwork, as_network
+from vae_jax.core.network import as_sequence_network
 from vae_jax.nets import LSTM, PixelCNN, SequenceEncoder, Transformer, TransformerEncoder
 from vae_jax.nets.recurrent import cell, run_lstm
 from vae_jax.nets.transformer import rotated
-from vae_jax.network import Network, SequenceNetwork, as_network, as_sequence_network
 
 LEVELS = 5
 DECODERS = {

@@ -9,9 +9,8 @@ import pytest
 from scipy.stats import multivariate_normal
 from systems import sigma_points
 
-from vae_jax.em.fit import as_vae, fit_em
-from vae_jax.em.sequences import filter_sequence
-from vae_jax.em.state_space import linear_gaussian_state_space
+from vae_jax.em import as_vae, fit_em, linear_gaussian_state_space
+from vae_jax.em.sequences.noisy_chains import filter_sequence
 
 NAN = float("nan")
 D, Q, T, N = 3, 2, 5, 6

@@ -11,13 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import compiled
 
-from vae_jax import Model, Terms, gaussian, init_state, lift, make_train_step, standard_normal, vae
-from vae_jax.autoregressive import autoregressive, in_training
-from vae_jax.evaluate import evaluate
-from vae_jax.multi_sample import importance_weighted
-from vae_jax.objectives import elbo, free_bits, per_unit
+from vae_jax import Model, Terms, evaluate, gaussian, init_state, make_scan, make_train_step, standard_normal, vae
+from vae_jax.core import elbo, free_bits, importance_weighted, lift, per_unit
+from vae_jax.parts import autoregressive, in_training
 from vae_jax.text import by_length, cut_to_length, evaluate_by_length, lengths, perplexity
-from vae_jax.train import make_scan
 
 LEVELS = 5
 WIDTH = 9

@@ -19,7 +19,6 @@ from numpyro.distributions import CategoricalLogits
 
 from vae_jax import (
     Model,
-    Scatter,
     Terms,
     bernoulli,
     enumerated,
@@ -28,15 +27,15 @@ from vae_jax import (
     l2,
     make_scan,
     make_train_step,
-    share,
     standard_normal,
     vae,
-    vampprior,
 )
-from vae_jax.multi_sample import importance_weighted
-from vae_jax.objectives import batch_terms, beta_elbo, elbo, free_bits, linear, per_example
-from vae_jax.preprocess import Preprocess, dynamic_binarisation
-from vae_jax.train import Turns, batch_sharding, epoch_order, lagging, leaf_names, replicated, split_parts
+from vae_jax.core import Scatter, beta_elbo, elbo, free_bits, importance_weighted, linear, per_example, share
+from vae_jax.core.objectives import batch_terms
+from vae_jax.data import Preprocess, dynamic_binarisation
+from vae_jax.parts import vampprior
+from vae_jax.training import Turns, batch_sharding, lagging, replicated
+from vae_jax.training.step import epoch_order, leaf_names, split_parts
 
 KEY = jax.random.key(7)
 YS = np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)

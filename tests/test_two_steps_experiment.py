@@ -9,7 +9,7 @@ import pytest
 from scipy.stats import multivariate_normal
 
 from experiments import two_steps
-from vae_jax.evaluate import mean
+from vae_jax.evaluation import mean
 
 ONE = "one VAE"
 CHAINS = ("chain, trained encoders", "chain, fixed encoders")

@@ -10,12 +10,12 @@ import pytest
 import scipy.special
 from jax.test_util import check_grads
 
+from vae_jax.core import as_network
 from vae_jax.nets import UNet
 from vae_jax.nets import conv as conv_forms
 from vae_jax.nets.attention import Attention, attend
 from vae_jax.nets.residual import GroupNorm, group_norm, groups
 from vae_jax.nets.unet import folded, unfolded, waves
-from vae_jax.network import as_network
 
 SMALL = UNet((8, 12), out=3, heads=2)
 

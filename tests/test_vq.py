@@ -14,21 +14,23 @@ from scipy.special import logsumexp
 from scipy.stats import entropy
 from systems import affine, table
 
-from vae_jax import gaussian, init_state, l2, lift, make_train_step, start_from
-from vae_jax.em import mixture_of_gaussians
-from vae_jax.em.kmeans import assign, k_means, lloyd
-from vae_jax.model import average
-from vae_jax.train import batch_sharding, replicated
+from vae_jax import gaussian, init_state, l2, make_train_step
+from vae_jax.core import lift, start_from
+from vae_jax.core.model import average
+from vae_jax.em import k_means, mixture_of_gaussians
+from vae_jax.em.kmeans import assign, lloyd
+from vae_jax.training import batch_sharding, replicated
 from vae_jax.vq import (
+    Quantiser,
     by_gradient,
+    code_perplexity,
     codebook,
-    cosine,
+    cosine_distance,
     ema,
     encode,
     fsq,
     grouped,
     lfq,
-    perplexity,
     projected,
     residual,
     rotation,
@@ -36,7 +38,6 @@ from vae_jax.vq import (
     usage,
     vq_vae,
 )
-from vae_jax.vq.quantiser import Quantiser
 
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 KEY = jax.random.key(0)
@@ -274,7 +275,7 @@ def test_revival_brings_a_poor_start_to_use():
         params = {"codes": far, "running": {**running, "total": running["count"][:, None] * far}}
         for _ in range(150):
             params = after(quantiser, params, batch)
-        found[revive] = float(perplexity(quantiser.usage(params)))
+        found[revive] = float(code_perplexity(quantiser.usage(params)))
     assert found[0.0] < 1.001 and found[0.05] > 20
 
 
@@ -299,7 +300,7 @@ def test_the_start_is_that_of_k_means(x64):
 
 
 def test_cosine_looks_at_the_angle(x64):
-    quantiser = codebook(6, 3, distance=cosine)
+    quantiser = codebook(6, 3, distance=cosine_distance)
     vectors = 10 * normal(50, 3)
     params = jit(quantiser.init)(KEY, vectors)
     found = quantised(quantiser, params, vectors)
@@ -315,7 +316,7 @@ def test_cosine_looks_at_the_angle(x64):
 QUANTISERS = {
     "codebook": (codebook(6, 4), (), 4),
     "by gradient, rotation": (codebook(6, 4, update=by_gradient(), through=rotation), (), 4),
-    "cosine": (codebook(6, 4, distance=cosine), (), 4),
+    "cosine": (codebook(6, 4, distance=cosine_distance), (), 4),
     "projected": (projected(codebook(6, 2), 5, 2), (), 5),
     "grouped residual": (grouped(residual(codebook(6, 2), 3), 2), (3, 2), 4),
     "projected, residual, fsq": (projected(residual(fsq((3, 2)), 2), 5, 2), (2,), 5),
@@ -516,11 +517,11 @@ def test_lfq_has_the_gradient_of_the_batch_entropy(x64):
 
 def test_perplexity():
     """Oracle 32, and scipy's entropy on other instances; codes without use cost nothing."""
-    np.testing.assert_allclose(perplexity([0.5, 0.25, 0.125, 0.125]), 3.36358566, rtol=1e-6)
+    np.testing.assert_allclose(code_perplexity([0.5, 0.25, 0.125, 0.125]), 3.36358566, rtol=1e-6)
     counts = np.random.default_rng(0).integers(0, 5, size=(4, 3, 20))
-    np.testing.assert_allclose(perplexity(counts), np.exp(entropy(counts, axis=-1)), rtol=1e-5)
-    np.testing.assert_allclose(perplexity(np.ones(512)), 512, rtol=1e-5)
-    assert perplexity(np.zeros(3)) == 1.0
+    np.testing.assert_allclose(code_perplexity(counts), np.exp(entropy(counts, axis=-1)), rtol=1e-5)
+    np.testing.assert_allclose(code_perplexity(np.ones(512)), 512, rtol=1e-5)
+    assert code_perplexity(np.zeros(3)) == 1.0
     np.testing.assert_allclose(usage([[0, 1], [1, 3]], 5), [0.25, 0.5, 0, 0.25, 0])
 
 

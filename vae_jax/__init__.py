@@ -4,71 +4,59 @@ A VAE is three distributions, P_enc(z|y), P_pri(z) and P_gen(y|z), and one loss,
 
     L(y, z) = -ln P_pri(z) P_gen(y|z) / P_enc(z|y),    E_{z ~ P_enc(z|y)} L >= -ln P(y).
 
-`vae(encoder, prior, generator)` makes a `Model` of y of them. Names here are the library's core; rooms with heavier
-imports are modules of their own: `vae_jax.nets` (flax), `vae_jax.diffusion`, `vae_jax.data`, `vae_jax.fit`,
-`vae_jax.evaluate`, `vae_jax.checkpoint`, `vae_jax.pictures`, `vae_jax.report`.
+What is here, by rule: the two types, `vae` and every estimator of its loss, the likelihoods, the simple priors, `fit`,
+`evaluate` and the training step. All else is in its folder:
+
+    vae_jax.core        objectives, importance-weighted bounds, models seen through other parameters, what a network is
+    vae_jax.parts       flows, VampPrior, autoregressive models, classes, cures of collapse
+    vae_jax.systems     chains, ladders, GANs          vae_jax.em       exact posteriors, expectation maximisation
+    vae_jax.diffusion, vae_jax.vq, vae_jax.text        the systems that are rooms of their own
+    vae_jax.nets        flax networks                  vae_jax.data     data, and what a model sees of them
+    vae_jax.training    steps, checkpoints             vae_jax.evaluation    numbers with standard errors
+    vae_jax.report      pictures and pages             vae_jax.selfcheck     numbers that are known exactly
 """
 
 from vae_jax._version import __version__
-from vae_jax.chain import chain
-from vae_jax.conditionals import bernoulli, categorical, conditional, discretised_logistic, gaussian, gumbel_softmax
-from vae_jax.em.mixture import mixture_of_gaussians
-from vae_jax.estimators import Estimator, analytic, enumerated, fixed_encoder, sampled, sticking
-from vae_jax.flows import autoregressive_flow, coupling_flow, inverse_autoregressive_flow
-from vae_jax.l2 import l2
-from vae_jax.ladder import Rung, ladder, ladder_latents, ladder_sample
-from vae_jax.model import Conditional, Model, Scatter, Terms, hoist, join, lift, share, start_from
-from vae_jax.network import Network, as_network
-from vae_jax.priors import learned_normal, standard_normal, vampprior
-from vae_jax.score_function import score_function
-from vae_jax.train import TrainState, init_state, make_scan, make_train_step
-from vae_jax.vae import importance_weighted_bound, means, reconstruct, vae
+from vae_jax.core.combinator import vae
+from vae_jax.core.estimators import analytic, enumerated, fixed_encoder, sampled, sticking
+from vae_jax.core.model import Conditional, Model, Terms
+from vae_jax.core.reinforce import score_function
+from vae_jax.evaluation.whole_split import Evaluation, evaluate
+from vae_jax.parts.conditionals import bernoulli, categorical, conditional, discretised_logistic, gaussian
+from vae_jax.parts.l2_distortion import l2
+from vae_jax.parts.priors import learned_normal, standard_normal
+from vae_jax.parts.relaxed import gumbel, straight_through_gumbel
+from vae_jax.training.loop import Fitted, fit
+from vae_jax.training.step import TrainState, init_state, make_scan, make_train_step
 
 __all__ = [
     "Conditional",
-    "Estimator",
+    "Evaluation",
+    "Fitted",
     "Model",
-    "Network",
-    "Rung",
-    "Scatter",
     "Terms",
     "TrainState",
     "__version__",
     "analytic",
-    "as_network",
-    "autoregressive_flow",
     "bernoulli",
     "categorical",
-    "chain",
     "conditional",
-    "coupling_flow",
     "discretised_logistic",
     "enumerated",
+    "evaluate",
+    "fit",
     "fixed_encoder",
     "gaussian",
-    "gumbel_softmax",
-    "hoist",
-    "importance_weighted_bound",
+    "gumbel",
     "init_state",
-    "inverse_autoregressive_flow",
-    "join",
     "l2",
-    "ladder",
-    "ladder_latents",
-    "ladder_sample",
     "learned_normal",
-    "lift",
     "make_scan",
     "make_train_step",
-    "means",
-    "mixture_of_gaussians",
-    "reconstruct",
     "sampled",
     "score_function",
-    "share",
     "standard_normal",
-    "start_from",
     "sticking",
+    "straight_through_gumbel",
     "vae",
-    "vampprior",
 ]

@@ -26,7 +26,7 @@ import tyro
 
 from experiments.bench import codebook, em, handwritten, language, unet
 from vae_jax import bernoulli, data, gaussian, init_state, make_scan, make_train_step, nets, standard_normal, vae
-from vae_jax.preprocess import dynamic_binarisation
+from vae_jax.data import dynamic_binarisation
 
 BATCH = 128
 FIRST_STEP = """

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.model import average
+from vae_jax.core.model import average
 from vae_jax.vq import codebook, ema
 
 VECTORS = 65_536  # of one call

@@ -8,10 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.em import expect_in_chunks, mixture_of_gaussians
-from vae_jax.em.fit import em_of
-from vae_jax.em.hidden_markov import categorical_hmm
-from vae_jax.model import EM, Params
+from vae_jax.core import EM, Params
+from vae_jax.em import categorical_hmm, expect_in_chunks, mixture_of_gaussians
+from vae_jax.em.algorithm import em_of
 
 ITERATIONS = 3
 Contestants = dict[str, Callable[[], float]]

@@ -12,9 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vae_jax import init_state, lift, make_scan, make_train_step
-from vae_jax.autoregressive import autoregressive
+from vae_jax import init_state, make_scan, make_train_step
+from vae_jax.core import lift
 from vae_jax.nets import LSTM
+from vae_jax.parts import autoregressive
 
 WORDS, LENGTH, EMBED, HIDDEN = 8_000, 20, 128, 256
 BATCH, STEPS = 32, 10

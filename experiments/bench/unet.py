@@ -14,9 +14,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from vae_jax.core import as_network
 from vae_jax.nets import UNet
 from vae_jax.nets.unet import folded, unfolded, waves
-from vae_jax.network import as_network
 
 BATCH, STEPS = 32, 4
 CHANNELS = (32, 64, 64)

@@ -9,7 +9,7 @@ The T rates have closed forms given x, so that one of them at a random t estimat
     -ln P(y) <= KL(P_enc(z_1|x) || P_pri)  +  E_t E_eps 1/2 gamma'(t) |eps - epshat|^2  +  E[-ln P(y|z_0)]
                 prior                         diffusion                                   reconstruction
 
-For T steps gamma'(t) becomes T expm1(gamma_t - gamma_s). `vae_jax.diffusion.unrolled` is the same bound said the long
+For T steps gamma'(t) becomes T expm1(gamma_t - gamma_s). `vae_jax.diffusion.unrolling` is the same bound said the long
 way, by T calls of `vae`; tests/test_diffusion.py holds the two together.
 """
 
@@ -20,12 +20,12 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.diffusion.denoiser import Denoiser
+from vae_jax.core.model import Model, Params, Terms, log_prob
+from vae_jax.diffusion.denoisers import Denoiser
 from vae_jax.diffusion.samplers import Sampler, ancestral, trajectory
 from vae_jax.diffusion.schedules import Level
 from vae_jax.diffusion.steps import end, first_step, forward_step, reverse_step, step_at, step_kl
 from vae_jax.diffusion.times import Times, uniform
-from vae_jax.model import Model, Params, Terms, log_prob
 
 
 def diffusion(
@@ -39,11 +39,11 @@ def diffusion(
     """P(y|c) by denoising.
 
     In `Terms` the distortion is the reconstruction, the rate prior + diffusion; `detail["rates"]` is (diffusion,
-    prior), and `detail["diffusion"]` holds what the objectives of `vae_jax.diffusion.objectives` read. With T steps
+    prior), and `detail["diffusion"]` holds what the objectives of `vae_jax.diffusion.weightings` read. With T steps
     there is `importance` as well (T calls of the network); in continuous time `log_likelihood` takes its place.
 
     Args:
-        denoiser: made by `vae_jax.diffusion.denoiser`.
+        denoiser: made by `vae_jax.diffusion.denoisers`.
         times: where the bound is estimated: `uniform`, `stratified(k)`, `proposal(weights)` or `every(T)`.
         sampler: how `sample` comes back from noise: `ancestral()` (the default: the model itself), `ddim`, `heun`,
             `dpm_solver`, each with its number of steps.

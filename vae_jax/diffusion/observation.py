@@ -13,8 +13,8 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
+from vae_jax.core.distributions import Categorical, Levels
 from vae_jax.diffusion.schedules import Level
-from vae_jax.distributions import Categorical, Levels
 
 
 class Observation(NamedTuple):
@@ -74,7 +74,7 @@ def denoised(low: float | None = None, high: float | None = None) -> Observation
     return Observation(_embedding(middle, half), make, _support(low, high), None, -math.log(half))
 
 
-def levels(count: int = 256) -> Observation:
+def discrete(count: int = 256) -> Observation:
     """y is one of the integers 0 .. count-1, x the middle of its cell on [-1, 1].
 
     P(y|z_0) is proportional to N(z_0 / alpha_0; x(y), exp(gamma_0)): an exact probability of 8-bit data (Kingma et al.

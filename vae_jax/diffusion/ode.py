@@ -15,9 +15,9 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.diffusion.denoiser import Denoiser
+from vae_jax.core.model import Params
+from vae_jax.diffusion.denoisers import Denoiser
 from vae_jax.diffusion.schedules import variance_preserving
-from vae_jax.model import Params
 
 
 def log_likelihood(

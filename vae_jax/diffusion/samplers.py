@@ -11,10 +11,10 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.diffusion.denoiser import Denoised, Denoiser
+from vae_jax.core.model import Params
+from vae_jax.diffusion.denoisers import Denoised, Denoiser
 from vae_jax.diffusion.schedules import Level
 from vae_jax.diffusion.steps import end, reverse_step
-from vae_jax.model import Params
 
 DEFAULT_STEPS = 250
 Denoise = Callable[[Array, Level], Denoised]

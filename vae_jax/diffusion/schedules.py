@@ -16,7 +16,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from vae_jax.distributions import bounded_log_std, raw_log_std
+from vae_jax.core.distributions import bounded_log_std, raw_log_std
 
 Params = Any
 START, END = -13.3, 5.0  # those of the paper: 8-bit levels can be told apart at the start

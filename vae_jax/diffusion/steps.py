@@ -8,7 +8,7 @@ import numpyro.distributions as dist
 from jax import Array
 from jax.typing import ArrayLike
 
-from vae_jax.diffusion.denoiser import Denoised
+from vae_jax.diffusion.denoisers import Denoised
 from vae_jax.diffusion.schedules import Level
 
 

@@ -5,16 +5,23 @@ VAE. Beside that its latent can be summed out exactly, so `fit_em` alternates th
 closed form: enc becomes the posterior, then (pri, gen) their optimum.
 """
 
-from vae_jax.em.discrete import bernoullis, categoricals, mixture_of_bernoullis, mixture_of_categoricals
-from vae_jax.em.factor_analysers import factor_analysers
-from vae_jax.em.factor_analysis import factor_analysis, mixture_of_factor_analysers, ppca, ppca_closed_form
+from vae_jax.em.algorithm import EMState, FittedEM, as_vae, expect_in_chunks, fit_em, init_em, make_em_step
+from vae_jax.em.discrete_families import bernoullis, categoricals, mixture_of_bernoullis, mixture_of_categoricals
+from vae_jax.em.factor_family import factor_analysers
+from vae_jax.em.factor_models import factor_analysis, mixture_of_factor_analysers, ppca, ppca_closed_form
 from vae_jax.em.family import Family
-from vae_jax.em.fit import EMState, FittedEM, as_vae, expect_in_chunks, fit_em, init_em, make_em_step
-from vae_jax.em.gaussians import CovariancePrior, gaussians
-from vae_jax.em.hidden_markov import categorical_hmm, filtering, gaussian_hmm, hidden_markov, smoothing, viterbi
+from vae_jax.em.gaussian_families import CovariancePrior, gaussians
 from vae_jax.em.kmeans import k_means
-from vae_jax.em.mixture import mixture, mixture_of_gaussians
-from vae_jax.em.state_space import linear_gaussian_state_space
+from vae_jax.em.mixtures import mixture, mixture_of_gaussians
+from vae_jax.em.sequences.hidden_markov_models import (
+    categorical_hmm,
+    filtering,
+    gaussian_hmm,
+    hidden_markov,
+    smoothing,
+    viterbi,
+)
+from vae_jax.em.sequences.state_space import linear_gaussian_state_space
 
 __all__ = [
     "CovariancePrior",

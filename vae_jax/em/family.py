@@ -13,7 +13,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
-from vae_jax.model import Params
+from vae_jax.core.model import Params
 
 
 class Family(NamedTuple):

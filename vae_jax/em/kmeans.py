@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.linalg import matmul
-from vae_jax.model import Scatter
+from vae_jax.core.linalg import matmul
+from vae_jax.core.model import Scatter
 
 IN_CACHE = 2**20  # distances that are computed at once on CPU
 FEWEST = 1e-12  # rows: fewer are none

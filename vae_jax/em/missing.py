@@ -9,7 +9,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from vae_jax.linalg import cholesky, inverse_of_lower, matmul
+from vae_jax.core.linalg import cholesky, inverse_of_lower, matmul
 
 ROWS_AT_ONCE = 256
 

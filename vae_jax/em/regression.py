@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.linalg import cholesky, inverse_of_lower, matmul, transposed
+from vae_jax.core.linalg import cholesky, inverse_of_lower, matmul, transposed
 
 
 class Regression(NamedTuple):

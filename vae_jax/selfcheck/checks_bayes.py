@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.evaluate.accounting import rate_split
-from vae_jax.evaluate.annealed import ais, linear_betas, path_to_joint, reverse_ais
-from vae_jax.l2 import l2
-from vae_jax.priors import standard_normal, vampprior
+from vae_jax.core.combinator import vae
+from vae_jax.evaluation.accounting import rate_split
+from vae_jax.evaluation.annealed import ais, linear_betas, path_to_joint, reverse_ais
+from vae_jax.parts.l2_distortion import l2
+from vae_jax.parts.priors import standard_normal, vampprior
 from vae_jax.selfcheck.check import Check, Row, average
 from vae_jax.selfcheck.solvable import (
     LN_P,
@@ -23,7 +24,6 @@ from vae_jax.selfcheck.solvable import (
     toy_params,
     toy_y,
 )
-from vae_jax.vae import vae
 
 MEANS, STD = np.array([-3.0, -1.0, 1.0, 3.0]), 0.5
 

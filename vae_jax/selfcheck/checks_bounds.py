@@ -4,8 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import multi_sample, objectives
-from vae_jax.estimators import analytic, importance_of, sampled, sticking
+from vae_jax.core import multi_sample, objectives
+from vae_jax.core.combinator import importance_weighted_bound
+from vae_jax.core.estimators import analytic, importance_of, sampled, sticking
 from vae_jax.selfcheck.check import Check, Row, average
 from vae_jax.selfcheck.solvable import (
     LN_P,
@@ -19,7 +20,6 @@ from vae_jax.selfcheck.solvable import (
     toy_params,
     toy_y,
 )
-from vae_jax.vae import importance_weighted_bound
 
 ENCODERS = {"the prior": (0.0, 1.0), "the posterior": POSTERIOR, "N(.3, .2)": NEAR}
 ELBOS = np.array([-8.14472989, LN_P, -5.64444884])

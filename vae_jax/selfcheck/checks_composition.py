@@ -8,11 +8,12 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from vae_jax.conditionals import conditional
-from vae_jax.estimators import fixed_encoder, importance_of
-from vae_jax.l2 import l2
-from vae_jax.model import Conditional, Model
-from vae_jax.priors import standard_normal
+from vae_jax.core.combinator import importance_weighted_bound, vae
+from vae_jax.core.estimators import fixed_encoder, importance_of
+from vae_jax.core.model import Conditional, Model
+from vae_jax.parts.conditionals import conditional
+from vae_jax.parts.l2_distortion import l2
+from vae_jax.parts.priors import standard_normal
 from vae_jax.selfcheck.check import Check, Row, average
 from vae_jax.selfcheck.solvable import (
     LN_P,
@@ -26,7 +27,6 @@ from vae_jax.selfcheck.solvable import (
     toy_params,
     toy_y,
 )
-from vae_jax.vae import importance_weighted_bound, vae
 
 W1, W2 = np.array([[1.0, -0.5], [0.3, 0.8], [-0.6, 0.4]]), np.array([[0.9], [-1.2]])
 STD1, STD2 = 0.7, 0.6

@@ -10,9 +10,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.diffusion import data, ddpm, denoised, denoiser, linear, variance_exploding, variance_preserving
 from vae_jax.diffusion.bound import prior_rate, step_terms
-from vae_jax.diffusion.denoiser import Denoiser
+from vae_jax.diffusion.denoisers import Denoiser, denoiser, predict_data
+from vae_jax.diffusion.observation import denoised
+from vae_jax.diffusion.schedules import ddpm, linear, variance_exploding, variance_preserving
 from vae_jax.diffusion.steps import first_step, forward_step
 from vae_jax.selfcheck.check import Check, Row
 
@@ -28,7 +29,7 @@ def exact(spread: float, **options: Any) -> Denoiser:
         signal = jax.nn.sigmoid(-gamma)
         return jnp.sqrt(signal) * spread * z / (signal * spread + jax.nn.sigmoid(gamma))
 
-    return denoiser((lambda key, z, gamma: {}, apply), (1,), prediction=data, **options)
+    return denoiser((lambda key, z, gamma: {}, apply), (1,), prediction=predict_data, **options)
 
 
 def corners(variance: float) -> tuple[jax.Array, jax.Array]:

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.model import average, log_prob
+from vae_jax.core.model import average, log_prob
 from vae_jax.selfcheck.check import Check, Row
 from vae_jax.selfcheck.solvable import floats
-from vae_jax.vq import by_gradient, codebook, ema, fsq, perplexity, uniform_codes
+from vae_jax.vq.codebooks import by_gradient, codebook, ema
+from vae_jax.vq.model import uniform_codes
+from vae_jax.vq.quantiser import code_perplexity
+from vae_jax.vq.scalar import fsq
 
 CODES = np.array([[1.0, 0.2], [-0.7, 0.9], [0.1, -1.1]])
 VECTORS = np.array([[0.8, 0.5], [-0.2, -0.9], [0.9, -0.1], [-1.0, 0.4], [0.3, -0.8]])
@@ -56,7 +59,11 @@ def lloyd() -> list[Row]:
 
 def surprise() -> list[Row]:
     rows = [
-        Row("perplexity of (.5, .25, .125, .125)", 3.36358566, perplexity(floats(np.array([0.5, 0.25, 0.125, 0.125]))))
+        Row(
+            "perplexity of (.5, .25, .125, .125)",
+            3.36358566,
+            code_perplexity(floats(np.array([0.5, 0.25, 0.125, 0.125]))),
+        )
     ]
     for levels, shape in ((2, (1,)), (512, (7, 7))):
         prior, z = uniform_codes(levels, shape), jnp.zeros(shape, jnp.int32)

@@ -8,10 +8,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.data import load_table
-from vae_jax.em.fit import FittedEM, as_vae, fit_em, init_em, make_em_step
-from vae_jax.em.hidden_markov import categorical_hmm, gaussian_hmm, smoothing, viterbi
-from vae_jax.em.mixture import mixture_of_gaussians
+from vae_jax.data.tables import load_table
+from vae_jax.em.algorithm import FittedEM, as_vae, fit_em, init_em, make_em_step
+from vae_jax.em.mixtures import mixture_of_gaussians
+from vae_jax.em.sequences.hidden_markov_models import categorical_hmm, gaussian_hmm, smoothing, viterbi
 from vae_jax.selfcheck.check import Check, Row
 from vae_jax.selfcheck.solvable import floats, probabilities
 

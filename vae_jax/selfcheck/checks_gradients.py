@@ -12,11 +12,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax import multi_sample, objectives
-from vae_jax.distributions import GumbelSoftmax
-from vae_jax.estimators import analytic, sampled, sticking
-from vae_jax.model import Model
-from vae_jax.score_function import score_function
+from vae_jax.core import multi_sample, objectives
+from vae_jax.core.distributions import GumbelSoftmax
+from vae_jax.core.estimators import analytic, sampled, sticking
+from vae_jax.core.model import Model
+from vae_jax.core.reinforce import score_function
 from vae_jax.selfcheck.check import Check, Row, average
 from vae_jax.selfcheck.solvable import (
     POSTERIOR,

@@ -6,10 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.conditionals import bernoulli, discretised_logistic
-from vae_jax.l2 import l2
-from vae_jax.model import Conditional, lift, log_prob
-from vae_jax.network import Network
+from vae_jax.core.model import Conditional, lift, log_prob
+from vae_jax.core.network import Network
+from vae_jax.parts.conditionals import bernoulli, discretised_logistic
+from vae_jax.parts.l2_distortion import l2
 from vae_jax.selfcheck.check import Check, Row
 from vae_jax.selfcheck.solvable import floats
 

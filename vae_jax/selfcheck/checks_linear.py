@@ -7,13 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.data import load_table
-from vae_jax.distributions import raw_log_std
-from vae_jax.em.factor_analysis import ppca, ppca_closed_form
-from vae_jax.em.fit import fit_em
-from vae_jax.estimators import analytic
-from vae_jax.evaluate.collapse import collapse
-from vae_jax.model import Model
+from vae_jax.core.distributions import raw_log_std
+from vae_jax.core.estimators import analytic
+from vae_jax.core.model import Model
+from vae_jax.data.tables import load_table
+from vae_jax.em.algorithm import fit_em
+from vae_jax.em.factor_models import ppca, ppca_closed_form
+from vae_jax.evaluation.linear_theory import collapse
 from vae_jax.selfcheck.check import Check, Row
 from vae_jax.selfcheck.solvable import expected_terms, floats, linear_gaussian, sigma_points
 

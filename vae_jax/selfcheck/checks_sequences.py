@@ -7,17 +7,18 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from vae_jax.autoregressive import autoregressive
-from vae_jax.conditionals import gaussian
-from vae_jax.estimators import analytic
-from vae_jax.model import lift
-from vae_jax.nets import LSTM, Transformer
-from vae_jax.network import as_network
-from vae_jax.priors import standard_normal
+from vae_jax.core.combinator import vae
+from vae_jax.core.estimators import analytic
+from vae_jax.core.model import lift
+from vae_jax.core.network import as_network
+from vae_jax.nets.recurrent import LSTM
+from vae_jax.nets.transformer import Transformer
+from vae_jax.parts.autoregression import autoregressive
+from vae_jax.parts.conditionals import gaussian
+from vae_jax.parts.priors import standard_normal
 from vae_jax.selfcheck.check import Check, Row
 from vae_jax.selfcheck.solvable import affine, floats
-from vae_jax.text import perplexity
-from vae_jax.vae import vae
+from vae_jax.text.scores import perplexity
 
 LEVELS = 3
 

@@ -13,13 +13,13 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 
-from vae_jax.conditionals import conditional
-from vae_jax.estimators import Estimator, enumerated, sampled
-from vae_jax.l2 import l2
-from vae_jax.model import Conditional, Model, Terms
-from vae_jax.network import Network
-from vae_jax.priors import standard_normal
-from vae_jax.vae import vae
+from vae_jax.core.combinator import vae
+from vae_jax.core.estimators import Estimator, enumerated, sampled
+from vae_jax.core.model import Conditional, Model, Terms
+from vae_jax.core.network import Network
+from vae_jax.parts.conditionals import conditional
+from vae_jax.parts.l2_distortion import l2
+from vae_jax.parts.priors import standard_normal
 
 LN_P = -4.161859340430404  # of the toy's y
 POSTERIOR = (-2 / 11, 1 / 11)  # mean, variance of the toy's P(z|y)

@@ -8,7 +8,7 @@
 
 from vae_jax.text.bucketing import by_length, cut_to_length, lengths
 from vae_jax.text.corpus import Text, load
-from vae_jax.text.evaluation import evaluate_by_length, perplexity
+from vae_jax.text.scores import evaluate_by_length, perplexity
 from vae_jax.text.vocabulary import END, UNKNOWN, Vocabulary, characters, subwords, utf8_bytes, words
 
 __all__ = [

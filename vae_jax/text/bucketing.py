@@ -12,10 +12,10 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.model import Model
-from vae_jax.objectives import Objective, elbo
+from vae_jax.core.model import Model
+from vae_jax.core.objectives import Objective, elbo
 from vae_jax.text.vocabulary import END
-from vae_jax.train import Order
+from vae_jax.training.step import Order
 
 
 def lengths(ys: Any) -> Any:

@@ -7,25 +7,25 @@ The second trains with `parts=("pri",)` from the first's other parts. `quantiser
 has vectors to choose from, `scalar` rounds numbers, `composed` makes quantisers of quantisers, `vq_vae` the model.
 """
 
-from vae_jax.vq.codebook import by_gradient, codebook, cosine, ema, euclidean
+from vae_jax.vq.codebooks import by_gradient, codebook, cosine_distance, ema, euclidean_distance
 from vae_jax.vq.composed import grouped, projected, residual
-from vae_jax.vq.quantiser import Quantised, Quantiser, perplexity, rotation, straight_through, usage
+from vae_jax.vq.model import encode, uniform_codes, vq_vae
+from vae_jax.vq.quantiser import Quantised, Quantiser, code_perplexity, rotation, straight_through, usage
 from vae_jax.vq.scalar import fsq, lfq
-from vae_jax.vq.vq_vae import encode, uniform_codes, vq_vae
 
 __all__ = [
     "Quantised",
     "Quantiser",
     "by_gradient",
+    "code_perplexity",
     "codebook",
-    "cosine",
+    "cosine_distance",
     "ema",
     "encode",
-    "euclidean",
+    "euclidean_distance",
     "fsq",
     "grouped",
     "lfq",
-    "perplexity",
     "projected",
     "residual",
     "rotation",

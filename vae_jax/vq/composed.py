@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.model import Params
+from vae_jax.core.model import Params
 from vae_jax.vq.quantiser import Quantised, Quantiser, check_vectors
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from jax import Array
 from jax.typing import ArrayLike
 
-from vae_jax.model import Params, Scatter
+from vae_jax.core.model import Params, Scatter
 
 Through = Callable[[Array, Array], Array]  # (what was quantised, the nearest vectors) -> the latter, with a gradient
 
@@ -120,7 +120,7 @@ def usage(codes: Any, levels: int) -> np.ndarray:
     return counts / max(counts.sum(), 1)
 
 
-def perplexity(counts: Any) -> Array:
+def code_perplexity(counts: Any) -> Array:
     """exp(entropy) of the last axis, counts or fractions: as many codes, used equally often, would be as surprising."""
     p = fractions(jnp.asarray(counts))
     some = p > 0

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.em.fit import check_decay, running_average
+from vae_jax.em.algorithm import check_decay, running_average
 from vae_jax.vq.quantiser import (
     Quantised,
     Quantiser,

@@ -1,0 +1,86 @@
+"""The two types, the combinator that makes a model of y of a model of z, and how its loss is estimated and trained.
+
+`model` says what a `Conditional`, a `Model` and its `Terms` are, `combinator` is `vae`, `estimators` (and `reinforce`)
+how E L is estimated, `objectives` (and `multi_sample`) what a step minimises, `network` what a network is,
+`distributions` and `linalg` what numpyro and jax lack.
+"""
+
+from vae_jax.core.combinator import importance_weighted_bound, means, reconstruct, vae
+from vae_jax.core.estimators import Estimator, analytic, enumerated, fixed_encoder, sampled, sticking
+from vae_jax.core.model import EM, Conditional, Model, Params, Scatter, Terms, hoist, join, lift, share, start_from
+from vae_jax.core.multi_sample import (
+    ciwae,
+    doubly_reparameterised,
+    importance_weighted,
+    leave_one_out,
+    miwae,
+    piwae,
+    renyi,
+    vimco,
+)
+from vae_jax.core.network import Network, SequenceNetwork, as_network
+from vae_jax.core.objectives import (
+    FreeBits,
+    Objective,
+    batch_mean_per_unit,
+    beta_elbo,
+    cyclical_annealing,
+    drop_condition,
+    elbo,
+    free_bits,
+    linear_annealing,
+    of,
+    per_example,
+    per_unit,
+    sigmoid_annealing,
+)
+from vae_jax.core.reinforce import score_function
+
+__all__ = [
+    "EM",
+    "Conditional",
+    "Estimator",
+    "FreeBits",
+    "Model",
+    "Network",
+    "Objective",
+    "Params",
+    "Scatter",
+    "SequenceNetwork",
+    "Terms",
+    "analytic",
+    "as_network",
+    "batch_mean_per_unit",
+    "beta_elbo",
+    "ciwae",
+    "cyclical_annealing",
+    "doubly_reparameterised",
+    "drop_condition",
+    "elbo",
+    "enumerated",
+    "fixed_encoder",
+    "free_bits",
+    "hoist",
+    "importance_weighted",
+    "importance_weighted_bound",
+    "join",
+    "leave_one_out",
+    "lift",
+    "linear_annealing",
+    "means",
+    "miwae",
+    "of",
+    "per_example",
+    "per_unit",
+    "piwae",
+    "reconstruct",
+    "renyi",
+    "sampled",
+    "score_function",
+    "share",
+    "sigmoid_annealing",
+    "start_from",
+    "sticking",
+    "vae",
+    "vimco",
+]

@@ -1,0 +1,282 @@
+"""The estimators: how E L is estimated for one example, and how its gradient reaches the encoder.
+
+    L(y, z) = -ln P_pri(z) P_gen(y|z) / P_enc(z|y)
+
+An estimator does not change what is estimated, except that `importance` always returns one importance sample of P(y),
+which the estimators with a closed form inside do not.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+from jax.scipy.special import logsumexp
+from jax.typing import ArrayLike
+
+from vae_jax.core.distributions import enumerate_support, unit_kl, unit_log_prob
+from vae_jax.core.model import Conditional, Model, Params, Terms, join, log_prob
+
+
+class Parts(NamedTuple):
+    """What an estimator works on: the encoder, and prior and generator as models.
+
+    `prior_conditional` is the prior where its density is tractable, else None.
+    """
+
+    encoder: Conditional
+    prior: Model
+    generator: Model
+    prior_conditional: Conditional | None
+
+
+class Estimator(NamedTuple):
+    """Functions `(parts, params, key, y, c) -> Terms`.
+
+    Fields:
+        terms: the bound, what is trained and reported.
+        importance: one importance sample of P(y|c).
+        pathwise: `(parts, params, key, y, c=None, scale=1.0)`, as `importance`, with a gradient that reaches the
+            encoder only through z, times `scale`; or None where z is not reparameterised.
+    """
+
+    terms: Callable[..., Terms]
+    importance: Callable[..., Terms]
+    pathwise: Callable[..., Terms] | None = None
+
+
+class _Chain(NamedTuple):
+    """The functions of prior and generator that an estimator follows: those of the bound, or of importance."""
+
+    prior: Callable[..., Terms]
+    generator: Callable[..., Terms]
+
+
+def bounds(parts: Parts) -> _Chain:
+    return _Chain(parts.prior.terms, parts.generator.terms)
+
+
+def importances(parts: Parts) -> _Chain:
+    return _Chain(importance_of(parts.prior), importance_of(parts.generator))
+
+
+def importance_of(model: Model) -> Callable[..., Terms]:
+    """`model.importance`.
+
+    Raises:
+        ValueError: the model has none.
+    """
+    if model.importance is None:
+        raise ValueError(
+            "this model has no unbiased estimate of P(y|c) (Model.importance is None), so importance-weighted bounds "
+            "are not offered for it"
+        )
+    return model.importance
+
+
+def log_drawn(terms: Terms) -> Array | None:
+    """ln of the density of all that `importance` drew without reparameterising it, or None where there is no such z.
+
+    An objective of importance samples needs its gradient as well, the score: see `vae_jax.core.reinforce.score`.
+    """
+    return terms.detail.get("log_drawn") if isinstance(terms.detail, dict) else None
+
+
+def _assemble(chain: _Chain, params: Params, key: Array, log_q: Array, z: Any, y: Any, c: Any) -> Terms:
+    """L at one z: rate = ln P_enc - ln P_pri, distortion = -ln P_gen, each part giving its own bound."""
+    k_pri, k_gen = jax.random.split(key)
+    pri = chain.prior(params["pri"], k_pri, z, c)
+    gen = chain.generator(params["gen"], k_gen, y, join(z, c))
+    terms = Terms(
+        distortion=gen.nats,
+        rate=log_q + pri.nats,
+        penalty=pri.penalty + gen.penalty,
+        detail={"pri": pri.detail, "gen": gen.detail, "rates": rates_above(log_q + pri.distortion, pri)},
+        stats={"pri": pri.stats, "gen": gen.stats},
+    )
+    return with_drawn(terms, log_drawn(pri), log_drawn(gen))
+
+
+def rates_above(own: Array, prior: Terms) -> Array:
+    """(levels,) The rate of each level of latents, the one next to y first; they sum to the rate.
+
+    A level costs ln P_enc(z_i|z_{i-1}) - ln P_gen(z_i|z_{i+1}), the last one ln P_enc - ln P_pri.
+    """
+    above = prior.detail.get("rates") if isinstance(prior.detail, dict) else None
+    own = jnp.reshape(own, (1,))
+    return own if above is None else jnp.concatenate([own, above])
+
+
+def with_drawn(terms: Terms, *log_qs: Array | None) -> Terms:
+    """The terms with more that was drawn."""
+    known = [log_q for log_q in (log_drawn(terms), *log_qs) if log_q is not None]
+    return terms._replace(detail={**terms.detail, "log_drawn": sum(known)}) if known else terms
+
+
+def with_detail(terms: Terms, q: dist.Distribution, unit_rate: Array | None) -> Terms:
+    """The terms with mean and rate of each unit of z."""
+    return terms._replace(detail={**terms.detail, "z": {"mean": mean_of(q), "rate": unit_rate}})
+
+
+def with_rate(terms: Terms, rate: Array) -> Terms:
+    """The terms with a rate in closed form, which is not split over levels."""
+    return terms._replace(rate=rate, detail={**terms.detail, "rates": jnp.reshape(rate, (1,))})
+
+
+def mean_of(q: dist.Distribution) -> Array | None:
+    """The mean, where the values are numbers: classes have none."""
+    if isinstance(getattr(q, "base_dist", q), dist.CategoricalLogits | dist.CategoricalProbs):
+        return None
+    try:
+        return q.mean
+    except NotImplementedError:
+        return None
+
+
+def _unit_rate(parts: Parts, params: Params, q: dist.Distribution, z: Array, c: Any) -> Array | None:
+    """ln P_enc - ln P_pri of each unit of z, where both factorise over units."""
+    if parts.prior_conditional is None:
+        return None
+    enc = unit_log_prob(q, z)
+    pri = unit_log_prob(parts.prior_conditional.dist(params["pri"], c), z)
+    return None if enc is None or pri is None else enc - pri
+
+
+def _posterior(parts: Parts, params: Params, y: Any, c: Any, *, reparameterised: bool) -> dist.Distribution:
+    """P_enc(.|y, c); where asked, one that gives z as a smooth function of its parameters and noise."""
+    q = parts.encoder.dist(params["enc"], join(y, c))
+    if reparameterised and not q.has_rsample:
+        raise TypeError(
+            f"the encoder gives {type(q).__name__}, which has no reparameterisation z_enc(y, eps), so the sampled "
+            "estimators have no gradient for it. Use estimator=enumerated if z takes few values, "
+            "estimator=score_function() if it takes many, or estimator=fixed_encoder if the encoder is not trained"
+        )
+    return q
+
+
+def at_z(
+    chain: _Chain, parts: Parts, params: Params, key: Array, q: dist.Distribution, z: Array, y: Any, c: Any
+) -> Terms:
+    """L at one z, ln P_enc and the rates of the units by the density of q."""
+    terms = _assemble(chain, params, key, log_prob(q, z), z, y, c)
+    return with_detail(terms, q, _unit_rate(parts, params, q, z, c))
+
+
+def _sampled_terms(chain_of, *, stick: bool = False):
+    def terms(parts, params, key, y, c):
+        k_z, k_parts = jax.random.split(key)
+        q = _posterior(parts, params, y, c, reparameterised=True)
+        density = jax.lax.stop_gradient(q) if stick else q
+        return at_z(chain_of(parts), parts, params, k_parts, density, q.rsample(k_z), y, c)
+
+    return terms
+
+
+@jax.custom_jvp
+def _scaled_gradient(x: Array, scale: ArrayLike) -> Array:
+    """x, and the gradient that comes back to it times `scale`."""
+    del scale
+    return x
+
+
+@_scaled_gradient.defjvp
+def _scaled_gradient_jvp(primals, tangents):
+    x, scale = primals
+    return x, jnp.asarray(scale, x.dtype) * tangents[0]
+
+
+def _pathwise(parts, params, key, y, c=None, scale=1.0):
+    k_z, k_parts = jax.random.split(key)
+    q = _posterior(parts, params, y, c, reparameterised=True)
+    z = _scaled_gradient(q.rsample(k_z), scale)
+    return at_z(importances(parts), parts, params, k_parts, jax.lax.stop_gradient(q), z, y, c)
+
+
+def _analytic_terms(parts, params, key, y, c):
+    k_z, k_parts = jax.random.split(key)
+    q = _posterior(parts, params, y, c, reparameterised=True)
+    p = parts.prior_conditional.dist(params["pri"], c)
+    try:
+        kl = dist.kl_divergence(q, p)
+    except NotImplementedError as error:
+        raise TypeError(
+            f"no closed form is known for KL({type(q).__name__} || {type(p).__name__}); use estimator=sampled"
+        ) from error
+    z = q.rsample(k_z)
+    at_sample = _assemble(bounds(parts), params, k_parts, log_prob(q, z), z, y, c)
+    return with_detail(with_rate(at_sample, kl), q, unit_kl(q, p))
+
+
+def _at_every_z(chain, parts, params, key, y, c):
+    """q, all values of z, ln q of each and the terms at each."""
+    q = _posterior(parts, params, y, c, reparameterised=False)
+    zs = enumerate_support(q)
+    log_qs = jax.vmap(lambda z: log_prob(q, z))(zs)
+    keys = jax.random.split(key, len(zs))
+    each = jax.vmap(lambda k, log_q, z: _assemble(chain, params, k, log_q, z, y, c))(keys, log_qs, zs)
+    return q, log_qs, each
+
+
+def _enumerated_terms(parts, params, key, y, c):
+    q, log_qs, each = _at_every_z(bounds(parts), parts, params, key, y, c)
+    return with_detail(_average(jnp.exp(log_qs), each), q, None)
+
+
+def _enumerated_importance(parts, params, key, y, c):
+    """ln P(y) = logsumexp over z, exact where prior and generator are; the rest is averaged over the posterior."""
+    q, log_qs, each = _at_every_z(importances(parts), parts, params, key, y, c)
+    joint = -(each.nats - log_qs)
+    terms = _average(jax.nn.softmax(joint), each)
+    terms = with_detail(with_rate(terms, -logsumexp(joint) - terms.distortion), q, None)
+    log_qs_of_parts = log_drawn(each)
+    if log_qs_of_parts is None:
+        return terms
+    # What the parts drew at each z they drew independently: a sum, no average.
+    return terms._replace(detail={**terms.detail, "log_drawn": jnp.sum(log_qs_of_parts)})
+
+
+def _average(probabilities: Array, each: Terms) -> Terms:
+    """The mean of terms that are stacked on axis 0; what has probability 0 does not count, even if it is infinite."""
+
+    def average(x):
+        weights = probabilities.reshape((-1,) + (1,) * (x.ndim - 1))
+        return jnp.sum(jnp.where(weights > 0, weights * x, 0.0), axis=0)
+
+    return jax.tree.map(average, each)
+
+
+def drawn(parts: Parts, params: Params, key: Array, y: Any, c: Any) -> tuple[dist.Distribution, Array, Array]:
+    """(P_enc, one z of it, the key of the parts): z is data to the gradient."""
+    k_z, k_parts = jax.random.split(key)
+    q = _posterior(parts, params, y, c, reparameterised=False)
+    return q, jax.lax.stop_gradient(q.sample(k_z)), k_parts
+
+
+def _fixed_encoder_terms(chain_of):
+    def terms(parts, params, key, y, c):
+        q, z, k_parts = drawn(parts, params, key, y, c)
+        return at_z(chain_of(parts), parts, params, k_parts, jax.lax.stop_gradient(q), z, y, c)
+
+    return terms
+
+
+_one_sample = _sampled_terms(importances)
+
+sampled = Estimator(_sampled_terms(bounds), _one_sample, _pathwise)
+"""z = z_enc(y, eps), one sample; every term at that z (Kingma & Welling 2014, equation 6)."""
+
+sticking = Estimator(_sampled_terms(bounds, stick=True), _one_sample, _pathwise)
+"""As `sampled`, without the score term in the gradient: unbiased, and noiseless at the exact posterior (Roeder et al.
+2017, sticking the landing). Its `importance` is the ordinary one: with k > 1 samples the shortcut is biased, and what
+takes its place is the objective `doubly_reparameterised`."""
+
+analytic = Estimator(_analytic_terms, _one_sample, _pathwise)
+"""As `sampled`, with KL(enc || pri) in closed form (Kingma & Welling 2014, eq. 7); the prior is a `Conditional`."""
+
+enumerated = Estimator(_enumerated_terms, _enumerated_importance)
+"""The exact expectation over a latent with finitely many values; `importance` is then the exact likelihood."""
+
+fixed_encoder = Estimator(_fixed_encoder_terms(bounds), _fixed_encoder_terms(importances))
+"""The lecture's fixed-encoder training: z is data. No gradient reaches the encoder, which may be discrete."""

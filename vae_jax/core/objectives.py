@@ -1,0 +1,170 @@
+"""What a training step minimises, on top of the terms. The bound that is reported never changes with it.
+
+An objective is a function `(model, params, keys, ys, cs, step) -> (loss, Terms)`: the loss in nats for the whole batch,
+and the batch's terms, unweighted, from which the step reports ELBO, rate and distortion. Those with several samples of
+each example are in `vae_jax.core.multi_sample`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import Array
+
+from vae_jax.core.model import Model, Params, Terms
+
+Objective = Callable[[Model, Params, Array, Any, Any, Any], tuple[Array, Terms]]
+Annealing = Callable[[Any], Any]  # from the step to a number
+FreeBits = Callable[[Array, float], Array]
+
+
+def batch_terms(terms: Callable[..., Any], params: Params, keys: Array, ys: Any, cs: Any) -> Any:
+    """`terms` of every example, a function `(params, key, y, c)` under one vmap."""
+    return jax.vmap(terms, in_axes=(None, 0, 0, None if cs is None else 0))(params, keys, ys, cs)
+
+
+def elbo() -> Objective:
+    """Minus the evidence lower bound: mean L(y, z), the lecture's loss."""
+    return beta_elbo(1.0)
+
+
+def beta_elbo(beta: float | Annealing) -> Objective:
+    """distortion + beta * rate (Higgins et al. 2017), beta a number or a function of the step.
+
+    Raises:
+        ValueError: a negative number.
+    """
+    if not callable(beta) and beta < 0:
+        raise ValueError(f"beta weighs the rate and cannot be negative; got {beta}")
+
+    def objective(model, params, keys, ys, cs, step):
+        terms = batch_terms(model.terms, params, keys, ys, cs)
+        weight = beta(step) if callable(beta) else beta
+        return jnp.mean(terms.distortion + weight * terms.rate + terms.penalty), terms
+
+    return objective
+
+
+def free_bits(floor: float, definition: FreeBits, *, beta: float | Annealing = 1.0) -> Objective:
+    """distortion + beta * max(floor, rate): no reward for a rate below `floor` nats (Kingma et al. 2016, section 5).
+
+    Three definitions are in use, and they give different numbers: pass `batch_mean_per_unit`, `per_unit` or
+    `per_example`. The mean over the batch is taken over the examples that one device or micro-batch sees.
+
+    Args:
+        floor: nats, for each unit or for the whole latent as the definition says.
+        definition: one of the three functions of this module.
+        beta: weight of the rate, a number or a function of the step.
+
+    Raises:
+        ValueError: a negative floor; or, when first called, a rate per unit is wanted and the model has none.
+    """
+    if floor < 0:
+        raise ValueError(f"the floor of free bits is in nats and cannot be negative; got {floor}")
+
+    def objective(model, params, keys, ys, cs, step):
+        terms = batch_terms(model.terms, params, keys, ys, cs)
+        weight = beta(step) if callable(beta) else beta
+        rates = jnp.asarray(terms.rate)[:, None] if definition is per_example else _unit_rates(terms)
+        return jnp.mean(terms.distortion + terms.penalty) + weight * definition(rates, floor), terms
+
+    return objective
+
+
+def _unit_rates(terms: Terms) -> Array:
+    """(batch, units)"""
+    rates = terms.units.get("rate")
+    if rates is None:
+        raise ValueError(
+            "this model has no rate per unit (encoder or prior does not factorise over units); use "
+            "free_bits(floor, per_example)"
+        )
+    return rates.reshape(len(rates), -1)
+
+
+def batch_mean_per_unit(rates: Array, floor: float) -> Array:
+    """sum_d max(floor, mean_b rate_bd) for rates (batch, units): the definition of Kingma et al. 2016."""
+    return jnp.sum(jnp.maximum(jnp.mean(rates, axis=0), floor))
+
+
+def per_unit(rates: Array, floor: float) -> Array:
+    """mean_b sum_d max(floor, rate_bd) for rates (batch, units)."""
+    return jnp.mean(jnp.sum(jnp.maximum(rates, floor), axis=1))
+
+
+def per_example(rates: Array, floor: float) -> Array:
+    """mean_b max(floor, sum_d rate_bd) for rates (batch, units): one floor for the whole latent."""
+    return jnp.mean(jnp.maximum(jnp.sum(rates, axis=1), floor))
+
+
+def of(build: Callable[[Any], Model], objective: Objective | None = None) -> Objective:
+    """The objective of another model on the same parameters, which may change with the step: `build(step)`.
+
+    For what belongs to training only, a temperature that falls or words that are dropped, while the model itself is
+    validated and reported:
+
+        of(lambda step: vae(enc, pri, gen, estimator=gumbel(temperature(step))))
+        of(lambda step: vae(enc, pri, in_training(gen, word_dropout=0.3)), free_bits(5.0, per_example))
+    """
+    inner = elbo() if objective is None else objective
+
+    def objective_of(model, params, keys, ys, cs, step):
+        del model
+        return inner(build(step), params, keys, ys, cs, step)
+
+    return objective_of
+
+
+def drop_condition(objective: Objective, rate: float) -> Objective:
+    """The objective with the condition replaced by zeros for a part of the examples, at random.
+
+    So one network learns P(y|c) and P(y), which classifier-free guidance needs (Ho & Salimans 2022, algorithm 1).
+
+    Raises:
+        ValueError: a rate outside [0, 1]; or, when first called, no conditions.
+    """
+    if not 0 <= rate <= 1:
+        raise ValueError(f"rate is the part of the examples that lose their condition, in [0, 1]; got {rate}")
+
+    def dropped(model, params, keys, ys, cs, step):
+        if cs is None:
+            raise ValueError("drop_condition drops conditions, and there are none: pass labels (cs)")
+
+        def drop(key, c):
+            gone = jax.random.bernoulli(jax.random.fold_in(key, 0), rate)
+            return jax.tree.map(lambda x: jnp.where(gone, jnp.zeros_like(x), x), c)
+
+        seen = jax.vmap(drop)(keys, cs)
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
+        return objective(model, params, keys, ys, seen, step)
+
+    return dropped
+
+
+def linear_annealing(steps: int, *, start: float = 0.0, end: float = 1.0) -> Annealing:
+    """From `start` at step 0 straight to `end` at step `steps`, then constant."""
+    _check_steps(steps)
+    return lambda step: start + (end - start) * jnp.minimum(step / steps, 1.0)
+
+
+def sigmoid_annealing(steps: int, *, start: float = 0.0, end: float = 1.0, steepness: float = 10.0) -> Annealing:
+    """From `start` to `end` along a logistic curve with its middle at `steps / 2` (Bowman et al. 2016, section 3.1).
+
+    At step 0 and at `steps` it is sigmoid(-+steepness / 2) of the way.
+    """
+    _check_steps(steps)
+    return lambda step: start + (end - start) * jax.nn.sigmoid(steepness * (step / steps - 0.5))
+
+
+def cyclical_annealing(period: int, *, start: float = 0.0, end: float = 1.0, ramp: float = 0.5) -> Annealing:
+    """Again and again: a straight rise during the first `ramp` of each period, then `end` (Fu et al. 2019)."""
+    _check_steps(period)
+    if not 0 < ramp <= 1:
+        raise ValueError(f"ramp is the part of a period that rises, in (0, 1]; got {ramp}")
+    return lambda step: start + (end - start) * jnp.minimum((step % period) / (ramp * period), 1.0)
+
+
+def _check_steps(steps: int) -> None:
+    if steps < 1:
+        raise ValueError(f"a schedule takes at least one step; got {steps}")

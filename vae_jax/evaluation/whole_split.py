@@ -1,0 +1,229 @@
+"""Numbers that can be trusted: the whole split, one value for each example, means with their standard errors.
+
+The bound is always E L = rate + distortion of the model itself, whatever objective trained it, and never goes by the
+name of a likelihood. A result does not depend on how the split is cut into batches: the noise of an example follows
+from its place in the split.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import Array
+from tqdm import tqdm
+
+from vae_jax.core.combinator import importance_of, importance_weighted_bound
+from vae_jax.core.model import Model, Params, dimensions
+from vae_jax.data.check import check_data
+from vae_jax.data.preprocess import Preprocess, identity
+
+ACTIVE = 0.01
+
+
+class Mean(NamedTuple):
+    """A mean over examples and its standard error (standard deviation / sqrt(n))."""
+
+    value: float
+    standard_error: float
+
+
+class Evaluation(NamedTuple):
+    """One number for each example of a split, in nats, and what follows from the latent.
+
+    Fields:
+        elbo: (n,) minus the bound, `samples` draws of z averaged.
+        rate: (n,) ln P_enc(z|y) - ln P_pri(z).
+        distortion: (n,) -ln P_gen(y|z).
+        log_likelihood: (n,) importance-weighted bound on ln P(y) with k samples, or None.
+        k: the number of importance samples.
+        unit_rate: (units,) mean rate of each unit of z, or None where prior or encoder does not factorise.
+        unit_variance: (units,) variance over the split of the posterior mean of each unit, or None.
+        level_rate: (levels,) mean rate of each level of latents, the one next to y first, or None without a latent.
+        dimensions: numbers in one example, D.
+        convention: name of the data convention.
+        log_volume: see `Preprocess`.
+    """
+
+    elbo: np.ndarray
+    rate: np.ndarray
+    distortion: np.ndarray
+    log_likelihood: np.ndarray | None
+    k: int
+    unit_rate: np.ndarray | None
+    unit_variance: np.ndarray | None
+    level_rate: np.ndarray | None
+    dimensions: int
+    convention: str
+    log_volume: float | None
+
+
+def evaluate(
+    model: Model,
+    params: Params,
+    key: Array,
+    ys: Any,
+    cs: Any = None,
+    *,
+    preprocess: Preprocess | None = None,
+    k: int = 0,
+    samples: int = 1,
+    batch_size: int = 100,
+    at_once: int = 4096,
+    progress: bool = False,
+) -> Evaluation:
+    """Evaluate a whole split.
+
+    Args:
+        ys: (n, *example); cs: (n, *condition) or None.
+        preprocess: as in training; its noise, too, follows from the key and the example's place.
+        k: importance samples for ln P(y); 0 leaves it out. They are taken in chunks, so k = 5000 fits in memory.
+        samples: draws of z for the bound.
+        batch_size: examples at once; the last batch is padded, and the padding left out.
+        at_once: importance samples in memory, over the batch. Less where one example has a large output: a sentence
+            with a number for each word of a vocabulary, for instance.
+        progress: show a bar.
+
+    Raises:
+        ValueError: data that the model cannot take (see `check_data`), or k > 0 for a model without importance samples.
+    """
+    preprocess = identity() if preprocess is None else preprocess
+    check_data(model, ys, cs, preprocess, params=params)
+    check_options(model, k, samples, at_once)
+    return evaluate_checked(
+        model,
+        params,
+        key,
+        ys,
+        cs,
+        preprocess,
+        k=k,
+        samples=samples,
+        batch_size=batch_size,
+        at_once=at_once,
+        progress=progress,
+    )
+
+
+def check_options(model: Model, k: int, samples: int, at_once: int) -> None:
+    """Raise a ValueError for options of `evaluate` that are out of range, or that this model does not offer."""
+    if k < 0 or samples < 1:
+        raise ValueError(f"want k >= 0 and samples >= 1; got k={k}, samples={samples}")
+    if at_once < 1:
+        raise ValueError(f"at_once is how many importance samples are in memory, at least 1; got {at_once}")
+    if k:
+        importance_of(model)
+
+
+def evaluate_checked(
+    model: Model,
+    params: Params,
+    key: Array,
+    ys: Any,
+    cs: Any,
+    preprocess: Preprocess,
+    *,
+    k: int = 0,
+    samples: int = 1,
+    batch_size: int = 100,
+    at_once: int = 4096,
+    progress: bool = False,
+) -> Evaluation:
+    """`evaluate` on what has been checked already: `fit` checks its validation data once, not at every epoch."""
+    batch_size = min(batch_size, len(jax.tree.leaves(ys)[0]))
+    of_batch = values_of(model, preprocess, k, samples, max(1, at_once // batch_size), cs is not None)
+    values = over_split(of_batch, params, key, ys, cs, batch_size=batch_size, progress=progress)
+    ys = jax.tree.map(np.asarray, ys)
+    seen = jax.eval_shape(preprocess.apply, key, jax.tree.map(lambda y: y[0], ys))
+    return evaluation_of(values, k, dimensions(seen), preprocess)
+
+
+def evaluation_of(values: Any, k: int, size: int, preprocess: Preprocess) -> Evaluation:
+    """What the values of all examples, in the order of `values_of`, say of a split of examples of `size` numbers."""
+    distortion, rate, bound, unit_rate, unit_mean, level_rate = values
+    return Evaluation(
+        elbo=-(distortion + rate),
+        rate=rate,
+        distortion=distortion,
+        log_likelihood=bound,
+        k=k,
+        unit_rate=None if unit_rate is None else unit_rate.mean(axis=0, dtype=np.float64).ravel(),
+        unit_variance=None if unit_mean is None else unit_mean.var(axis=0, dtype=np.float64).ravel(),
+        level_rate=None if level_rate is None else level_rate.mean(axis=0, dtype=np.float64),
+        dimensions=size,
+        convention=preprocess.name,
+        log_volume=preprocess.log_volume,
+    )
+
+
+def over_split(
+    of_batch: Callable[..., Any],
+    params: Params,
+    key: Array,
+    ys: Any,
+    cs: Any,
+    *,
+    batch_size: int,
+    progress: bool = False,
+    doing: str = "evaluating",
+) -> Any:
+    """`of_batch(params, key, indices, ys, cs)` of the whole split in batches: its arrays (n, ...), put together.
+
+    `indices` are the examples' places in the split. The last batch is padded, and the padding left out.
+    """
+    ys, cs = jax.tree.map(np.asarray, (ys, cs))
+    n = len(jax.tree.leaves(ys)[0])
+    rows = []
+    for start in tqdm(range(0, n, batch_size), desc=doing, disable=not progress, leave=False):
+        indices = np.minimum(np.arange(start, start + batch_size), n - 1)
+        inputs = jax.tree.map(lambda x, i=indices: x[i], (ys, cs))
+        values = of_batch(params, key, jnp.asarray(indices), *inputs)
+        rows.append(jax.tree.map(lambda x, real=n - start: np.asarray(x)[:real], values))
+    return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+
+
+@functools.lru_cache(maxsize=16)
+def values_of(model: Model, preprocess: Preprocess, k: int, samples: int, chunk: int, conditional: bool):
+    """`(params, key, indices, ys, cs) -> per-example values`, compiled once for a model and its options."""
+
+    def one(params, key, index, y, c):
+        k_data, k_terms, k_weights = jax.random.split(jax.random.fold_in(key, index), 3)
+        seen = preprocess.apply(k_data, y)
+        draws = jax.vmap(lambda k_i: model.terms(params, k_i, seen, c))(jax.random.split(k_terms, samples))
+        terms = jax.tree.map(lambda x: jnp.mean(x, axis=0), draws)
+        bound = importance_weighted_bound(model, params, k_weights, seen, c, k=k, chunk=chunk) if k else None
+        levels = terms.detail.get("rates") if isinstance(terms.detail, dict) else None
+        return terms.distortion, terms.rate, bound, terms.units.get("rate"), terms.units.get("mean"), levels
+
+    return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0, 0 if conditional else None)))
+
+
+def mean(values: Any) -> Mean:
+    """Mean and standard error over examples; the error of a single example is NaN, as nothing is known of it."""
+    values = np.asarray(values, np.float64)
+    with np.errstate(invalid="ignore"):  # infinite values have a mean, and NaN for a spread
+        spread = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")
+    return Mean(float(values.mean()), float(spread))
+
+
+def active_units(evaluation: Evaluation) -> int | None:
+    """Units of z whose posterior mean varies over the data by more than 0.01 (Burda et al. 2016, section 5.2).
+
+    None where the encoder has no mean.
+    """
+    variance = evaluation.unit_variance
+    return None if variance is None else int(np.sum(variance > ACTIVE))
+
+
+def bits_per_dimension(evaluation: Evaluation) -> Mean | None:
+    """Upper bound on the bits that one number of an example costs: -ELBO / (D ln 2), for the stated data convention.
+
+    Where the model has a density of dequantised data, the volume of an 8-bit cell is accounted for. None where bits do
+    not apply: a density of data that were not dequantised.
+    """
+    if evaluation.log_volume is None:
+        return None
+    size = evaluation.dimensions
+    return mean((-evaluation.elbo + size * evaluation.log_volume) / (size * np.log(2)))

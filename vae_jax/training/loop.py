@@ -1,0 +1,327 @@
+"""The host loop: epochs, progress, evaluation, checkpoints, early stopping.
+
+What is computed is decided by `make_train_step` and the key alone; this file only drives it. A run that was killed and
+is resumed ends with the same parameters, bit for bit: the place in the data and the noise follow from the step.
+"""
+
+import contextlib
+import json
+import time
+import warnings
+import zlib
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import Array
+from jax.sharding import Mesh
+from tqdm import tqdm
+
+from vae_jax.core.model import Model, Params, example_of
+from vae_jax.data.check import check_data
+from vae_jax.data.preprocess import Preprocess, identity
+from vae_jax.evaluation.whole_split import evaluate_checked, mean
+from vae_jax.training import checkpoint
+from vae_jax.training.run_directory import claim
+from vae_jax.training.step import Order, TrainState, init_state, leaf_names, make_scan, make_train_step, replicated
+
+STEPS_PER_CALL = 100
+Row = dict[str, int | float]  # one epoch of a run, by name
+COLLAPSED = (
+    "the rate is {rate:.3f} nats after epoch {epoch}: z says nothing of y (posterior collapse). What to try: "
+    "beta_elbo(linear_annealing(steps)) or beta_elbo(cyclical_annealing(period)), free_bits(floor, per_example), "
+    "a smaller sigma with L2 distortion; for language in_training(generator, word_dropout=0.3), "
+    "parts=lagging(inner, until) and vae_jax.parts.cures"
+)
+_AVERAGED = ("loss", "elbo", "rate", "distortion", "penalty", "grad_norm")
+
+
+class Fitted(NamedTuple):
+    """The result of `fit`.
+
+    Fields:
+        state: the state after the last step.
+        params: the parameters to use: those of the epoch with the best validation ELBO (the moving average, if one is
+            kept); without validation data, the last.
+        history: one dict for each epoch: epoch, step, skipped, images_per_second, the step's metrics averaged over
+            the epoch, and `valid_elbo`, `valid_rate`, `valid_distortion`, where validated. Nats.
+        images_per_second: median over the epochs without the first, which compiles; NaN after one epoch.
+    """
+
+    state: TrainState
+    params: Params
+    history: list[Row]
+    images_per_second: float
+
+
+def fit(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    ys: Any,
+    cs: Any = None,
+    *,
+    key: Array,
+    epochs: int,
+    batch_size: int = 128,
+    preprocess: Preprocess | None = None,
+    validation: tuple[Any, Any] | None = None,
+    validate_every: int = 1,
+    patience: int | None = None,
+    max_skipped_in_a_row: int = 20,
+    directory: str | Path | None = None,
+    config: dict[str, Any] | None = None,
+    resume: bool = False,
+    mesh: Mesh | None = None,
+    order: Order | None = None,
+    progress: bool = True,
+    **step_options: Any,
+) -> Fitted:
+    """Train a model on data that fit in memory.
+
+    Args:
+        ys: (n, *example), kept on the device as it is (uint8 images stay uint8); cs: (n, *condition) or None.
+        key: the run's key. Same key, data and options: same parameters, bit for bit, on the same machine.
+        epochs: passes over the data; each drops the last n % batch_size examples of its order.
+        preprocess: see `vae_jax.data.preprocess`.
+        validation: (ys, cs) held out; their ELBO decides which parameters are best.
+        validate_every: epochs between validations.
+        patience: stop after so many validations without a better ELBO.
+        max_skipped_in_a_row: stop after so many non-finite updates in a row (each is skipped and counted).
+        directory: where checkpoints, config.json, metrics.jsonl and TensorBoard events go; none are written without.
+        config: what the run is, JSON-able; a directory takes one configuration only.
+        resume: continue the run in `directory`, if there is one.
+        mesh: split each batch over this mesh's first axis.
+        order: `(key, epoch, size, n) -> (size,)` places in the data, in place of a random order: sentences of like
+            length together (`vae_jax.text`), for instance.
+        progress: show a bar with ELBO and images/s.
+        step_options: options of `make_train_step`: objective, parts, clip_norm, ema_decay, micro_batches.
+
+    Raises:
+        ValueError: data or options out of range, before anything is compiled.
+        FileExistsError: the directory holds a run already, or something else.
+        FloatingPointError: too many non-finite updates in a row; the message names the step and the first leaf.
+    """
+    preprocess = identity() if preprocess is None else preprocess
+    if epochs < 1 or validate_every < 1:
+        raise ValueError(f"want epochs >= 1 and validate_every >= 1; got {epochs} and {validate_every}")
+    if patience is not None and validation is None:
+        raise ValueError("patience counts validations: pass validation=(ys, cs)")
+    if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
+        raise ValueError(
+            f"validation wants a pair (ys, cs), cs None without conditions; got {type(validation).__name__}"
+        )
+    check_data(model, ys, cs, preprocess, batch_size=batch_size)
+    if validation is not None:
+        check_data(model, *validation, preprocess, where="validation ")
+    train_step = make_train_step(model, optimizer, preprocess=preprocess, **step_options)
+    k_init, k_train, k_valid = jax.random.split(key, 3)
+    y, c = jax.tree.map(lambda x: jnp.asarray(x[0]), (ys, cs))
+    example = example_of(preprocess.apply, k_init, y)
+    with_ema = step_options.get("ema_decay") is not None
+
+    def start(key):
+        return init_state(model, optimizer, key, example, c, ema=with_ema)
+
+    # One step in the abstract: options that do not fit each other or the model show here, before the directory is made.
+    one_step = make_scan(train_step, batch_size, 1, mesh=mesh, order=order)
+    jax.eval_shape(one_step, jax.eval_shape(start, k_init), k_train, ys, cs)
+    run = _Run(directory, _full_config(config, key, epochs, batch_size, ys, cs), resume, start(k_init))
+    state, history = run.state, run.history
+    best = jax.tree.map(jnp.copy, run.best)  # the state's own buffers are given away to the first step
+    if mesh is not None:
+        state, ys, cs = jax.device_put((state, ys, cs), replicated(mesh))
+    ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
+    epoch_of = _epoch(train_step, len(jax.tree.leaves(ys)[0]) // batch_size, batch_size, mesh, order)
+
+    bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress)
+    with contextlib.closing(run), bar:
+        for epoch in range(len(history), epochs):
+            if _out_of_patience(history, patience):
+                break
+            started = time.perf_counter()
+            before = int(state.skipped)
+            parts = []
+            for state, metrics in epoch_of(state, k_train, ys, cs):  # noqa: B020  the state goes round
+                parts.append(jax.device_get(metrics))
+                _stop_if_stuck(state, parts[-1]["in_a_row"], max_skipped_in_a_row, run)
+            metrics = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+            seconds = time.perf_counter() - started
+            row = _row(epoch, state, before, metrics, len(metrics["loss"]) * batch_size / seconds)
+            params = state.params if state.ema is None else state.ema
+            if validation is not None and ((epoch + 1) % validate_every == 0 or epoch + 1 == epochs):
+                row |= _validate(model, params, k_valid, validation, preprocess)
+            improved = _improved(history, row)
+            history = [*history, row]
+            if improved:
+                best = jax.tree.map(jnp.copy, params)
+            run.record(state, history, best=improved)
+            bar.set_postfix_str(_postfix(row))
+            bar.update()
+            if progress and _collapsed(row) and not any(_collapsed(r) for r in history[:-1]):
+                bar.write(COLLAPSED.format(rate=row["rate"], epoch=row["epoch"]))
+    speeds = [row["images_per_second"] for row in history[1:]]
+    speed = float(np.median(speeds)) if speeds else float("nan")
+    return Fitted(state, best, history, speed)
+
+
+def _full_config(config, key, epochs, batch_size, ys, cs) -> dict[str, Any]:
+    """The caller's configuration, and what else decides the parameters."""
+    digest = zlib.crc32(b"".join(np.ascontiguousarray(x).tobytes() for x in jax.tree.leaves((ys, cs))))
+    shapes = [list(np.shape(x)) for x in jax.tree.leaves((ys, cs))]
+    return {
+        **(config or {}),
+        "fit": {
+            "epochs": epochs,
+            "batch_size": batch_size,
+            "key": np.asarray(jax.random.key_data(key)).tolist(),
+            "data": {"shapes": shapes, "crc32": digest},
+        },
+    }
+
+
+def _epoch(
+    train_step, per_epoch: int, batch_size: int, mesh: Mesh | None, order: Order | None
+) -> Callable[..., Iterator[Any]]:
+    """One epoch as a few compiled calls of at most about 100 steps; an iterator of (state, metrics)."""
+    sizes = call_sizes(per_epoch)
+    scans = {
+        size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh, order=order), donate_argnums=0)
+        for size in set(sizes)
+    }
+
+    def epoch(state, key, ys, cs):
+        for size in sizes:
+            state, metrics = scans[size](state, key, ys, cs)
+            yield state, metrics
+
+    return epoch
+
+
+def call_sizes(per_epoch: int, most: int = STEPS_PER_CALL) -> list[int]:
+    """An epoch's steps cut into calls: equal ones where a divisor is near `most`, else full ones and a rest."""
+    for calls in range(-(-per_epoch // most), 2 * -(-per_epoch // most) + 1):
+        if per_epoch % calls == 0:
+            return [per_epoch // calls] * calls
+    full, rest = divmod(per_epoch, most)
+    return [most] * full + [rest] * (rest > 0)
+
+
+def _row(epoch, state: TrainState, before: int, metrics, speed: float) -> Row:
+    taken = metrics["in_a_row"] == 0
+    averages = {name: float(np.mean(metrics[name][taken])) if taken.any() else float("nan") for name in _AVERAGED}
+    return {
+        "epoch": epoch + 1,
+        "step": int(state.step),
+        "skipped": int(state.skipped) - before,
+        "images_per_second": speed,
+        **averages,
+    }
+
+
+def _validate(model, params, key, validation, preprocess) -> Row:
+    ys, cs = validation
+    result = evaluate_checked(model, params, key, ys, cs, preprocess, batch_size=250)
+    elbo = mean(result.elbo)
+    return {
+        "valid_elbo": elbo.value,
+        "valid_elbo_standard_error": elbo.standard_error,
+        "valid_rate": mean(result.rate).value,
+        "valid_distortion": mean(result.distortion).value,
+    }
+
+
+def _improved(history: list[Row], row: Row) -> bool:
+    """Whether this epoch's parameters are the ones to use: the best validated, or the last where none is validated."""
+    if "valid_elbo" not in row:
+        return not any("valid_elbo" in r for r in history)
+    return row["valid_elbo"] > max((r["valid_elbo"] for r in history if _is_valid(r)), default=-np.inf)
+
+
+def _is_valid(row: Row) -> bool:
+    return bool(np.isfinite(row.get("valid_elbo", np.nan)))
+
+
+def _out_of_patience(history: list[Row], patience: int | None) -> bool:
+    elbos = [row["valid_elbo"] if _is_valid(row) else -np.inf for row in history if "valid_elbo" in row]
+    return patience is not None and len(elbos) > patience and len(elbos) - 1 - int(np.argmax(elbos)) >= patience
+
+
+def _postfix(row: Row) -> str:
+    valid = f", valid {row['valid_elbo']:.2f}" if "valid_elbo" in row else ""
+    skipped = f", {row['skipped']} skipped" if row["skipped"] else ""
+    return f"ELBO {row['elbo']:.2f}{valid} nats, {row['images_per_second']:,.0f} images/s{skipped}"
+
+
+def _collapsed(row: Row) -> bool:
+    """Whether there is a latent that carries nothing; a model without one has a rate of 0 exactly."""
+    return 0 < abs(row["rate"]) < 0.1
+
+
+def _stop_if_stuck(state: TrainState, in_a_row: np.ndarray, limit: int, run: "_Run") -> None:
+    if in_a_row.max() < limit:
+        return
+    last = int(state.step) - len(in_a_row) + int(np.argmax(in_a_row >= limit))
+    names, culprit = leaf_names(state.params), int(state.culprit)
+    raise FloatingPointError(
+        f"{limit} updates in a row were not finite, from step {last - limit + 1} on, and were skipped; the first leaf "
+        f"that was not finite: {names[culprit] if culprit >= 0 else 'the norm of the gradient (it overflowed)'}. "
+        "Usual causes: a learning rate that is too high, a scale without a bound, data out of range; clip_norm helps "
+        f"with the first. {run.where()}"
+    )
+
+
+def _best_state(directory: Path, last: TrainState) -> TrainState:
+    """The state with the best validation ELBO that is on disk; where none is whole, the last, and the run goes on."""
+    try:
+        best = checkpoint.restore(directory, last, which="best")
+    except RuntimeError as error:
+        warnings.warn(f"the last parameters serve as the best, until better ones are found: {error}", stacklevel=2)
+        return last
+    return last if best is None else best.state
+
+
+class _Run:
+    """The run directory: what is in it at the start, and what each epoch adds. Without a directory, nothing."""
+
+    def __init__(self, directory: str | Path | None, config: dict[str, Any], resume: bool, fresh: TrainState):
+        self.directory = None if directory is None else Path(directory)
+        self.state, self.history, self.best = fresh, [], fresh.params if fresh.ema is None else fresh.ema
+        self.events: Any = None
+        if self.directory is None:
+            return
+        claim(self.directory, config, resume=resume, ignore=["fit.epochs"])
+        last = checkpoint.restore(self.directory, fresh)
+        if last is not None:
+            self.state, self.history = last.state, last.meta["history"]
+            chosen = _best_state(self.directory, self.state)
+            self.best = chosen.params if chosen.ema is None else chosen.ema
+        self.metrics = self.directory / "metrics.jsonl"
+        self.metrics.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+
+    def record(self, state: TrainState, history: list[Row], *, best: bool) -> None:
+        if self.directory is None:
+            return
+        checkpoint.save(self.directory, int(state.step), state, {"history": history}, best=best)
+        with self.metrics.open("a") as file:
+            file.write(json.dumps(history[-1]) + "\n")
+        if self.events is None:
+            from tensorboardX import SummaryWriter  # not needed where no directory is
+
+            self.events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=history[-1]["step"])
+        for name, value in history[-1].items():
+            self.events.add_scalar(name.replace("valid_", "valid/"), value, history[-1]["step"])
+        self.events.flush()
+
+    def close(self) -> None:
+        if self.events is not None:
+            self.events.close()  # what flush() promises, it does not do: events still wait in a queue
+
+    def where(self) -> str:
+        """Where the last good parameters are."""
+        if self.directory is None:
+            return "No checkpoint was kept (directory=None)"
+        return f"{self.directory / 'checkpoints'} holds the last good checkpoints, one for each complete epoch"

@@ -1,0 +1,353 @@
+"""One training step, and the ways to run it: jit, a scan over many steps, a sharded batch, pmap.
+
+`make_train_step` returns a pure function `(state, key, ys[, cs]) -> (state, metrics)`. The key is the run's key: the
+noise of a step is `fold_in(key, step)`, the noise of an example `fold_in` of that by its place in the batch. So the
+state carries no key, resuming is exact, and the same batch gives the same numbers however it is split over devices or
+micro-batches.
+
+A model's parts are the top-level keys of its parameters ("enc", "pri", "gen" for a VAE). Each has an optimiser state of
+its own, so any part can train at any step (`parts=("pri", "gen")`: fixed-encoder training) without touching the rest.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax import Array
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from vae_jax.core.model import Model, Params, average
+from vae_jax.core.objectives import Objective, elbo
+from vae_jax.data.preprocess import Preprocess, identity
+
+
+class TrainState(NamedTuple):
+    """What the next step needs.
+
+    Fields:
+        step: number of steps taken, skipped ones included (int32).
+        params: the model's parameters.
+        opt_state: one optimiser state for each part.
+        ema: exponential moving average of the parameters, or None.
+        skipped: updates that were skipped because they were not finite (int32).
+        in_a_row: how many of the latest steps in a row were skipped (int32).
+        culprit: index into `leaf_names(params)` of the first leaf that was not finite in the latest skipped step, -1
+            before any (int32).
+    """
+
+    step: Array
+    params: Params
+    opt_state: Any
+    ema: Params | None
+    skipped: Array
+    in_a_row: Array
+    culprit: Array
+
+
+Metrics = dict[str, Array]
+TrainStep = Callable[..., tuple[TrainState, Metrics]]
+Order = Callable[[Array, Array, int, int], Array]  # (key, epoch, size, n) -> (size,) places in the data
+LOSSES = ("loss", "distortion", "rate", "penalty")
+
+
+class Turns(NamedTuple):
+    """Parts that take turns: those of `choices[at(step)]` train at a step. None is all of them.
+
+    Fields:
+        choices: what `parts` may be otherwise, each.
+        at: from the step to an index into `choices`.
+    """
+
+    choices: tuple[Sequence[str] | None, ...]
+    at: Callable[[Array], Any]
+
+
+def lagging(inner: int, until: int) -> Turns:
+    """Aggressive training of the encoder (He et al. 2019): before step `until` it alone trains, but for each
+    (inner + 1)-th step, which trains all parts as do the later ones.
+
+    The encoder of a language model lags behind its generator, which therefore learns to do without z. (The paper stops
+    when the mutual information stops rising; here it is a number of steps.)
+
+    Raises:
+        ValueError: inner or until below 1.
+    """
+    if inner < 1 or until < 1:
+        raise ValueError(f"want at least one step of the encoder alone, and one to stop at; got {inner} and {until}")
+    return Turns((None, ("enc",)), lambda step: ((step < until) & (step % (inner + 1) < inner)).astype(jnp.int32))
+
+
+def init_state(
+    model: Model, optimizer: optax.GradientTransformation, key: Array, y: Any, c: Any = None, *, ema: bool = False
+) -> TrainState:
+    """The state at step 0, computed in one compiled call.
+
+    Args:
+        key: key of the initial parameters.
+        y: one example in the form the model sees (after preprocessing), used for its shape.
+        c: one condition, or None.
+        ema: keep a moving average of the parameters (`make_train_step(ema_decay=...)` updates it).
+    """
+
+    def init(key):
+        params = model.init(key, y, c)
+        opt_state = {part: optimizer.init(value) for part, value in split_parts(params).items()}
+        zero = jnp.zeros((), jnp.int32)
+        average = jax.tree.map(jnp.copy, params) if ema else None
+        return TrainState(zero, params, opt_state, average, zero, zero, zero - 1)
+
+    return jax.jit(init)(key)
+
+
+def split_parts(params: Params) -> dict[str, Params]:
+    """The parts of a model: the top-level keys of its parameters; parameters that are no dict are one part, "all"."""
+    return params if isinstance(params, dict) else {"all": params}
+
+
+def leaf_names(params: Params) -> list[str]:
+    """Names for `TrainState.culprit`: the losses, then the gradient of each parameter."""
+    paths, _ = jax.tree_util.tree_flatten_with_path(params)
+    return [*LOSSES, *("gradient of " + jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)]
+
+
+def make_train_step(
+    model: Model,
+    optimizer: optax.GradientTransformation,
+    *,
+    objective: Objective | None = None,
+    preprocess: Preprocess | None = None,
+    parts: Sequence[str] | Turns | None = None,
+    clip_norm: float | None = None,
+    ema_decay: float | None = None,
+    micro_batches: int = 1,
+    axis_name: str | None = None,
+) -> TrainStep:
+    """A pure function `(state, key, ys[, cs]) -> (state, metrics)`.
+
+    Metrics are means over the batch, in nats: `loss` (what was minimised), `elbo`, `rate`, `distortion`, `penalty`; and
+    `grad_norm` (before clipping) and `in_a_row` (updates skipped in a row up to this one; 0 where it was taken).
+
+    Args:
+        model: what trains.
+        optimizer: any optax transformation; learning-rate schedules are optax's.
+        objective: `elbo()` by default; see `vae_jax.core.objectives`.
+        preprocess: applied to each example inside the step, with noise of its own (binarisation, dequantisation).
+        parts: which parts train (default: all of them), or `Turns` of them. The others keep parameters and optimiser
+            state.
+        clip_norm: bound on the global norm of the gradient over the parts that train.
+        ema_decay: decay of `state.ema`, with the warm-up min(decay, (1 + step) / (10 + step)).
+        micro_batches: split the batch and accumulate gradients, to save memory; the batch has to divide.
+        axis_name: the name given to `jax.pmap`; every device then sees its slice of the batch.
+
+    Raises:
+        ValueError: an option out of range; or, when first traced, an unknown part, or a batch that does not divide.
+    """
+    objective = elbo() if objective is None else objective
+    preprocess = identity() if preprocess is None else preprocess
+    if clip_norm is not None and not clip_norm > 0:
+        raise ValueError(f"clip_norm bounds the gradient's norm and must be positive; got {clip_norm}")
+    if ema_decay is not None and not 0 <= ema_decay < 1:
+        raise ValueError(f"ema_decay must be in [0, 1); got {ema_decay}")
+    if micro_batches < 1:
+        raise ValueError(f"micro_batches must be at least 1; got {micro_batches}")
+    if isinstance(parts, Turns):
+        of_parts = functools.partial(
+            make_train_step,
+            model,
+            optimizer,
+            objective=objective,
+            preprocess=preprocess,
+            clip_norm=clip_norm,
+            ema_decay=ema_decay,
+            micro_batches=micro_batches,
+            axis_name=axis_name,
+        )
+        return _in_turns([of_parts(parts=some) for some in parts.choices], parts.at)
+
+    def loss_of(trained, frozen, keys, ys, cs, step):
+        k_data, k_model = jax.vmap(lambda key: (jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)))(keys)
+        seen = jax.vmap(preprocess.apply)(k_data, ys)
+        loss, terms = objective(model, _merge(trained, frozen), k_model, seen, cs, step)
+        means = {name: jnp.mean(getattr(terms, name)) for name in ("distortion", "rate", "penalty")}
+        stats = average(jax.lax.stop_gradient(terms.stats))
+        return loss, ({"loss": loss, **means}, stats)
+
+    def gradients(trained, frozen, keys, ys, cs, step):
+        (_, aux), grads = jax.value_and_grad(loss_of, has_aux=True)(trained, frozen, keys, ys, cs, step)
+        return aux, grads
+
+    def train_step(state: TrainState, key: Array, ys: Any, cs: Any = None) -> tuple[TrainState, Metrics]:
+        trained, frozen = _select(state.params, parts)
+        batch = len(jax.tree.leaves(ys)[0])
+        keys = _example_keys(jax.random.fold_in(key, state.step), batch, axis_name)
+        compute = _accumulated(gradients, micro_batches, batch)
+        (losses, stats), grads = compute(trained, frozen, keys, ys, cs, state.step)
+        if axis_name is not None:
+            losses, stats, grads = jax.lax.pmean((losses, stats, grads), axis_name)
+        norm = optax.tree.norm(grads)
+        finite = jnp.isfinite(norm) & jnp.isfinite(losses["loss"])
+
+        def update():
+            clipped = grads if clip_norm is None else _clip(grads, norm, clip_norm)
+            opt_state, updated = dict(state.opt_state), dict(trained)
+            for part, value in trained.items():
+                updates, opt_state[part] = optimizer.update(clipped[part], state.opt_state[part], value)
+                updated[part] = optax.apply_updates(value, updates)
+            params = _maximise(model, _merge(updated, frozen), stats, parts)
+            return params, opt_state, _average(state.ema, params, ema_decay, state.step)
+
+        # A branch, not a where: the old state is neither read nor written when the update goes through.
+        params, opt_state, ema = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state, state.ema))
+        new_state = TrainState(
+            step=state.step + 1,
+            params=params,
+            opt_state=opt_state,
+            ema=ema,
+            skipped=state.skipped + (1 - finite),
+            in_a_row=jnp.where(finite, 0, state.in_a_row + 1),
+            culprit=jax.lax.cond(finite, lambda: state.culprit, lambda: _first_non_finite(losses, grads, state.params)),
+        )
+        metrics = {
+            **losses,
+            "elbo": -(losses["distortion"] + losses["rate"]),
+            "grad_norm": norm,
+            "in_a_row": new_state.in_a_row,
+        }
+        return new_state, metrics
+
+    return train_step
+
+
+def _in_turns(steps: Sequence[TrainStep], at: Callable[[Array], Any]) -> TrainStep:
+    """One of the steps, chosen by the number of the step."""
+
+    def train_step(state: TrainState, key: Array, ys: Any, cs: Any = None) -> tuple[TrainState, Metrics]:
+        return jax.lax.switch(at(state.step), steps, state, key, ys, cs)
+
+    return train_step
+
+
+def _select(params: Params, parts: Sequence[str] | None) -> tuple[dict[str, Params], Params]:
+    """(the parts that train, the parameters with no gradient)."""
+    every = split_parts(params)
+    unknown = sorted(set(parts or ()) - set(every))
+    if unknown or (parts is not None and not parts):
+        raise ValueError(f"parts={parts!r}: want some of {sorted(every)}, the top-level keys of the parameters")
+    trained = {part: value for part, value in every.items() if parts is None or part in parts}
+    return trained, jax.lax.stop_gradient(params)
+
+
+def _merge(trained: dict[str, Params], params: Params) -> Params:
+    return {**params, **trained} if isinstance(params, dict) else trained["all"]
+
+
+def _example_keys(key: Array, batch: int, axis_name: str | None) -> Array:
+    """One key for each example, by its place in the whole batch."""
+    first = 0 if axis_name is None else jax.lax.axis_index(axis_name) * batch
+    return jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, first + jnp.arange(batch))
+
+
+def _accumulated(gradients: Callable[..., Any], micro_batches: int, batch: int) -> Callable[..., Any]:
+    """`gradients` averaged over equal slices of the batch, one slice in memory at a time."""
+    if micro_batches == 1:
+        return gradients
+    if batch % micro_batches:
+        raise ValueError(f"a batch of {batch} does not divide into micro_batches={micro_batches}")
+
+    def compute(trained, frozen, keys, ys, cs, step):
+        sliced = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), (keys, ys, cs))
+
+        def add(total, one):
+            result = gradients(trained, frozen, *one, step)
+            return jax.tree.map(lambda t, r: t + r / micro_batches, total, result), None
+
+        first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), sliced)
+        shapes = jax.eval_shape(lambda one: gradients(trained, frozen, *one, step), first)
+        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
+        return jax.lax.scan(add, zeros, sliced)[0]
+
+    return compute
+
+
+def _clip(grads: dict[str, Params], norm: Array, most: float) -> dict[str, Params]:
+    """The gradients scaled down to a global norm of at most `most`; `norm` is the one they have."""
+    scale = jnp.minimum(1.0, most / jnp.maximum(norm, 1e-12))
+    return jax.tree.map(lambda g: g * scale, grads)
+
+
+def _maximise(model: Model, params: Params, stats: Any, parts: Sequence[str] | None) -> Params:
+    """The closed-form updates of the parts that train."""
+    maximised = model.maximise(params, stats)
+    if parts is None:
+        return maximised
+    closed_form = {part: value for part, value in split_parts(maximised).items() if part in parts}
+    return _merge(closed_form, params)
+
+
+def _average(ema: Params | None, params: Params, decay: float | None, step: Array) -> Params | None:
+    if ema is None or decay is None:
+        return ema
+    rate = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    return optax.incremental_update(params, ema, 1.0 - rate)
+
+
+def _first_non_finite(losses: Metrics, grads: dict[str, Params], params: Params) -> Array:
+    """Index into `leaf_names(params)`; the gradients of frozen parts count as finite."""
+    zeros = jax.tree.map(jnp.zeros_like, params)
+    leaves = [losses[name] for name in LOSSES] + jax.tree.leaves(_merge(grads, zeros))
+    bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
+    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
+
+
+def make_scan(
+    train_step: TrainStep, batch_size: int, steps: int, *, mesh: Mesh | None = None, order: Order | None = None
+) -> TrainStep:
+    """`steps` training steps on a data set that lives on the device, as one compiled loop.
+
+    The result `(state, key, ys[, cs]) -> (state, metrics)` takes the WHOLE data set; metrics have an axis of `steps`.
+    Where the loop stands in the data follows from `state.step` alone: epoch e visits the data in the order of
+    `permutation(fold_in(key, e))`, n // batch_size batches of it (the rest waits for a later epoch's order). One call
+    may not cross an epoch's end: `steps` has to divide what is left of the epoch, so call it with divisors of
+    `n // batch_size`.
+
+    Args:
+        mesh: split each batch over the first axis of this mesh.
+        order: another order than `epoch_order`.
+    """
+    order_of = epoch_order if order is None else order
+
+    def scan(state: TrainState, key: Array, ys: Any, cs: Any = None) -> tuple[TrainState, Metrics]:
+        n = len(jax.tree.leaves(ys)[0])
+        per_epoch = n // batch_size
+        k_order, k_steps = jax.random.split(key)
+        order = order_of(k_order, state.step // per_epoch, per_epoch * batch_size, n)
+        start = state.step % per_epoch * batch_size
+        indices = jax.lax.dynamic_slice(order, (start,), (steps * batch_size,)).reshape(steps, batch_size)
+
+        def body(state, chosen):
+            batch = jax.tree.map(lambda x: x[chosen], (ys, cs))
+            if mesh is not None:
+                batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
+            return train_step(state, k_steps, *batch)
+
+        return jax.lax.scan(body, state, indices)
+
+    return scan
+
+
+def epoch_order(key: Array, epoch: Array, size: int, n: int) -> Array:
+    """The first `size` of a random order of n examples, a function of (key, epoch) alone."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), n)[:size]
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The batch axis split over the first axis of the mesh, everything else whole."""
+    return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The same value on every device of the mesh."""
+    return NamedSharding(mesh, PartitionSpec())

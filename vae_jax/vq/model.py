@@ -1,0 +1,166 @@
+"""VQ-VAE (van den Oord et al. 2017): a VAE whose z are codes, each y with one of them for certain.
+
+    P(y) = sum_z P_pri(z) P_gen(y|z)        P_enc(z|y) = 1 at the codes nearest to the encoder's vectors, else 0
+    rate = ln P_enc - ln P_pri = -ln P_pri(z)        distortion = -ln P_gen(y|z)
+
+P_enc is a distribution like any other, so the bound is honest: it counts one term of the sum over z, the length of a
+code for y. Its gradient is not: the choice of z has none, and the encoder is given that of the vectors which stand for
+z (`vae_jax.vq.quantiser`).
+
+Stage two is training with a fixed encoder: `parts=("pri",)`, with any prior over arrays of codes.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpyro.distributions as dist
+from jax import Array
+
+from vae_jax.core.distributions import unit_log_prob
+from vae_jax.core.estimators import rates_above
+from vae_jax.core.model import Conditional, Model, Params, Terms, example_of, join, lift
+from vae_jax.core.network import as_network
+from vae_jax.parts.conditionals import arguments, full_precision
+from vae_jax.vq.quantiser import Quantiser, check_levels, code_perplexity
+
+AT_ONCE = 256  # examples in memory when the codes are placed
+
+
+def uniform_codes(levels: int, shape: int | tuple[int, ...]) -> Conditional:
+    """All arrays of codes 0 .. levels - 1 of this shape alike: n codes cost n ln levels nats. No parameters.
+
+    Raises:
+        ValueError: fewer than two levels.
+    """
+    check_levels(levels)
+    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+
+    def distribution(params, c=None):
+        del params, c
+        return dist.DiscreteUniform(jnp.zeros(shape, jnp.int32), levels - 1).to_event(len(shape))
+
+    return Conditional(lambda key, c=None: {}, distribution)
+
+
+def vq_vae(
+    encoder: Any,
+    quantiser: Quantiser,
+    prior: Model | Conditional,
+    generator: Model | Conditional,
+    *,
+    start: Any = None,
+) -> Model:
+    """P(y|c) = sum_z P_pri(z|c) P_gen(y|z, c), bounded with one z: the codes of the encoder's vectors.
+
+    The parameters are `{"enc": ..., "codes": ..., "pri": ..., "gen": ...}`. `detail` tells the `codes` of y, the
+    `vectors` that stand for them, and the running `usage` (..., K) and `perplexity` (...) of the codes.
+
+    There is no `importance`: P_enc gives all of its probability to one z, and of the sum over z nothing is learnt from
+    that but one term.
+
+    Args:
+        encoder: a network from y to vectors (..., D), not a distribution.
+        quantiser: `codebook(K, D)`, `fsq()`, `lfq(bits)`, or one made of these by `residual`, `grouped`, `projected`.
+        prior: over int32 arrays of codes: `uniform_codes(K, shape)`, or an autoregressive model.
+        generator: P_gen(y|vectors): it sees the vectors (..., D) that stand for the codes, and c where there is one.
+        start: examples (n, *example) in the form that the encoder sees, or a pair (ys, cs) where there is a condition:
+            the codes start on their vectors, by k-means. By default they start at random.
+
+    Raises:
+        TypeError: the encoder is no network, or prior or generator neither Model nor Conditional.
+        ValueError: vectors of another size than the quantiser's, or fewer vectors to start from than codes (when first
+            called).
+    """
+    if isinstance(encoder, Conditional):
+        raise TypeError(
+            "the encoder of a vq_vae is a network from y to vectors (..., D), which the quantiser turns into codes; "
+            "got a Conditional: leave out gaussian(...) or categorical(...)"
+        )
+    network = as_network(encoder)
+    tractable = prior if isinstance(prior, Conditional) else None
+    prior, generator = lift(prior), lift(generator)
+
+    def vectors_of(enc, y, c):
+        return full_precision(network.apply(enc, *arguments(join(y, c))))
+
+    def placed(key, enc, codes):
+        inputs = jax.tree.map(jnp.asarray, arguments(start))
+        vectors = jax.lax.map(lambda one: full_precision(network.apply(enc, *one)), inputs, batch_size=AT_ONCE)
+        return quantiser.start(key, codes, vectors)
+
+    def init(key, y, c=None):
+        k_enc, k_codes, k_start, k_pri, k_gen = jax.random.split(key, 5)
+        enc = network.init(k_enc, *arguments(join(y, c)))
+        codes = quantiser.init(k_codes, example_of(vectors_of, enc, y, c))
+        if start is not None:
+            codes = placed(k_start, enc, codes)
+        z = example_of(lambda: quantiser.quantise(codes, vectors_of(enc, y, c)))
+        return {
+            "enc": enc,
+            "codes": codes,
+            "pri": prior.init(k_pri, z.codes, c),
+            "gen": generator.init(k_gen, y, join(z.vectors, c)),
+        }
+
+    def terms(params, key, y, c=None):
+        k_pri, k_gen = jax.random.split(key)
+        z = quantiser.quantise(params["codes"], vectors_of(params["enc"], y, c))
+        pri = prior.terms(params["pri"], k_pri, z.codes, c)
+        gen = generator.terms(params["gen"], k_gen, y, join(z.vectors, c))
+        used = quantiser.usage(params["codes"])
+        log_pri = None if tractable is None else unit_log_prob(tractable.dist(params["pri"], c), z.codes)
+        return Terms(
+            distortion=gen.nats,
+            rate=pri.nats,
+            penalty=z.penalty + pri.penalty + gen.penalty,
+            detail={
+                "codes": z.codes,
+                "vectors": z.vectors,
+                "usage": used,
+                "code_perplexity": code_perplexity(used),
+                "z": {"mean": None, "rate": None if log_pri is None else -log_pri},
+                "rates": rates_above(jnp.asarray(pri.distortion), pri),
+                "pri": pri.detail,
+                "gen": gen.detail,
+            },
+            stats={"codes": z.stats, "pri": pri.stats, "gen": gen.stats},
+        )
+
+    def sample(params, key, c=None):
+        k_z, k_y = jax.random.split(key)
+        codes = prior.sample(params["pri"], k_z, c)
+        return generator.sample(params["gen"], k_y, join(quantiser.embed(params["codes"], codes), c))
+
+    def maximise(params, stats):
+        return {
+            "enc": params["enc"],
+            "codes": quantiser.maximise(params["codes"], stats["codes"]),
+            "pri": prior.maximise(params["pri"], stats["pri"]),
+            "gen": generator.maximise(params["gen"], stats["gen"]),
+        }
+
+    support_of_generator = generator.support
+
+    def support(params, c=None):
+        codes = prior.sample(params["pri"], jax.random.key(0), c)
+        vectors = quantiser.embed(params["codes"], codes)
+        return None if support_of_generator is None else support_of_generator(params["gen"], join(vectors, c))
+
+    return Model(init, terms, sample, None, maximise, support if support_of_generator else None)
+
+
+def encode(model: Model, params: Params, y: Any, c: Any = None) -> Array:
+    """The codes of one y: what stage two is trained on, where they are stored.
+
+        codes = jax.jit(jax.vmap(lambda y: encode(model, params, y)))(ys)
+        prior = fit(lift(prior), optimizer, codes, key=key, epochs=20)
+        params = {**params, "pri": prior.params}
+
+    Raises:
+        ValueError: the model has no codes.
+    """
+    detail = model.terms(params, jax.random.key(0), y, c).detail
+    if not isinstance(detail, dict) or "codes" not in detail:
+        raise ValueError("this model's terms tell of no codes: encode is for the models that vq_vae makes")
+    return detail["codes"]
