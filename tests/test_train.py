@@ -30,7 +30,7 @@ from vae_jax import (
     standard_normal,
     vae,
 )
-from vae_jax.core import Scatter, beta_elbo, elbo, free_bits, importance_weighted, linear, per_example, share
+from vae_jax.core import Scatter, beta_elbo, elbo, free_bits, importance_weighted, linear_annealing, per_example, share
 from vae_jax.core.objectives import batch_terms
 from vae_jax.data import Preprocess, dynamic_binarisation
 from vae_jax.parts import vampprior
@@ -393,7 +393,7 @@ def test_learning_rate_schedules_are_those_of_optax():
 
 def test_objective_sees_the_step():
     """beta rises from 0 to 1 in two steps: the gradient of enc is beta enc."""
-    state, metrics = run(objective=beta_elbo(linear(2)), steps=3)
+    state, metrics = run(objective=beta_elbo(linear_annealing(2)), steps=3)
     np.testing.assert_allclose(state.params["enc"], (1 - 0.05) * (1 - 0.1), rtol=1e-6)
     np.testing.assert_allclose(metrics["elbo"], -(metrics["distortion"] + metrics["rate"]), rtol=1e-6)
 
