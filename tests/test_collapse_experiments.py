@@ -56,7 +56,7 @@ def test_every_way_is_a_model_with_the_same_parameters_in_training(name):
     assert jax.eval_shape(noisy.init, jax.random.key(0), y) == params
     for one in (model, noisy):
         terms = jax.eval_shape(one.terms, params, jax.random.key(0), y)
-        assert terms.distortion.shape == terms.rate.shape == () and terms.units["rate"].shape == (3,)
+        assert terms.distortion.shape == terms.rate.shape == () and terms.units.rate.shape == (3,)
 
 
 def trained(nats: float, rate: float, encoder: object = "there") -> text_vae_report.Trained:

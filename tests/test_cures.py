@@ -98,8 +98,8 @@ def test_a_vae_reports_the_committed_rate_in_every_unit():
     ys = jax.random.normal(jax.random.key(0), (50, 4))
     params = model.init(jax.random.key(1), ys[0])
     terms = compiled(jax.vmap(lambda y: model.terms(params, jax.random.key(2), y)))(ys)
-    assert np.all(terms.units["rate"] >= 0.3 * (1 - 1e-5)) and np.all(terms.rate >= 0.9 * (1 - 1e-5))
-    assert np.min(terms.units["rate"]) < 0.5
+    assert np.all(terms.units.rate >= 0.3 * (1 - 1e-5)) and np.all(terms.rate >= 0.9 * (1 - 1e-5))
+    assert np.min(terms.units.rate) < 0.5
 
 
 @pytest.mark.parametrize("rate", [0.0, -1.0, math.inf, math.nan])

@@ -80,7 +80,7 @@ def diffused(d, params, variance: float, count: int) -> float:
     ts = (jnp.arange(count) + 0.5) / count
 
     def at(t):
-        each = jax.vmap(lambda y, e: step_terms(d, params["enc"], params["gen"], e, y, t, None)["nats"])(ys, eps)
+        each = jax.vmap(lambda y, e: step_terms(d, params["enc"], params["gen"], e, y, t, None).nats)(ys, eps)
         return jnp.mean(each)
 
     return float(jnp.mean(jax.vmap(at)(ts)))
@@ -167,7 +167,7 @@ def test_three_forms_of_a_steps_rate_agree(x64, process, prediction):
 
     weighted_x = 0.5 * (jnp.exp(-low.gamma) - jnp.exp(-level.gamma)) * jnp.sum((x - known.x) ** 2)
     weighted_eps = 0.5 * jnp.expm1(level.gamma - low.gamma) * jnp.sum((eps - known.noise) ** 2)
-    ours = step_terms(d, {}, params["gen"], eps, x, (s + t) / 2, None)["nats"] / 4
+    ours = step_terms(d, {}, params["gen"], eps, x, (s + t) / 2, None).nats / 4
     np.testing.assert_allclose([ours, weighted_x, weighted_eps], np.full(3, gaussians), rtol=1e-9)
 
 
@@ -182,7 +182,7 @@ def test_a_step_with_its_own_variance_is_the_kl_of_gaussians(x64, variance):
     known = d.denoise(params["gen"], z, level)
     truth = known._replace(x=x, variance=0.0)
     wanted = dist.kl_divergence(reverse_step(truth, z, low, level), reverse_step(known, z, low, level))
-    got = step_terms(d, {}, params["gen"], eps, x, (s + t) / 2, None)["nats"] / 4
+    got = step_terms(d, {}, params["gen"], eps, x, (s + t) / 2, None).nats / 4
     np.testing.assert_allclose(got, wanted, rtol=1e-9)
 
 
@@ -321,8 +321,8 @@ def test_a_random_step_has_the_expectation_of_the_folded_chain(x64, process):
     assert abs(random - chain) < ERRORS * np.hypot(error, chains)
     assert abs(every - chain) < ERRORS * np.hypot(less, chains)
     assert less < error
-    assert draws[2].detail["rates"].shape[1] == 4
-    np.testing.assert_allclose(draws[2].detail["rates"].sum(axis=1), draws[2].rate, rtol=1e-9)
+    assert draws[2].rates.shape[1] == 4
+    np.testing.assert_allclose(draws[2].rates.sum(axis=1), draws[2].rate, rtol=1e-9)
 
 
 @pytest.mark.parametrize("variance", ["fixed", "learned"])
@@ -360,10 +360,10 @@ def test_rates_of_a_chain_are_those_of_its_steps(x64):
     y = jnp.array([0.7, -1.0])
     model = unrolled(d)
     params = model.init(jax.random.key(1), y)
-    got = of_draws(lambda key: model.terms(params, key, y).detail["rates"])
-    every = of_draws(lambda key: diffusion(d, times=times.every(2)).terms(params, key, y).detail["diffusion"])
+    got = of_draws(lambda key: model.terms(params, key, y).rates)
+    every = of_draws(lambda key: diffusion(d, times=times.every(2)).terms(params, key, y).diffusions[0])
     # Level 0 of the chain has z_0 and the step to z_1 back; the steps of `every` are the KLs given y.
-    wanted = every["nats"].sum(axis=1) / 2
+    wanted = every.nats.sum(axis=1) / 2
     total, known = mean(got.sum(axis=1)), mean(wanted)
     prior = float(jnp.sum(prior_rate(y, d.level({}, jnp.ones(())))))
     assert abs(total.value - prior - known.value) < ERRORS * np.hypot(total.standard_error, known.standard_error)
@@ -442,9 +442,9 @@ def test_weighted_losses_by_hand(x64, weighting, by_hand):
     loss, terms = weighted(weighting)(model, params, keys, ys, None, 0)
     _, plain = objectives.elbo()(model, params, keys, ys, None, 0)
     np.testing.assert_array_equal(terms.nats, plain.nats)
-    part = plain.detail["diffusion"]
-    wanted = np.mean(0.5 * by_hand(part["gamma"]) * part["squared"])
-    rest = np.mean(plain.distortion) + np.mean(plain.detail["rates"][:, 1])
+    part = plain.diffusions[0]
+    wanted = np.mean(0.5 * by_hand(part.gamma) * part.squared)
+    rest = np.mean(plain.distortion) + np.mean(plain.rates[:, 1])
     np.testing.assert_allclose(loss, wanted + rest, rtol=1e-6)
 
 
@@ -462,7 +462,7 @@ def test_learned_schedule_lowers_the_variance_and_nothing_else(x64):
     def squared(shift):
         moved = jax.tree.map(lambda x: x, params)
         moved["enc"]["curve"]["middle"] = params["enc"]["curve"]["middle"].at[3].add(shift)
-        return model.terms(moved, key, y).detail["diffusion"]["bound"] ** 2 / 2
+        return model.terms(moved, key, y).diffusions[0].bound ** 2 / 2
 
     by_hand = (squared(1e-5) - squared(-1e-5)) / 2e-5
     np.testing.assert_allclose(slope["enc"]["curve"]["middle"][3], by_hand, rtol=1e-5)
@@ -481,9 +481,9 @@ def test_dropout_is_for_training_only():
     y, key = jnp.array([0.7, -1.0]), jax.random.key(3)
     plain, noisy = (diffusion(d, times=times.stratified(4), dropout=dropout) for dropout in (False, True))
     params = plain.init(jax.random.key(1), y)
-    one, other = (model.terms(params, key, y).detail["diffusion"] for model in (plain, noisy))
-    np.testing.assert_array_equal(one["t"], other["t"])
-    assert np.all(one["squared"] != other["squared"])
+    one, other = (model.terms(params, key, y).diffusions[0] for model in (plain, noisy))
+    np.testing.assert_array_equal(one.t, other.t)
+    assert np.all(one.squared != other.squared)
     level = d.level({}, jnp.asarray(0.5))
     draws = [d.denoise(params["gen"], y, level, key=key).noise for key in jax.random.split(key, 400)]
     average, error = np.mean(draws, axis=0), np.std(draws, axis=0) / 20

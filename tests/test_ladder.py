@@ -129,7 +129,7 @@ def test_closed_form_rates_are_the_means_of_the_sampled_ones(x64):
     params, y, _ = chain(5, widen=1.3, shift=0.3)
     keys = jax.random.split(jax.random.key(6), 20_000)
     closed, drawn = (
-        np.asarray(each_key(f, params, keys, y).detail["rates"]) for f in (CHAIN_MODEL.terms, CHAIN_MODEL.importance)
+        np.asarray(each_key(f, params, keys, y).rates) for f in (CHAIN_MODEL.terms, CHAIN_MODEL.importance)
     )
     away = closed - drawn
     assert closed.shape == (20_000, 3) and (closed >= 0).all() and (drawn.min(axis=0) < 0).all()
@@ -207,10 +207,10 @@ def test_the_path_walked_by_hand(params):
     closed, drawn, distortion = by_hand(params)
     for function, rates in ((MODEL.terms, closed), (MODEL.importance, drawn)):
         terms = jit(function)(params, key, Y)
-        np.testing.assert_allclose(terms.detail["rates"], rates[::-1], rtol=2e-4, atol=2e-5)  # next to y first
+        np.testing.assert_allclose(terms.rates, rates[::-1], rtol=2e-4, atol=2e-5)  # next to y first
         np.testing.assert_allclose(terms.rate, np.sum(rates), rtol=2e-4)
         np.testing.assert_allclose(terms.distortion, distortion, rtol=1e-5)
-        per_unit = np.split(np.asarray(terms.units["rate"]), [2, 4, 7])
+        per_unit = np.split(np.asarray(terms.units.rate), [2, 4, 7])
         np.testing.assert_allclose([x.sum() for x in per_unit], rates, rtol=2e-4, atol=2e-5)
 
 
@@ -253,7 +253,7 @@ def test_a_posterior_of_zeros_is_the_prior(params):
     zeros = {**params, "enc": jax.tree.map(jnp.zeros_like, params["enc"])}
     for function in (MODEL.terms, MODEL.importance):
         terms = jit(function)(zeros, jax.random.key(1), Y)
-        np.testing.assert_array_equal(terms.detail["rates"], np.zeros(4))
+        np.testing.assert_array_equal(terms.rates, np.zeros(4))
         assert np.isfinite(terms.nats)
 
 
@@ -312,7 +312,7 @@ def test_a_condition_reaches_every_network(x64):
     key, c = jax.random.key(3), jnp.array([0.7])
     want = CHAIN_MODEL.importance(moved, key, y)
     got = model.importance(params, key, y, c)
-    np.testing.assert_allclose(got.detail["rates"], want.detail["rates"], rtol=1e-12)
+    np.testing.assert_allclose(got.rates, want.rates, rtol=1e-12)
     np.testing.assert_allclose(got.nats, want.nats, rtol=1e-12)
     np.testing.assert_allclose(model.sample(params, key, c), CHAIN_MODEL.sample(moved, key), rtol=1e-12)
     with pytest.raises(TypeError, match="argument"):
@@ -330,8 +330,8 @@ def test_a_ladder_is_a_model_like_any_other():
     model = vae(gaussian(nets.MLP((), 4)), prior, bernoulli(nets.MLP((), 4)))
     params = jit(model.init)(jax.random.key(0), Y)
     terms = jit(model.terms)(params, jax.random.key(1), Y)
-    np.testing.assert_allclose(terms.detail["rates"][1:], terms.detail["pri"]["rates"])
-    np.testing.assert_allclose(terms.detail["rates"].sum(), terms.rate, rtol=1e-5)
+    np.testing.assert_allclose(terms.rates[1:], terms.detail["pri"]["rates"])
+    np.testing.assert_allclose(terms.rates.sum(), terms.rate, rtol=1e-5)
     optimal = ladder(CHAIN, l2(yhat(), "optimal"))
     params = jit(optimal.init)(jax.random.key(0), Y[:3])
     key = jax.random.key(1)
@@ -360,16 +360,16 @@ def test_convolutional_rungs(c):
     params = jit(model.init)(jax.random.key(0), y, c)
     terms = jit(model.terms)
     at_start = terms(params, jax.random.key(1), y, c)
-    np.testing.assert_array_equal(at_start.detail["rates"], np.zeros(4))
-    assert at_start.units["rate"].shape == (2 * (3 * 2 + 3 * 6 * 4),)
+    np.testing.assert_array_equal(at_start.rates, np.zeros(4))
+    assert at_start.units.rate.shape == (2 * (3 * 2 + 3 * 6 * 4),)
     moved = jax.tree.map(lambda x: x + 0.05, params)
-    rates = terms(moved, jax.random.key(1), y, c).detail["rates"]
+    rates = terms(moved, jax.random.key(1), y, c).rates
     assert (rates > 0).all()
     draw = jit(model.sample)
     sample = draw(moved, jax.random.key(2), c)
     assert sample.shape == IMAGE and set(np.unique(sample)) <= {0, 1}
     if c is not None:
-        assert np.all(rates != terms(moved, jax.random.key(1), y, 1 - c).detail["rates"])
+        assert np.all(rates != terms(moved, jax.random.key(1), y, 1 - c).rates)
         assert np.any(sample != draw(moved, jax.random.key(2), 20 * c))
 
 
@@ -389,7 +389,7 @@ def test_dense_rungs_take_conditions_and_any_shape():
     model = ladder(nets.mlp_rungs((2, 1), width=4, hidden=()), bernoulli(nets.MLP((), (2, 3))))
     y, c = jnp.ones((2, 3)), jnp.array([1.0, 0.0])
     params = jit(model.init)(jax.random.key(0), y, c)
-    one, other = (jit(model.terms)(params, jax.random.key(1), y, x).detail["rates"] for x in (c, 1 - c))
+    one, other = (jit(model.terms)(params, jax.random.key(1), y, x).rates for x in (c, 1 - c))
     assert one.shape == (2,) and np.all(one != other)
 
 

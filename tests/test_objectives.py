@@ -25,6 +25,7 @@ from vae_jax.core import (
     per_unit,
     sigmoid_annealing,
 )
+from vae_jax.core.model import Units
 from vae_jax.core.objectives import batch_terms
 
 KL = jnp.array([[0.1, 2.0], [0.7, 0.0]])
@@ -32,7 +33,7 @@ KL = jnp.array([[0.1, 2.0], [0.7, 0.0]])
 
 def given_rates(params, key, y, c=None):
     """y IS the rate of each unit; the distortion is their number of units, the penalty 10."""
-    return Terms(2.0 * params["w"], params["w"] * jnp.sum(y), 10.0, {"z": {"rate": params["w"] * y}})
+    return Terms(2.0 * params["w"], params["w"] * jnp.sum(y), 10.0, units=Units(rate=params["w"] * y))
 
 
 def no_sample(params, key, c=None):
@@ -153,9 +154,8 @@ def test_free_bits_of_a_latent_with_a_shape():
         np.testing.assert_allclose(loss, 12 + definition(grouped.reshape(2, 4), 0.5), rtol=1e-6)
 
 
-@pytest.mark.parametrize("detail", [{}, {"z": {"rate": None}}, ()])
-def test_free_bits_say_where_there_are_no_units(detail):
-    model = RATES._replace(terms=lambda *args: given_rates(*args)._replace(detail=detail))
+def test_free_bits_say_where_there_are_no_units():
+    model = RATES._replace(terms=lambda *args: given_rates(*args)._replace(units=Units()))
     for definition in (per_unit, batch_mean_per_unit):
         with pytest.raises(ValueError, match="per_example"):
             at(free_bits(0.5, definition), model=model)

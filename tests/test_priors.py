@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from scipy import stats
 from scipy.special import log_softmax, logsumexp
-from systems import affine, affine_normal, at_nodes, expected_terms, full_normal, hermite_nodes, two_layers
 
 from vae_jax import analytic, gaussian, l2, learned_normal, sampled, standard_normal, sticking, vae
 from vae_jax.core import share, start_from
 from vae_jax.core.model import log_prob
 from vae_jax.em import mixture_of_gaussians
 from vae_jax.parts import vampprior
+from vae_jax.selfcheck.quadrature import at_nodes, expected_terms, hermite
+from vae_jax.selfcheck.solvable import affine, affine_normal, full_normal, two_layers
 
 
 def density(prior, params, z, c=None):
@@ -104,7 +105,7 @@ def test_learned_normal_at_its_optimum_has_the_moments_of_the_aggregate(x64):
     params["gen"] = {"weights": jnp.eye(1), "bias": jnp.zeros(1)}
 
     def rate(pri):
-        return jnp.mean(expected_terms(model, {**params, "pri": pri}, ys, hermite_nodes()).rate)
+        return jnp.mean(expected_terms(model, {**params, "pri": pri}, ys, hermite()).rate)
 
     for leaf in jax.tree.leaves(jax.jit(jax.grad(rate))(params["pri"])):
         np.testing.assert_allclose(leaf, 0, atol=1e-12)
@@ -204,7 +205,7 @@ def test_shared_vampprior_has_the_gradient_written_out(x64):
     params = jax.jit(tied.init)(jax.random.key(0), y)
     assert set(params) == {"enc", "pri", "gen"} and set(params["pri"]) == {"pseudo"}
     params["pri"]["pseudo"] = jnp.asarray(us)
-    nodes, weights = hermite_nodes(7)
+    nodes, weights = hermite(7)
 
     def loss(model):
         return lambda params: weights @ at_nodes(model.terms, params, nodes, y).nats
@@ -280,11 +281,11 @@ def test_a_vae_as_a_prior(x64):
     assert abs(gap.mean() - kl) < 4 * gap.std() / np.sqrt(2000)
 
     terms = jax.jit(system.model.terms)(system.params, jax.random.key(1), y)
-    assert set(terms.detail) == set(terms.detail["pri"]) == {"pri", "gen", "z", "rates"}
-    assert terms.detail["rates"].shape == (2,) and terms.detail["pri"]["rates"].shape == (1,)
-    np.testing.assert_allclose(terms.detail["rates"].sum(), terms.rate, rtol=1e-5)
-    assert terms.detail["z"]["rate"] is None and terms.detail["pri"]["z"]["rate"].shape == (1,)
-    assert terms.detail["z"]["mean"].shape == (2,)
+    assert set(terms.detail) == {"pri", "gen"} and set(terms.detail["pri"]) == {"pri", "gen", "units", "rates"}
+    assert terms.rates.shape == (2,) and terms.detail["pri"]["rates"].shape == (1,)
+    np.testing.assert_allclose(terms.rates.sum(), terms.rate, rtol=1e-5)
+    assert terms.units.rate is None and terms.detail["pri"]["units"].rate.shape == (1,)
+    assert terms.units.mean.shape == (2,)
 
     samples = np.asarray(jax.jit(jax.vmap(system.model.sample, in_axes=(None, 0)))(system.params, keys))
     gen = np.asarray(system.params["gen"]["weights"])
@@ -313,7 +314,7 @@ def test_analytic_says_where_no_closed_form_is_known():
 def test_mixtures_have_no_rate_per_unit(estimator):
     model, y = vae(affine_normal(2), mixture_of_gaussians(2, 3), l2(affine(3), 1.0), estimator=estimator), jnp.ones(3)
     params = jax.eval_shape(model.init, jax.random.key(0), y)
-    assert jax.eval_shape(model.terms, params, jax.random.key(0), y).detail["z"]["rate"] is None
+    assert jax.eval_shape(model.terms, params, jax.random.key(0), y).units.rate is None
 
 
 # What is refused

@@ -169,7 +169,7 @@ def test_an_array_of_classes_by_hand(x64):
     off, error = gap(np.exp(-np.asarray(nats)), np.exp(log_p))
     assert abs(off) < 5 * error
     terms = relaxed.terms(params, jax.random.key(0), y)
-    assert relaxed.sample(params, jax.random.key(0)).shape == (4,) and terms.units["mean"].shape == (2, 3)
+    assert relaxed.sample(params, jax.random.key(0)).shape == (4,) and terms.units.mean.shape == (2, 3)
 
 
 # Gradients

@@ -12,13 +12,13 @@ from jax.sharding import Mesh
 from jax.test_util import check_grads
 from scipy.special import logsumexp
 from scipy.stats import entropy
-from systems import affine, table
 
 from vae_jax import gaussian, init_state, l2, make_train_step
 from vae_jax.core import lift, start_from
 from vae_jax.core.model import average
 from vae_jax.em import k_means, mixture_of_gaussians
 from vae_jax.em.kmeans import assign, lloyd
+from vae_jax.selfcheck.solvable import affine, table
 from vae_jax.training import batch_sharding, replicated
 from vae_jax.vq import (
     Quantiser,
@@ -120,7 +120,7 @@ def test_straight_through_and_which_term_moves_what(x64, by_means):
     loss = loss_at(model, quantiser, y)
     graded = jit(jax.value_and_grad(loss, (0, 1, 2), has_aux=True))
     (_, terms), (to_enc, to_codes, to_gen) = graded(vectors, codes, gen)
-    np.testing.assert_array_equal(terms.detail["codes"], index)
+    np.testing.assert_array_equal(terms.codes[0], index)
     np.testing.assert_array_equal(terms.detail["vectors"], q)
     np.testing.assert_allclose(terms.penalty, (commitment + (not by_means)) * squared.sum(), rtol=1e-12)
     distortion = jit(jax.grad(lambda q, gen: -generator.dist(gen, q).log_prob(y), (0, 1)))
@@ -566,11 +566,11 @@ def test_the_bound_against_enumeration(x64):
         y = normal(3, seed=seed)
         params = init(jax.random.key(seed), y)
         joint, terms = both(params, y)
-        mine = int((np.asarray(zs) == np.asarray(terms.detail["codes"])).all(axis=1).argmax())
+        mine = int((np.asarray(zs) == np.asarray(terms.codes[0])).all(axis=1).argmax())
         np.testing.assert_allclose(terms.nats, -joint[mine], rtol=1e-12)
         assert terms.nats > -logsumexp(joint)
-        np.testing.assert_allclose(terms.units["rate"].sum(), terms.rate, rtol=1e-12)
-        np.testing.assert_allclose(terms.detail["rates"], [terms.rate], rtol=1e-12)
+        np.testing.assert_allclose(terms.units.rate.sum(), terms.rate, rtol=1e-12)
+        np.testing.assert_allclose(terms.rates, [terms.rate], rtol=1e-12)
     assert model.importance is None
 
 

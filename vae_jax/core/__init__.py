@@ -7,7 +7,7 @@ how E L is estimated, `objectives` (and `multi_sample`) what a step minimises, `
 
 from vae_jax.core.combinator import importance_weighted_bound, means, reconstruct, vae
 from vae_jax.core.estimators import Estimator, analytic, enumerated, fixed_encoder, sampled, sticking
-from vae_jax.core.model import EM, Conditional, Model, Params, Scatter, Terms, hoist, join, lift, share, start_from
+from vae_jax.core.model import EM, Conditional, Diffused, Model, Params, Scatter, Terms, Units, join, lift, parted
 from vae_jax.core.multi_sample import (
     ciwae,
     doubly_reparameterised,
@@ -34,11 +34,13 @@ from vae_jax.core.objectives import (
     per_unit,
     sigmoid_annealing,
 )
+from vae_jax.core.parameters import hoist, share, start_from, through
 from vae_jax.core.reinforce import score_function
 
 __all__ = [
     "EM",
     "Conditional",
+    "Diffused",
     "Estimator",
     "FreeBits",
     "Model",
@@ -48,6 +50,7 @@ __all__ = [
     "Scatter",
     "SequenceNetwork",
     "Terms",
+    "Units",
     "analytic",
     "as_network",
     "batch_mean_per_unit",
@@ -70,6 +73,7 @@ __all__ = [
     "means",
     "miwae",
     "of",
+    "parted",
     "per_example",
     "per_unit",
     "piwae",
@@ -81,6 +85,7 @@ __all__ = [
     "sigmoid_annealing",
     "start_from",
     "sticking",
+    "through",
     "vae",
     "vimco",
 ]

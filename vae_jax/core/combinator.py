@@ -23,7 +23,7 @@ def vae(
     prior: Model | Conditional,
     generator: Model | Conditional,
     *,
-    estimator: Estimator | None = None,
+    estimator: Estimator = sampled,
 ) -> Model:
     """P(y|c) = E_{z ~ P_pri(z|c)} P_gen(y|z, c), bounded with the help of P_enc(z|y, c).
 
@@ -44,7 +44,6 @@ def vae(
         raise TypeError(
             f"the encoder has to be a Conditional, since its density is needed; got {type(encoder).__name__}"
         )
-    estimator = sampled if estimator is None else estimator
     tractable = prior if isinstance(prior, Conditional) else None
     parts = Parts(encoder, lift(prior), lift(generator), tractable)
     if estimator is analytic and tractable is None:

@@ -17,7 +17,7 @@ from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
 from vae_jax.core.distributions import enumerate_support, unit_kl, unit_log_prob
-from vae_jax.core.model import Conditional, Model, Params, Terms, join, log_prob
+from vae_jax.core.model import Conditional, Model, Params, Terms, Units, join, log_prob
 
 
 class Parts(NamedTuple):
@@ -76,53 +76,49 @@ def importance_of(model: Model) -> Callable[..., Terms]:
     return model.importance
 
 
-def log_drawn(terms: Terms) -> Array | None:
-    """ln of the density of all that `importance` drew without reparameterising it, or None where there is no such z.
-
-    An objective of importance samples needs its gradient as well, the score: see `vae_jax.core.reinforce.score`.
-    """
-    return terms.detail.get("log_drawn") if isinstance(terms.detail, dict) else None
-
-
 def _assemble(chain: _Chain, params: Params, key: Array, log_q: Array, z: Any, y: Any, c: Any) -> Terms:
     """L at one z: rate = ln P_enc - ln P_pri, distortion = -ln P_gen, each part giving its own bound."""
     k_pri, k_gen = jax.random.split(key)
     pri = chain.prior(params["pri"], k_pri, z, c)
     gen = chain.generator(params["gen"], k_gen, y, join(z, c))
-    terms = Terms(
+    return latent_terms(log_q, pri, gen)
+
+
+def latent_terms(log_q: ArrayLike, pri: Terms, gen: Terms) -> Terms:
+    """L at one z, from ln P_enc(z|y), the prior's terms at z and the generator's at y, all that they say handed on.
+
+    The rates of the levels sum to the rate: one costs ln P_enc(z_i|z_{i-1}) - ln P_gen(z_i|z_{i+1}), the last one
+    ln P_enc - ln P_pri.
+    """
+    own = jnp.reshape(log_q + pri.distortion, (1,))
+    return Terms(
         distortion=gen.nats,
         rate=log_q + pri.nats,
         penalty=pri.penalty + gen.penalty,
-        detail={"pri": pri.detail, "gen": gen.detail, "rates": rates_above(log_q + pri.distortion, pri)},
         stats={"pri": pri.stats, "gen": gen.stats},
+        rates=own if pri.rates is None else jnp.concatenate([own, pri.rates]),
+        log_drawn=total(pri.log_drawn, gen.log_drawn),
+        diffusions=pri.diffusions + gen.diffusions,
+        codes=pri.codes + gen.codes,
+        detail={"pri": _shown(pri), "gen": _shown(gen)},
     )
-    return with_drawn(terms, log_drawn(pri), log_drawn(gen))
 
 
-def rates_above(own: Array, prior: Terms) -> Array:
-    """(levels,) The rate of each level of latents, the one next to y first; they sum to the rate.
-
-    A level costs ln P_enc(z_i|z_{i-1}) - ln P_gen(z_i|z_{i+1}), the last one ln P_enc - ln P_pri.
-    """
-    above = prior.detail.get("rates") if isinstance(prior.detail, dict) else None
-    own = jnp.reshape(own, (1,))
-    return own if above is None else jnp.concatenate([own, above])
+def _shown(part: Terms) -> dict[str, Any]:
+    """What a human may ask of a part that has a latent of its own."""
+    own = {} if part.rates is None else {"units": part.units, "rates": part.rates}
+    return {**own, **part.detail}
 
 
-def with_drawn(terms: Terms, *log_qs: Array | None) -> Terms:
-    """The terms with more that was drawn."""
-    known = [log_q for log_q in (log_drawn(terms), *log_qs) if log_q is not None]
-    return terms._replace(detail={**terms.detail, "log_drawn": sum(known)}) if known else terms
+def total(*values: Array | None) -> Array | None:
+    """The sum of those that are not None, or None."""
+    known = [value for value in values if value is not None]
+    return sum(known[1:], known[0]) if known else None
 
 
-def with_detail(terms: Terms, q: dist.Distribution, unit_rate: Array | None) -> Terms:
-    """The terms with mean and rate of each unit of z."""
-    return terms._replace(detail={**terms.detail, "z": {"mean": mean_of(q), "rate": unit_rate}})
-
-
-def with_rate(terms: Terms, rate: Array) -> Terms:
-    """The terms with a rate in closed form, which is not split over levels."""
-    return terms._replace(rate=rate, detail={**terms.detail, "rates": jnp.reshape(rate, (1,))})
+def with_rate(terms: Terms, rate: Array, q: dist.Distribution, unit_rate: Array | None = None) -> Terms:
+    """The terms with a rate in closed form, which is not split over levels, and what is known of the units of z."""
+    return terms._replace(rate=rate, rates=jnp.reshape(rate, (1,)), units=Units(mean_of(q), unit_rate))
 
 
 def mean_of(q: dist.Distribution) -> Array | None:
@@ -161,7 +157,7 @@ def at_z(
 ) -> Terms:
     """L at one z, ln P_enc and the rates of the units by the density of q."""
     terms = _assemble(chain, params, key, log_prob(q, z), z, y, c)
-    return with_detail(terms, q, _unit_rate(parts, params, q, z, c))
+    return terms._replace(units=Units(mean_of(q), _unit_rate(parts, params, q, z, c)))
 
 
 def _sampled_terms(chain_of, *, stick: bool = False):
@@ -206,7 +202,7 @@ def _analytic_terms(parts, params, key, y, c):
         ) from error
     z = q.rsample(k_z)
     at_sample = _assemble(bounds(parts), params, k_parts, log_prob(q, z), z, y, c)
-    return with_detail(with_rate(at_sample, kl), q, unit_kl(q, p))
+    return with_rate(at_sample, kl, q, unit_kl(q, p))
 
 
 def _at_every_z(chain, parts, params, key, y, c):
@@ -221,7 +217,7 @@ def _at_every_z(chain, parts, params, key, y, c):
 
 def _enumerated_terms(parts, params, key, y, c):
     q, log_qs, each = _at_every_z(bounds(parts), parts, params, key, y, c)
-    return with_detail(_average(jnp.exp(log_qs), each), q, None)
+    return _average(jnp.exp(log_qs), each)._replace(units=Units(mean_of(q)))
 
 
 def _enumerated_importance(parts, params, key, y, c):
@@ -229,12 +225,9 @@ def _enumerated_importance(parts, params, key, y, c):
     q, log_qs, each = _at_every_z(importances(parts), parts, params, key, y, c)
     joint = -(each.nats - log_qs)
     terms = _average(jax.nn.softmax(joint), each)
-    terms = with_detail(with_rate(terms, -logsumexp(joint) - terms.distortion), q, None)
-    log_qs_of_parts = log_drawn(each)
-    if log_qs_of_parts is None:
-        return terms
+    terms = with_rate(terms, -logsumexp(joint) - terms.distortion, q)
     # What the parts drew at each z they drew independently: a sum, no average.
-    return terms._replace(detail={**terms.detail, "log_drawn": jnp.sum(log_qs_of_parts)})
+    return terms._replace(log_drawn=None if each.log_drawn is None else jnp.sum(each.log_drawn))
 
 
 def _average(probabilities: Array, each: Terms) -> Terms:
@@ -244,7 +237,8 @@ def _average(probabilities: Array, each: Terms) -> Terms:
         weights = probabilities.reshape((-1,) + (1,) * (x.ndim - 1))
         return jnp.sum(jnp.where(weights > 0, weights * x, 0.0), axis=0)
 
-    return jax.tree.map(average, each)
+    diffusions = tuple(one.mixed(probabilities) for one in each.diffusions)
+    return jax.tree.map(average, each._replace(diffusions=(), codes=()))._replace(diffusions=diffusions)
 
 
 def drawn(parts: Parts, params: Params, key: Array, y: Any, c: Any) -> tuple[dist.Distribution, Array, Array]:

@@ -72,33 +72,81 @@ class Conditional(NamedTuple):
     em: EM | None = None
 
 
+class Units(NamedTuple):
+    """What is known of each unit of a model's own latent.
+
+    Fields:
+        mean: of P_enc(z|y), in the shape of z, or None where z has no mean (classes).
+        rate: ln P_enc - ln P_pri in nats, or None where encoder or prior does not factorise over units.
+    """
+
+    mean: Any = None
+    rate: Any = None
+
+
+class Diffused(NamedTuple):
+    """A diffusion's part of the bound: n noise levels, each one estimate of all steps.
+
+    Fields:
+        t: (n,) the times, in [0, 1].
+        gamma: (n,) -ln SNR there.
+        slope: (n,) gamma'(t), or T expm1(gamma_t - gamma_s) for T steps.
+        squared: (n,) |eps - epshat|^2.
+        nats: (n,) the rate of the step at t, times the number of steps.
+        weight: (n,) 1 / density of t: mean(weight * nats) estimates the rate of all steps.
+        bound: that mean, nats.
+    """
+
+    t: Any
+    gamma: Any
+    slope: Any
+    squared: Any
+    nats: Any
+    weight: Any = 1.0
+    bound: Any = None
+
+    def mixed(self, probabilities: jax.Array) -> "Diffused":
+        """Those at each of K values of another latent, stacked on axis 0, as one: (K, n) becomes (K n,)."""
+        weight = len(probabilities) * probabilities[:, None] * self.weight
+        joined = jax.tree.map(jnp.ravel, self._replace(weight=weight))
+        return joined._replace(bound=jnp.sum(probabilities * self.bound))
+
+
 class Terms(NamedTuple):
     """The parts of L(y, z) = rate + distortion for one example, in nats.
+
+    Models hand on what the models inside them say: so `rates`, `log_drawn`, `diffusions` and `codes` are there however
+    deeply a model is nested, and `units` is the latent next to y.
 
     Fields:
         distortion: -ln P_gen(y|z).
         rate: ln P_enc(z|y) - ln P_pri(z).
         penalty: added to the training loss, never to the bound (commitment, adversarial terms).
-        detail: named extras for a human (`z`: mean and rate per unit of the latent; `rates`: the rate of each level of
-            latents, the one next to y first; `pri`, `gen`: those of the parts).
         stats: sufficient statistics for `Model.maximise`; the training step averages them over the batch (`average`).
+        units: mean and rate of each unit of the model's own latent.
+        rates: (levels,) rate of each level of latents, the one next to y first; None where there is no latent.
+        log_drawn: ln of the density of all that `importance` drew without reparameterising it, or None where there is
+            no such z. An objective of importance samples needs its gradient as well, the score.
+        diffusions: what each diffusion inside says of itself: its losses can be weighted otherwise.
+        codes: of each VQ-VAE inside, int32 arrays.
+        detail: named extras for a human, `pri` and `gen` those of the parts; nothing reads them.
     """
 
     distortion: ArrayLike
     rate: ArrayLike
     penalty: ArrayLike = 0.0
-    detail: Any = {}  # noqa: RUF012  never written to
     stats: Any = ()
+    units: Units = Units()
+    rates: Any = None
+    log_drawn: Any = None
+    diffusions: tuple[Diffused, ...] = ()
+    codes: tuple[Any, ...] = ()
+    detail: dict[str, Any] = {}  # noqa: RUF012  never written to
 
     @property
     def nats(self):
         """The bound: distortion + rate, never weighted and never with a penalty."""
         return self.distortion + self.rate
-
-    @property
-    def units(self) -> dict[str, Any]:
-        """`mean` and `rate` of each unit of the model's own latent, either of them None or absent where unknown."""
-        return self.detail.get("z", {}) if isinstance(self.detail, dict) else {}
 
 
 @functools.partial(jax.tree_util.register_dataclass, data_fields=["index", "values"], meta_fields=["size"])
@@ -173,6 +221,11 @@ def join(x: Any, c: Any) -> Any:
     return x if c is None else (x, c)
 
 
+def parted(joined: Any) -> tuple[Any, Any]:
+    """(x, c) of what `join(x, c)` made; c is None where there was none."""
+    return joined if isinstance(joined, tuple) else (joined, None)
+
+
 def lift(conditional: Conditional | Model) -> Model:
     """Make a `Model` of a `Conditional`: the bound is exact, the rate is 0.
 
@@ -237,112 +290,6 @@ def example_of(function: Callable[..., Any], *args: Any) -> Any:
     """Zeros in the shape of what `function(*args)` returns; nothing is computed."""
     shapes = jax.eval_shape(function, *args)
     return jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-
-
-def share(model: Model, source: str, target: str) -> Model:
-    """Tie parameters: those at `target` are the ones at `source`, and only `source` is kept.
-
-    Paths are keys joined by "/": `share(vae(enc, vampprior(enc, ys), gen), "enc", "pri/enc")` ties the VampPrior's
-    encoder to the VAE's.
-
-    Raises:
-        KeyError: a path is not in the model's parameters.
-    """
-    source_path, target_path = source.split("/"), target.split("/")
-
-    def full(params):
-        return _put(params, target_path, _get(params, source_path))
-
-    def init(key, y, c=None):
-        params = model.init(key, y, c)
-        _get(params, source_path)
-        return _drop(params, target_path)
-
-    def at_full(function):
-        return functools.wraps(function)(lambda params, *args: function(full(params), *args))
-
-    def maximise(params, stats):
-        return _drop(model.maximise(full(params), stats), target_path)
-
-    return Model(
-        init=init,
-        terms=at_full(model.terms),
-        sample=at_full(model.sample),
-        importance=model.importance and at_full(model.importance),
-        maximise=maximise,
-        support=model.support and at_full(model.support),
-        pathwise=model.pathwise and at_full(model.pathwise),
-    )
-
-
-def hoist(model: Model, path: str, name: str) -> Model:
-    """The parameters at `path` (keys joined by "/") as a top-level part, `name`: it has an optimiser state of its own.
-
-    Raises:
-        KeyError: there are no parameters at the path.
-        ValueError: there is a part of that name.
-    """
-    keys = path.split("/")
-
-    def below(params):
-        return _put(_drop(params, [name]), keys, params[name])
-
-    def above(params):
-        if name in params:
-            raise ValueError(f"hoist: there is a part {name!r} beside {path!r}; another name, please")
-        return {**_drop(params, keys), name: _get(params, keys)}
-
-    def at_below(function):
-        return functools.wraps(function)(lambda params, *args: function(below(params), *args))
-
-    return Model(
-        init=lambda key, y, c=None: above(model.init(key, y, c)),
-        terms=at_below(model.terms),
-        sample=at_below(model.sample),
-        importance=model.importance and at_below(model.importance),
-        maximise=lambda params, stats: above(model.maximise(below(params), stats)),
-        support=model.support and at_below(model.support),
-        pathwise=model.pathwise and at_below(model.pathwise),
-    )
-
-
-def start_from(model: Model, parts: dict[str, Any]) -> Model:
-    """The same model, whose parameters start with these parts: what a second stage of training goes on from.
-
-    Raises:
-        KeyError: the model has no such part (when first called).
-    """
-
-    def init(key, y, c=None):
-        params = model.init(key, y, c)
-        unknown = sorted(set(parts) - set(params))
-        if unknown:
-            raise KeyError(f"this model has the parts {sorted(params)}, and was given {unknown} to start from")
-        return {**params, **parts}
-
-    return model._replace(init=init)
-
-
-def _get(params, path):
-    for key in path:
-        if not isinstance(params, dict) or key not in params:
-            raise KeyError(f"no parameters at {'/'.join(path)!r}: there are {sorted(params)} beside {key!r}")
-        params = params[key]
-    return params
-
-
-def _put(params, path, value):
-    head, *rest = path
-    return {**params, head: _put(params[head], rest, value) if rest else value}
-
-
-def _drop(params, path):
-    head, *rest = path
-    if head not in params:
-        raise KeyError(f"no parameters at {head!r}: there are {sorted(params)}")
-    if rest:
-        return {**params, head: _drop(params[head], rest)}
-    return {key: value for key, value in params.items() if key != head}
 
 
 def dimensions(y: Any) -> int:

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from vae_jax.core.estimators import importance_of, log_drawn
+from vae_jax.core.estimators import importance_of
 from vae_jax.core.model import Model, Params, Terms
 from vae_jax.core.objectives import Objective, batch_terms
 from vae_jax.core.reinforce import score
@@ -242,7 +242,7 @@ def _reparameterised(model: Model, params: Params, key: Array, k: int, y: Any, c
 
 
 def _without_drawn(terms: Terms) -> Terms:
-    if log_drawn(terms) is not None:
+    if terms.log_drawn is not None:
         raise ValueError(
             "a latent of this model is drawn, not reparameterised (estimator=score_function()), and this objective's "
             "gradient would miss it: use vimco(k), or leave_one_out(k)"
@@ -253,13 +253,12 @@ def _without_drawn(terms: Terms) -> Terms:
 def _drawn(model: Model, params: Params, key: Array, k: int, y: Any, c: Any) -> tuple[Terms, Array]:
     """The samples, and ln of the density by which each was drawn."""
     terms = _samples(model, params, key, k, y, c)
-    log_q = log_drawn(terms)
-    if log_q is None:
+    if terms.log_drawn is None:
         raise ValueError(
             "vimco and leave_one_out are for a z that is drawn (estimator=score_function()), and this model has none: "
             "use importance_weighted(k) or doubly_reparameterised(k)"
         )
-    return terms, log_q
+    return terms, terms.log_drawn
 
 
 def _check(name: str, value: int, least: int = 1) -> None:

@@ -9,11 +9,16 @@ A network for sequences gives the logits of every position from the ones before.
 position without going through all of them again: `SequenceNetwork`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+
+
+def shape_of(size: int | Sequence[int]) -> tuple[int, ...]:
+    """A shape, which may be said as the one number of a vector's size."""
+    return (size,) if isinstance(size, int) else tuple(size)
 
 
 class Network(NamedTuple):

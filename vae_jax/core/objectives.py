@@ -74,7 +74,7 @@ def free_bits(floor: float, definition: FreeBits, *, beta: float | Annealing = 1
 
 def _unit_rates(terms: Terms) -> Array:
     """(batch, units)"""
-    rates = terms.units.get("rate")
+    rates = terms.units.rate
     if rates is None:
         raise ValueError(
             "this model has no rate per unit (encoder or prior does not factorise over units); use "
@@ -98,7 +98,7 @@ def per_example(rates: Array, floor: float) -> Array:
     return jnp.mean(jnp.maximum(jnp.sum(rates, axis=1), floor))
 
 
-def of(build: Callable[[Any], Model], objective: Objective | None = None) -> Objective:
+def of(build: Callable[[Any], Model], objective: Objective = elbo()) -> Objective:
     """The objective of another model on the same parameters, which may change with the step: `build(step)`.
 
     For what belongs to training only, a temperature that falls or words that are dropped, while the model itself is
@@ -107,11 +107,10 @@ def of(build: Callable[[Any], Model], objective: Objective | None = None) -> Obj
         of(lambda step: vae(enc, pri, gen, estimator=gumbel(temperature(step))))
         of(lambda step: vae(enc, pri, in_training(gen, word_dropout=0.3)), free_bits(5.0, per_example))
     """
-    inner = elbo() if objective is None else objective
 
     def objective_of(model, params, keys, ys, cs, step):
         del model
-        return inner(build(step), params, keys, ys, cs, step)
+        return objective(build(step), params, keys, ys, cs, step)
 
     return objective_of
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from vae_jax.core.estimators import Estimator, at_z, bounds, drawn, importances, with_drawn
+from vae_jax.core.estimators import Estimator, at_z, bounds, drawn, importances, total
 from vae_jax.core.model import log_prob
 
 
@@ -44,17 +44,17 @@ def score_function(baseline: ArrayLike | Callable[..., ArrayLike] = 0.0) -> Esti
         plain = at_z(bounds(parts), parts, params, k_parts, jax.lax.stop_gradient(q), z, y, c)
         expected = jnp.asarray(baseline(y, c) if callable(baseline) else baseline)
         # Each term has a score of its own: then any weighted sum of them has the right gradient.
-        units = {**plain.units, "rate": _scored(plain.units["rate"], log_q)}
         return plain._replace(
             distortion=plain.distortion + score(plain.distortion - expected, log_q),
             rate=_scored(plain.rate, log_q),
             penalty=_scored(plain.penalty, log_q),
-            detail={**plain.detail, "z": units},
+            units=plain.units._replace(rate=_scored(plain.units.rate, log_q)),
         )
 
     def importance(parts, params, key, y, c):
         q, z, k_parts = drawn(parts, params, key, y, c)
-        return with_drawn(at_z(importances(parts), parts, params, k_parts, q, z, y, c), log_prob(q, z))
+        terms = at_z(importances(parts), parts, params, k_parts, q, z, y, c)
+        return terms._replace(log_drawn=total(terms.log_drawn, log_prob(q, z)))
 
     return Estimator(terms, importance)
 

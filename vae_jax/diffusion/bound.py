@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.core.model import Model, Params, Terms, log_prob
+from vae_jax.core.model import Diffused, Model, Params, Terms, log_prob
 from vae_jax.diffusion.denoisers import Denoiser
 from vae_jax.diffusion.samplers import Sampler, ancestral, trajectory
 from vae_jax.diffusion.schedules import Level
@@ -32,14 +32,14 @@ def diffusion(
     denoiser: Denoiser,
     *,
     times: Times = uniform,
-    sampler: Sampler | None = None,
+    sampler: Sampler = ancestral(),
     guidance: float = 1.0,
     dropout: bool = False,
 ) -> Model:
     """P(y|c) by denoising.
 
-    In `Terms` the distortion is the reconstruction, the rate prior + diffusion; `detail["rates"]` is (diffusion,
-    prior), and `detail["diffusion"]` holds what the objectives of `vae_jax.diffusion.weightings` read. With T steps
+    In `Terms` the distortion is the reconstruction, the rate prior + diffusion; `rates` is (diffusion, prior),
+    and `diffusions` holds what the objectives of `vae_jax.diffusion.weightings` read. With T steps
     there is `importance` as well (T calls of the network); in continuous time `log_likelihood` takes its place.
 
     Args:
@@ -55,7 +55,6 @@ def diffusion(
     Raises:
         ValueError: a negative guidance; or, when first called, guidance without a condition.
     """
-    sampler = ancestral() if sampler is None else sampler
     if not guidance >= 0:
         raise ValueError(f"guidance weighs the condition and cannot be negative; got {guidance}")
     d = denoiser
@@ -79,10 +78,12 @@ def diffusion(
 
         def loss(enc, gen, x):
             if len(ts) == 1:
-                found = jax.tree.map(lambda v: v[None], at_time(enc, gen, x, jax.tree.map(lambda v: v[0], moments)))
+                one = at_time(enc, gen, x, jax.tree.map(lambda v: v[0], moments))
+                found = jax.tree.map(lambda v: jnp.asarray(v)[None], one)
             else:  # one after the other: memory does not grow with the number of times
                 found = jax.lax.map(lambda moment: at_time(enc, gen, x, moment), moments)
-            return jnp.mean(found["nats"] / densities), found
+            found = found._replace(weight=1 / densities)
+            return jnp.mean(found.weight * found.nats), found
 
         enc, gen = params["enc"], params["gen"]
         interior = d.schedule.interior if d.steps is None else ()
@@ -100,10 +101,8 @@ def diffusion(
             distortion=_reconstruction(d, gen, k_data, y, x, first, c),
             rate=diffused + prior,
             penalty=penalty,
-            detail={
-                "rates": jnp.stack([diffused, prior]),
-                "diffusion": {**found, "t": ts, "density": densities, "bound": diffused},
-            },
+            rates=jnp.stack([diffused, prior]),
+            diffusions=(found._replace(bound=diffused),),
         )
 
     def importance(params, key, y, c=None):
@@ -121,7 +120,7 @@ def diffusion(
 
 def step_terms(
     d: Denoiser, enc: Params, gen: Params, eps: Array, x: Array, t: Array, c: Any, *, key: Array | None = None
-) -> dict[str, Array]:
+) -> Diffused:
     """The rate of the step at t, times how many there are, and what it is made of."""
     if d.steps is None:
         gamma, slope = jax.jvp(lambda t: d.gamma(enc, t), (t,), (jnp.ones_like(t),))
@@ -135,7 +134,7 @@ def step_terms(
         squared = jnp.sum((eps - known.noise) ** 2)
         slope = d.steps * jnp.expm1(level.gamma - low.gamma)
         nats = d.steps * jnp.sum(step_kl(eps - known.noise, known.variance, low, level))
-    return {"nats": nats, "gamma": level.gamma, "slope": slope, "squared": squared}
+    return Diffused(t, level.gamma, slope, squared, nats)
 
 
 def prior_rate(x: Array, level: Level) -> Array:
@@ -174,4 +173,4 @@ def _chain_terms(d: Denoiser, params: Params, key: Array, y: Any, c: Any) -> Ter
     z_1, rates = jax.lax.scan(step, z_0, (times[:-1], times[1:], noise))
     prior = -end(d.shape, last).log_prob(z_1)
     diffused = start.log_prob(z_0) + jnp.sum(rates)
-    return Terms(distortion, diffused + prior, detail={"rates": jnp.stack([diffused, prior])})
+    return Terms(distortion, diffused + prior, rates=jnp.stack([diffused, prior]))

@@ -128,11 +128,11 @@ class Denoiser(NamedTuple):
 def denoiser(
     net: Any,
     shape: tuple[int, ...],
-    schedule: Schedule | None = None,
+    schedule: Schedule = linear(),
     *,
     process: Process = variance_preserving,
     prediction: Prediction = predict_noise,
-    observation: Observation | None = None,
+    observation: Observation = continuous(),
     steps: int | None = None,
     variance: Variance = "fixed",
 ) -> Denoiser:
@@ -160,8 +160,6 @@ def denoiser(
         raise ValueError(f"shape is that of one example, (28, 28, 1) or (2,); got {shape}")
     if steps is not None and steps < 1:
         raise ValueError(f"a diffusion takes T >= 1 steps, or None for continuous time; got steps={steps}")
-    schedule = linear() if schedule is None else schedule
-    observation = continuous() if observation is None else observation
     if variance != "fixed" and steps is None:
         raise ValueError(
             f"variance={variance!r} needs steps: in continuous time each step is infinitely small, and its variance "

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.core.model import Model, Params
+from vae_jax.core.model import Diffused, Model, Params, Terms
 from vae_jax.core.objectives import Objective, batch_terms, elbo
 from vae_jax.diffusion.times import Times, at
 
@@ -61,33 +61,21 @@ def weighted(weighting: Weighting, *, bound: float = 0.0) -> Objective:
         del step
         terms = batch_terms(model.terms, params, keys, ys, cs)
         replaced = jnp.zeros(())
-        for part in _diffusions(terms.detail):
-            weights = weighting(part["gamma"], part["slope"])
-            loss = jnp.mean(0.5 * weights * part["squared"] / part["density"], axis=-1)
-            replaced = replaced + jnp.mean(loss + (bound - 1) * part["bound"])
+        for part in _diffusions(terms):
+            loss = jnp.mean(0.5 * weighting(part.gamma, part.slope) * part.squared * part.weight, axis=-1)
+            replaced = replaced + jnp.mean(loss + (bound - 1) * part.bound)
         return jnp.mean(terms.nats + terms.penalty) + replaced, terms
 
     return objective
 
 
-def _diffusions(detail: Any) -> list[dict[str, Array]]:
-    """What each diffusion inside a model left in the details of its terms."""
-    found = list(_search(detail))
-    if not found:
+def _diffusions(terms: Terms) -> tuple[Diffused, ...]:
+    if not terms.diffusions:
         raise ValueError("weighted(...) reweighs the noise levels of a diffusion, and this model has none inside")
-    return found
+    return terms.diffusions
 
 
-def _search(detail):
-    if isinstance(detail, dict):
-        for name, value in detail.items():
-            if name == "diffusion":
-                yield value
-            else:
-                yield from _search(value)
-
-
-def spread_times(model_at: Callable[[Times], Model], objective: Objective | None = None) -> Objective:
+def spread_times(model_at: Callable[[Times], Model], objective: Objective = elbo()) -> Objective:
     """The times of a batch spread evenly over [0, 1), one common shift: t_i = (i + u) / n (Kingma et al. 2021, I.1).
 
     Each time has the same expectation as alone, and their average much less variance. On several devices or
@@ -98,7 +86,6 @@ def spread_times(model_at: Callable[[Times], Model], objective: Objective | None
             `lambda times: vae(enc, diffusion(d, times=times), gen)`.
         objective: what is minimised at these times: `elbo()`, `weighted(...)`.
     """
-    inner = elbo() if objective is None else objective
 
     def spread(model, params, keys, ys, cs, step):
         shift = jax.random.uniform(jax.random.fold_in(keys[0], 0))
@@ -109,7 +96,7 @@ def spread_times(model_at: Callable[[Times], Model], objective: Objective | None
             return model_at(at(t)).terms(params, key, y, c)
 
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
-        return inner(model._replace(terms=terms), params, keys, ys, (cs, ts), step)
+        return objective(model._replace(terms=terms), params, keys, ys, (cs, ts), step)
 
     return spread
 
@@ -128,7 +115,7 @@ def measure(
         def one(key, y, c):
             k_t, k_model = jax.random.split(key)
             t = (i + jax.random.uniform(k_t)) / parts
-            return sum(part["bound"] for part in _diffusions(model_at(at(t)).terms(params, k_model, y, c).detail))
+            return sum(part.bound for part in _diffusions(model_at(at(t)).terms(params, k_model, y, c)))
 
         keys = jax.random.split(key, len(ys))
         losses = jax.vmap(one, in_axes=(0, 0, None if cs is None else 0))(keys, ys, cs)

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from vae_jax.core.combinator import vae
 from vae_jax.core.estimators import enumerated, fixed_encoder, sampled
-from vae_jax.core.model import EM, Conditional, Model, Params, example_of
+from vae_jax.core.model import EM, Conditional, Model, Params, example_of, parted
 
 
 class FittedEM(NamedTuple):
@@ -269,7 +269,7 @@ def as_vae(model: Conditional) -> Model:
         raise TypeError("this model does not offer its prior and generator as parts")
 
     def posterior(enc, c):
-        y, c = c if isinstance(c, tuple) else (c, None)
+        y, c = parted(c)
         return em.posterior(enc, y, c)
 
     encoder = Conditional(lambda key, c: model.init(key), posterior)

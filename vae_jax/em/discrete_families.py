@@ -23,6 +23,7 @@ from numpyro.distributions import constraints
 from vae_jax.core.distributions import Levels
 from vae_jax.core.linalg import matmul
 from vae_jax.core.model import Conditional, Params
+from vae_jax.core.network import shape_of
 from vae_jax.em.family import Family, check_real, fill
 from vae_jax.em.mixtures import mixture
 
@@ -136,7 +137,7 @@ class _Tables(NamedTuple):
 
 
 def _family(tables: _Tables, shape: int | tuple[int, ...], levels: int, missing: bool, prior: float | None) -> Family:
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = shape_of(shape)
     if levels < 2 or min(shape, default=1) < 1:
         raise ValueError(f"{tables.name} wants at least one value and two levels; got shape={shape}, levels={levels}")
     if prior is not None and not prior >= 0:

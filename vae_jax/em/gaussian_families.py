@@ -16,6 +16,7 @@ from jax import Array
 
 from vae_jax.core.distributions import MultivariateNormal
 from vae_jax.core.linalg import cholesky, eigh, eye_like, inverse_of_lower, matmul, upper_of_qr
+from vae_jax.core.network import shape_of
 from vae_jax.em.family import Family, check_real
 from vae_jax.em.missing import MaybeMissing, completed, masked_log_prob
 
@@ -59,7 +60,7 @@ def gaussians(
     Raises:
         ValueError: an option out of range.
     """
-    shape = (size,) if isinstance(size, int) else tuple(size)
+    shape = shape_of(size)
     size = math.prod(shape)
     if size < 1 or not floor > 0:
         raise ValueError(f"want at least one number and floor > 0; got size={shape}, floor={floor}")

@@ -56,7 +56,7 @@ def gaps(
     cs: Any = None,
     *,
     log_p: Shaped[np.ndarray, " n"],
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess = identity(),
     steps: int = 500,
     learning_rate: Any = 0.02,
     samples: int = 8,
@@ -80,7 +80,6 @@ def gaps(
     Raises:
         ValueError: data that the model cannot take, log_p of another length or not finite, or draws < 1.
     """
-    preprocess = identity() if preprocess is None else preprocess
     check_data(vae(encoder, prior, generator), ys, cs, preprocess, params=params)
     n = len(jax.tree.leaves(ys)[0])
     log_p = np.asarray(log_p, np.float64)
@@ -142,7 +141,7 @@ def rate_split(
     ys: Any,
     cs: Any = None,
     *,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess = identity(),
     samples: int = 1,
     batch_size: int = 100,
     progress: bool = False,
@@ -162,7 +161,6 @@ def rate_split(
     Raises:
         ValueError: data that the encoder cannot take, fewer than two examples, or samples < 1.
     """
-    preprocess = identity() if preprocess is None else preprocess
     if samples < 1 or batch_size < 1:
         raise ValueError(f"want samples >= 1 and batch_size >= 1; got {samples} and {batch_size}")
     wanted = {"enc": params["enc"], "pri": params["pri"]}

@@ -72,7 +72,7 @@ def certified(
     cs: Any = None,
     *,
     encoder: Conditional | None = None,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess = identity(),
     temperatures: int = 1000,
     chains: int = 16,
     schedule: Callable[[int], np.ndarray] = sigmoid_betas,
@@ -100,7 +100,6 @@ def certified(
         ValueError: data that the model cannot take (see `check_data`), or options out of range.
         TypeError: a part without a density, or a z that is not real.
     """
-    preprocess = identity() if preprocess is None else preprocess
     if chains < 1 or simulate < 1 or batch_size < 1:
         raise ValueError(
             f"want chains >= 1, simulate >= 1 and batch_size >= 1; got {chains}, {simulate} and {batch_size}"

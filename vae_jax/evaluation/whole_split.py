@@ -67,7 +67,7 @@ def evaluate(
     ys: Any,
     cs: Any = None,
     *,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess = identity(),
     k: int = 0,
     samples: int = 1,
     batch_size: int = 100,
@@ -89,7 +89,6 @@ def evaluate(
     Raises:
         ValueError: data that the model cannot take (see `check_data`), or k > 0 for a model without importance samples.
     """
-    preprocess = identity() if preprocess is None else preprocess
     check_data(model, ys, cs, preprocess, params=params)
     check_options(model, k, samples, at_once)
     return evaluate_checked(
@@ -194,8 +193,7 @@ def values_of(model: Model, preprocess: Preprocess, k: int, samples: int, chunk:
         draws = jax.vmap(lambda k_i: model.terms(params, k_i, seen, c))(jax.random.split(k_terms, samples))
         terms = jax.tree.map(lambda x: jnp.mean(x, axis=0), draws)
         bound = importance_weighted_bound(model, params, k_weights, seen, c, k=k, chunk=chunk) if k else None
-        levels = terms.detail.get("rates") if isinstance(terms.detail, dict) else None
-        return terms.distortion, terms.rate, bound, terms.units.get("rate"), terms.units.get("mean"), levels
+        return terms.distortion, terms.rate, bound, terms.units.rate, terms.units.mean, terms.rates
 
     return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0, 0 if conditional else None)))
 

@@ -10,7 +10,8 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
 
-from vae_jax.nets.mlp import Batch, Shape, check_sizes, dense, flat, output, shape_of
+from vae_jax.core.network import shape_of
+from vae_jax.nets.mlp import Batch, Shape, check_sizes, dense, flat, output
 from vae_jax.nets.unet import waves
 
 

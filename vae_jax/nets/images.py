@@ -13,8 +13,9 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from vae_jax.core.network import shape_of
 from vae_jax.nets.conv import Conv, ConvTranspose, Size, as_images, halved
-from vae_jax.nets.mlp import Batch, Shape, check_sizes, dense, flat, head, output, shape_of
+from vae_jax.nets.mlp import Batch, Shape, check_sizes, dense, flat, head, output
 
 SMALLEST = 4  # pixels a side
 

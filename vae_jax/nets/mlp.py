@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
 
+from vae_jax.core.network import shape_of
 from vae_jax.nets.product import dot_general
 
 Batch = Shaped[Array | np.ndarray, "n ..."]
@@ -76,11 +77,6 @@ def head(*inputs: Batch, out: Shape, dtype: Any) -> Float[Array, "n ..."]:
 def output(y: Float[Array, "n ..."], shape: tuple[int, ...]) -> Float[Array, "n ..."]:
     """(n, *shape) in float32 at least: log-probabilities are not computed in 16 bits."""
     return y.reshape(y.shape[0], *shape).astype(jnp.promote_types(y.dtype, jnp.float32))
-
-
-def shape_of(out: Shape) -> tuple[int, ...]:
-    """A number of outputs as a shape."""
-    return (out,) if isinstance(out, int) else tuple(out)
 
 
 def check_sizes(net: str, **sizes: Any) -> None:

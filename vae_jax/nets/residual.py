@@ -15,9 +15,10 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from vae_jax.core.network import shape_of
 from vae_jax.nets.conv import Conv, ConvTranspose, Size
 from vae_jax.nets.images import check_channels, check_image_shape, from_flat, grids, large_enough
-from vae_jax.nets.mlp import Batch, Shape, head, output, shape_of
+from vae_jax.nets.mlp import Batch, Shape, head, output
 
 
 class ResEncoder(nn.Module):

@@ -23,7 +23,7 @@ from numpyro.distributions import constraints
 
 from vae_jax.core.distributions import Levels
 from vae_jax.core.model import Conditional, Model, Params, Terms, lift
-from vae_jax.core.network import SequenceNetwork, as_sequence_network
+from vae_jax.core.network import SequenceNetwork, as_sequence_network, shape_of
 from vae_jax.parts.conditionals import arguments, full_precision
 
 Adjust = Callable[[Array], Array]  # logits (levels,) to logits (levels,)
@@ -45,7 +45,7 @@ def autoregressive(net: Any, shape: int | tuple[int, ...], levels: int, *, end: 
         ValueError: sizes below 1, fewer than 2 levels, an end that is none of them; or, when first called, logits of
             another shape.
     """
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = shape_of(shape)
     if not shape or any(size < 1 for size in shape) or levels < 2:
         raise ValueError(f"autoregressive wants positive sizes in shape and levels >= 2; got {shape} and {levels}")
     if end is not None and not 0 <= end < levels:

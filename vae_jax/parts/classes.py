@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from vae_jax.core.model import Conditional
+from vae_jax.core.network import shape_of
 from vae_jax.parts.conditionals import conditional
 
 
@@ -31,7 +32,7 @@ def learned_classes(shape: int | tuple[int, ...], classes: int) -> Conditional:
     """
     if classes < 2:
         raise ValueError(f"learned_classes wants at least two classes to choose from; got {classes}")
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = shape_of(shape)
 
     def init(key, c=None):
         del key, c

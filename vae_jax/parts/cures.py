@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 
 from vae_jax.core.model import Conditional, Model, lift
 from vae_jax.core.network import as_network
+from vae_jax.core.parameters import beside
 from vae_jax.parts.conditionals import arguments, conditional, full_precision, pair_of
 
 
@@ -86,38 +87,13 @@ def bag_of_words(
     if not weight >= 0:
         raise ValueError(f"weight weighs the penalty and cannot be negative; got {weight}")
     model, network = lift(generator), as_network(net)
-    support_of = model.support
 
-    def init(key, y, c=None):
-        k_gen, k_words = jax.random.split(key)
-        return {"gen": model.init(k_gen, y, c), "words": network.init(k_words, *arguments(c))}
-
-    def penalty(params, y, c):
-        logits = full_precision(network.apply(params, *arguments(c)))
+    def penalised(params, terms, y, c):
+        logits = full_precision(network.apply(params["words"], *arguments(c)))
         if logits.shape != (levels,):
             raise ValueError(f"the network of bag_of_words has to give logits of shape {(levels,)}; got {logits.shape}")
         log_p = jax.nn.log_softmax(logits)[jnp.asarray(y, int)]
-        return -weight * jnp.sum(log_p if end is None else jnp.where(y == end, 0, log_p))
+        words = jnp.sum(log_p if end is None else jnp.where(y == end, 0, log_p))
+        return terms._replace(penalty=terms.penalty - weight * words)
 
-    def with_penalty(terms):
-        def penalised(params, key, y, c=None, *scale):
-            inner = terms(params["gen"], key, y, c, *scale)
-            return inner._replace(penalty=inner.penalty + penalty(params["words"], y, c))
-
-        return penalised
-
-    def sample(params, key, c=None):
-        return model.sample(params["gen"], key, c)
-
-    def maximise(params, stats):
-        return {**params, "gen": model.maximise(params["gen"], stats)}
-
-    return Model(
-        init=init,
-        terms=with_penalty(model.terms),
-        sample=sample,
-        importance=model.importance and with_penalty(model.importance),
-        maximise=maximise,
-        support=support_of and (lambda params, c=None: support_of(params["gen"], c)),
-        pathwise=model.pathwise and with_penalty(model.pathwise),
-    )
+    return beside(model, "gen", "words", lambda key, y, c: network.init(key, *arguments(c)), penalised)

@@ -10,15 +10,12 @@ from numpyro.distributions.batch_util import promote_batch_shape
 
 from vae_jax.core.distributions import bounded_log_std
 from vae_jax.core.model import Conditional
-
-
-def _shape(size: int | tuple[int, ...]) -> tuple[int, ...]:
-    return (size,) if isinstance(size, int) else tuple(size)
+from vae_jax.core.network import shape_of
 
 
 def standard_normal(size: int | tuple[int, ...]) -> Conditional:
     """N(0, I) over latents of shape `size`; no parameters, whatever the condition."""
-    shape = _shape(size)
+    shape = shape_of(size)
 
     def init(key, c=None):
         del key, c
@@ -33,7 +30,7 @@ def standard_normal(size: int | tuple[int, ...]) -> Conditional:
 
 def learned_normal(size: int | tuple[int, ...]) -> Conditional:
     """N(mean, std^2), diagonal, both trained; N(0, I) at the start."""
-    shape = _shape(size)
+    shape = shape_of(size)
 
     def init(key, c=None):
         del key, c

@@ -10,7 +10,7 @@ With encoders that add noise and are not trained it is a diffusion (`vae_jax.dif
 from collections.abc import Sequence
 
 from vae_jax.core.combinator import vae
-from vae_jax.core.estimators import Estimator
+from vae_jax.core.estimators import Estimator, sampled
 from vae_jax.core.model import Conditional, Model
 
 
@@ -18,11 +18,11 @@ def chain(
     steps: Sequence[tuple[Conditional, Model | Conditional]],
     prior: Model | Conditional,
     *,
-    estimator: Estimator | None = None,
+    estimator: Estimator = sampled,
 ) -> Model:
     """The VAEs of `steps`, the one next to y first, folded into one model.
 
-    The parameters of step i are at "pri/pri/.../enc" and "gen", i - 1 times "pri"; `Terms.detail["rates"]` has the rate
+    The parameters of step i are at "pri/pri/.../enc" and "gen", i - 1 times "pri"; `Terms.rates` has the rate
     of each step. Which encoders train is up to the estimator and `parts`.
 
     Args:

@@ -8,7 +8,7 @@ discriminator D gives logits of "this is data", one for an image or one for each
 
 (Lim & Ye 2017, Goodfellow et al. 2014.) `adversarial(generator, discriminator)` adds both to the penalty of a VAE, in
 which the bound has no part: VAE-GAN (Larsen et al. 2016) and VQGAN (Esser et al. 2021) are compositions of it. `hoist`
-(`vae_jax.core.model`) gives the discriminator an optimiser state of its own:
+(`vae_jax.core`) gives the discriminator an optimiser state of its own:
 
     hoist(vae(encoder, prior, adversarial(generator, discriminator)), "gen/dis", "dis")
 
@@ -30,6 +30,7 @@ from vae_jax.core.estimators import mean_of
 from vae_jax.core.model import Conditional, Model, join, lift
 from vae_jax.core.network import Network, as_network
 from vae_jax.core.objectives import Objective, batch_terms
+from vae_jax.core.parameters import beside
 from vae_jax.parts.conditionals import arguments
 
 MOST = 1e4  # of the ratio that weighs an adaptive term
@@ -84,13 +85,9 @@ def adversarial(
         raise TypeError(f"adversarial wants a generator with a mean, a Conditional; got {type(generator).__name__}")
     if not weight >= 0:
         raise ValueError(f"the weight of the adversarial loss cannot be negative; got {weight}")
-    plain, net = lift(generator), as_network(discriminator)
+    net = as_network(discriminator)
 
-    def init(key, y, c=None):
-        k_gen, k_dis = jax.random.split(key)
-        return {"gen": plain.init(k_gen, y, c), "dis": net.init(k_dis, y)}
-
-    def terms(params, key, y, c=None):
+    def judged(params, terms, y, c):
         distribution = generator.dist(params["gen"], c)
         yhat = _mean(distribution)
 
@@ -99,21 +96,10 @@ def adversarial(
 
         y_seen = jnp.asarray(y, yhat.dtype)
         scale = weight * (_ratio(distribution, y_seen, jax.grad(fool)(yhat)) if adaptive else 1.0)
-        judged = _judge(net, loss, params["dis"], (y_seen,), (yhat,))
-        own = plain.terms(params["gen"], key, y, c)
-        return own._replace(penalty=own.penalty + scale * fool(yhat) + judged)
+        judgement = _judge(net, loss, params["dis"], (y_seen,), (yhat,))
+        return terms._replace(penalty=terms.penalty + scale * fool(yhat) + judgement)
 
-    def maximise(params, stats):
-        return {**params, "gen": plain.maximise(params["gen"], stats)}
-
-    return Model(
-        init=init,
-        terms=terms,
-        sample=lambda params, key, c=None: plain.sample(params["gen"], key, c),
-        importance=terms,
-        maximise=maximise,
-        support=lambda params, c=None: generator.dist(params["gen"], c).support,
-    )
+    return beside(lift(generator), "gen", "dis", lambda key, y, c: net.init(key, y), judged)
 
 
 def with_discriminator(model: Model, discriminator: Any) -> Model:

@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.core.estimators import importance_of, log_drawn, with_drawn
-from vae_jax.core.model import Conditional, Model, Params, Terms, example_of, join, lift
+from vae_jax.core.estimators import importance_of
+from vae_jax.core.model import Conditional, Model, Params, Units, example_of, join, lift
 from vae_jax.core.network import Network, as_network
 from vae_jax.parts.conditionals import gaussian
 
@@ -56,7 +56,7 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
     """The hierarchical VAE of these rungs, the top one first.
 
     The parameters are `{"enc": ..., "pri": ..., "gen": ...}`: the bottom-up networks and posteriors; the top-down path
-    with its priors, which the encoder shares; the generator. `detail["rates"]` are those of the levels, and as with all
+    with its priors, which the encoder shares; the generator. `Terms.rates` are those of the levels, and as with all
     models the one next to y comes first.
 
     Args:
@@ -81,9 +81,14 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
         units = [of_rung.reshape(len(of_rung), -1) for _, of_rung in kept]  # (levels, units)
         rates = jnp.concatenate([x.sum(axis=1) for x in units])[::-1]
         end = generator_terms(params["gen"], k_gen, y, join(h, c))
-        detail = {"rates": rates, "z": {"rate": jnp.concatenate([x.ravel() for x in units])}, "gen": end.detail}
-        terms = Terms(end.nats, jnp.sum(rates), end.penalty, detail, {"gen": end.stats})
-        return with_drawn(terms, log_drawn(end))
+        return end._replace(
+            distortion=end.nats,
+            rate=jnp.sum(rates),
+            stats={"gen": end.stats},
+            units=Units(rate=jnp.concatenate([x.ravel() for x in units])),
+            rates=rates,
+            detail={"gen": end.detail},
+        )
 
     def terms(params, key, y, c=None):
         return at_path(gen.terms, _kl, params, key, y, c)

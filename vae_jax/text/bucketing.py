@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.core.model import Model
+from vae_jax.core.model import Model, Terms
 from vae_jax.core.objectives import Objective, elbo
 from vae_jax.text.vocabulary import END
 from vae_jax.training.step import Order
@@ -66,13 +66,12 @@ def by_length(ys: Any, batch_size: int, *, window: int = 50) -> Order:
     return order
 
 
-def cut_to_length(
-    build: Callable[[int], Model], columns: Sequence[int], objective: Objective | None = None
-) -> Objective:
+def cut_to_length(build: Callable[[int], Model], columns: Sequence[int], objective: Objective = elbo()) -> Objective:
     """The objective on as many columns as the longest sentence of the batch needs.
 
     What is compiled is one branch for each number of columns, and the whole width as the last. Padding costs no nats,
-    so loss and gradient are those of the whole width. Of the terms, `detail` is left out.
+    so loss and gradient are those of the whole width. Of the terms only the sums are kept: all else may have the shape
+    of a sentence.
 
     Args:
         build: from T to the model of sentences (T,); all of them on the same parameters.
@@ -84,7 +83,6 @@ def cut_to_length(
     """
     if not columns or min(columns) < 1:
         raise ValueError(f"columns are the lengths to cut at, at least one and all positive; got {tuple(columns)}")
-    inner = elbo() if objective is None else objective
 
     def cut(model, params, keys, ys, cs, step):
         del model
@@ -92,8 +90,8 @@ def cut_to_length(
 
         def at(width):
             def branch(params, ys):
-                loss, terms = inner(build(width), params, keys, ys[:, :width], cs, step)
-                return loss, terms._replace(detail={})
+                loss, terms = objective(build(width), params, keys, ys[:, :width], cs, step)
+                return loss, Terms(terms.distortion, terms.rate, terms.penalty, terms.stats)
 
             return branch
 

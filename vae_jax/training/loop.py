@@ -11,7 +11,7 @@ import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,17 @@ from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.evaluation.whole_split import evaluate_checked, mean
 from vae_jax.training import checkpoint
 from vae_jax.training.run_directory import claim
-from vae_jax.training.step import Order, TrainState, init_state, leaf_names, make_scan, make_train_step, replicated
+from vae_jax.training.step import (
+    Order,
+    StepOptions,
+    TrainState,
+    epoch_order,
+    init_state,
+    leaf_names,
+    make_scan,
+    make_train_step,
+    replicated,
+)
 
 STEPS_PER_CALL = 100
 Row = dict[str, int | float]  # one epoch of a run, by name
@@ -67,7 +77,7 @@ def fit(
     key: Array,
     epochs: int,
     batch_size: int = 128,
-    preprocess: Preprocess | None = None,
+    preprocess: Preprocess = identity(),
     validation: tuple[Any, Any] | None = None,
     validate_every: int = 1,
     patience: int | None = None,
@@ -76,9 +86,9 @@ def fit(
     config: dict[str, Any] | None = None,
     resume: bool = False,
     mesh: Mesh | None = None,
-    order: Order | None = None,
+    order: Order = epoch_order,
     progress: bool = True,
-    **step_options: Any,
+    **step_options: Unpack[StepOptions],
 ) -> Fitted:
     """Train a model on data that fit in memory.
 
@@ -95,17 +105,16 @@ def fit(
         config: what the run is, JSON-able; a directory takes one configuration only.
         resume: continue the run in `directory`, if there is one.
         mesh: split each batch over this mesh's first axis.
-        order: `(key, epoch, size, n) -> (size,)` places in the data, in place of a random order: sentences of like
-            length together (`vae_jax.text`), for instance.
+        order: `(key, epoch, size, n) -> (size,)` places in the data, at random by default: sentences of like length
+            together (`vae_jax.text`), for instance.
         progress: show a bar with ELBO and images/s.
-        step_options: options of `make_train_step`: objective, parts, clip_norm, ema_decay, micro_batches.
+        step_options: objective, parts, clip_norm, ema_decay, micro_batches, as `make_train_step` has them.
 
     Raises:
         ValueError: data or options out of range, before anything is compiled.
         FileExistsError: the directory holds a run already, or something else.
         FloatingPointError: too many non-finite updates in a row; the message names the step and the first leaf.
     """
-    preprocess = identity() if preprocess is None else preprocess
     if epochs < 1 or validate_every < 1:
         raise ValueError(f"want epochs >= 1 and validate_every >= 1; got {epochs} and {validate_every}")
     if patience is not None and validation is None:
@@ -184,7 +193,7 @@ def _full_config(config, key, epochs, batch_size, ys, cs) -> dict[str, Any]:
 
 
 def _epoch(
-    train_step, per_epoch: int, batch_size: int, mesh: Mesh | None, order: Order | None
+    train_step, per_epoch: int, batch_size: int, mesh: Mesh | None, order: Order
 ) -> Callable[..., Iterator[Any]]:
     """One epoch as a few compiled calls of at most about 100 steps; an iterator of (state, metrics)."""
     sizes = call_sizes(per_epoch)

@@ -11,7 +11,7 @@ its own, so any part can train at any step (`parts=("pri", "gen")`: fixed-encode
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -113,12 +113,22 @@ def leaf_names(params: Params) -> list[str]:
     return [*LOSSES, *("gradient of " + jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)]
 
 
+class StepOptions(TypedDict, total=False):
+    """What a training step can be told, beside its preprocessing: see `make_train_step`."""
+
+    objective: Objective
+    parts: Sequence[str] | Turns | None
+    clip_norm: float | None
+    ema_decay: float | None
+    micro_batches: int
+
+
 def make_train_step(
     model: Model,
     optimizer: optax.GradientTransformation,
     *,
-    objective: Objective | None = None,
-    preprocess: Preprocess | None = None,
+    objective: Objective = elbo(),
+    preprocess: Preprocess = identity(),
     parts: Sequence[str] | Turns | None = None,
     clip_norm: float | None = None,
     ema_decay: float | None = None,
@@ -145,8 +155,6 @@ def make_train_step(
     Raises:
         ValueError: an option out of range; or, when first traced, an unknown part, or a batch that does not divide.
     """
-    objective = elbo() if objective is None else objective
-    preprocess = identity() if preprocess is None else preprocess
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm bounds the gradient's norm and must be positive; got {clip_norm}")
     if ema_decay is not None and not 0 <= ema_decay < 1:
@@ -257,19 +265,9 @@ def _accumulated(gradients: Callable[..., Any], micro_batches: int, batch: int) 
     if batch % micro_batches:
         raise ValueError(f"a batch of {batch} does not divide into micro_batches={micro_batches}")
 
-    def compute(trained, frozen, keys, ys, cs, step):
-        sliced = jax.tree.map(lambda x: x.reshape(micro_batches, -1, *x.shape[1:]), (keys, ys, cs))
-
-        def add(total, one):
-            result = gradients(trained, frozen, *one, step)
-            return jax.tree.map(lambda t, r: t + r / micro_batches, total, result), None
-
-        first = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape[1:], x.dtype), sliced)
-        shapes = jax.eval_shape(lambda one: gradients(trained, frozen, *one, step), first)
-        zeros = jax.tree.map(lambda s: jnp.zeros(s.shape, s.dtype), shapes)
-        return jax.lax.scan(add, zeros, sliced)[0]
-
-    return compute
+    mean = optax.microbatching.AccumulationType.MEAN
+    batched = (2, 3, 4)  # keys, ys, cs
+    return optax.microbatch(gradients, batched, microbatch_size=batch // micro_batches, accumulator=mean)
 
 
 def _clip(grads: dict[str, Params], norm: Array, most: float) -> dict[str, Params]:
@@ -302,8 +300,13 @@ def _first_non_finite(losses: Metrics, grads: dict[str, Params], params: Params)
     return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
 
 
+def epoch_order(key: Array, epoch: Array, size: int, n: int) -> Array:
+    """The first `size` of a random order of n examples, a function of (key, epoch) alone."""
+    return jax.random.permutation(jax.random.fold_in(key, epoch), n)[:size]
+
+
 def make_scan(
-    train_step: TrainStep, batch_size: int, steps: int, *, mesh: Mesh | None = None, order: Order | None = None
+    train_step: TrainStep, batch_size: int, steps: int, *, mesh: Mesh | None = None, order: Order = epoch_order
 ) -> TrainStep:
     """`steps` training steps on a data set that lives on the device, as one compiled loop.
 
@@ -315,17 +318,16 @@ def make_scan(
 
     Args:
         mesh: split each batch over the first axis of this mesh.
-        order: another order than `epoch_order`.
+        order: `(key, epoch, size, n) -> (size,)` places in the data.
     """
-    order_of = epoch_order if order is None else order
 
     def scan(state: TrainState, key: Array, ys: Any, cs: Any = None) -> tuple[TrainState, Metrics]:
         n = len(jax.tree.leaves(ys)[0])
         per_epoch = n // batch_size
         k_order, k_steps = jax.random.split(key)
-        order = order_of(k_order, state.step // per_epoch, per_epoch * batch_size, n)
+        places = order(k_order, state.step // per_epoch, per_epoch * batch_size, n)
         start = state.step % per_epoch * batch_size
-        indices = jax.lax.dynamic_slice(order, (start,), (steps * batch_size,)).reshape(steps, batch_size)
+        indices = jax.lax.dynamic_slice(places, (start,), (steps * batch_size,)).reshape(steps, batch_size)
 
         def body(state, chosen):
             batch = jax.tree.map(lambda x: x[chosen], (ys, cs))
@@ -336,11 +338,6 @@ def make_scan(
         return jax.lax.scan(body, state, indices)
 
     return scan
-
-
-def epoch_order(key: Array, epoch: Array, size: int, n: int) -> Array:
-    """The first `size` of a random order of n examples, a function of (key, epoch) alone."""
-    return jax.random.permutation(jax.random.fold_in(key, epoch), n)[:size]
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

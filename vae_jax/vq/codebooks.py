@@ -82,7 +82,7 @@ def codebook(
     levels: int,
     size: int,
     *,
-    update: Update | None = None,
+    update: Update = ema(),
     commitment: float = 0.25,
     distance: Distance = euclidean_distance,
     through: Through = straight_through,
@@ -108,7 +108,6 @@ def codebook(
     check_levels(levels)
     if size < 1 or commitment < 0 or not 0 <= revive < 1:
         raise ValueError(f"want size >= 1, commitment >= 0 and revive in [0, 1); got {size}, {commitment} and {revive}")
-    update = ema() if update is None else update
 
     def place(params):
         """The codes as vectors; constants to the gradient where they are means."""

@@ -18,9 +18,9 @@ import numpyro.distributions as dist
 from jax import Array
 
 from vae_jax.core.distributions import unit_log_prob
-from vae_jax.core.estimators import rates_above
-from vae_jax.core.model import Conditional, Model, Params, Terms, example_of, join, lift
-from vae_jax.core.network import as_network
+from vae_jax.core.estimators import latent_terms
+from vae_jax.core.model import Conditional, Model, Params, Units, example_of, join, lift
+from vae_jax.core.network import as_network, shape_of
 from vae_jax.parts.conditionals import arguments, full_precision
 from vae_jax.vq.quantiser import Quantiser, check_levels, code_perplexity
 
@@ -34,7 +34,7 @@ def uniform_codes(levels: int, shape: int | tuple[int, ...]) -> Conditional:
         ValueError: fewer than two levels.
     """
     check_levels(levels)
-    shape = (shape,) if isinstance(shape, int) else tuple(shape)
+    shape = shape_of(shape)
 
     def distribution(params, c=None):
         del params, c
@@ -53,8 +53,8 @@ def vq_vae(
 ) -> Model:
     """P(y|c) = sum_z P_pri(z|c) P_gen(y|z, c), bounded with one z: the codes of the encoder's vectors.
 
-    The parameters are `{"enc": ..., "codes": ..., "pri": ..., "gen": ...}`. `detail` tells the `codes` of y, the
-    `vectors` that stand for them, and the running `usage` (..., K) and `perplexity` (...) of the codes.
+    The parameters are `{"enc": ..., "codes": ..., "pri": ..., "gen": ...}`. `Terms.codes` has those of y, and
+    `detail` the `vectors` that stand for them, the running `usage` (..., K) and the `perplexity` (...) of the codes.
 
     There is no `importance`: P_enc gives all of its probability to one z, and of the sum over z nothing is learnt from
     that but one term.
@@ -110,21 +110,14 @@ def vq_vae(
         gen = generator.terms(params["gen"], k_gen, y, join(z.vectors, c))
         used = quantiser.usage(params["codes"])
         log_pri = None if tractable is None else unit_log_prob(tractable.dist(params["pri"], c), z.codes)
-        return Terms(
-            distortion=gen.nats,
-            rate=pri.nats,
-            penalty=z.penalty + pri.penalty + gen.penalty,
-            detail={
-                "codes": z.codes,
-                "vectors": z.vectors,
-                "usage": used,
-                "code_perplexity": code_perplexity(used),
-                "z": {"mean": None, "rate": None if log_pri is None else -log_pri},
-                "rates": rates_above(jnp.asarray(pri.distortion), pri),
-                "pri": pri.detail,
-                "gen": gen.detail,
-            },
-            stats={"codes": z.stats, "pri": pri.stats, "gen": gen.stats},
+        inner = latent_terms(0.0, pri, gen)  # ln P_enc = 0 at the codes that are taken
+        shown = {"vectors": z.vectors, "usage": used, "perplexity": code_perplexity(used)}
+        return inner._replace(
+            penalty=z.penalty + inner.penalty,
+            stats={"codes": z.stats, **inner.stats},
+            units=Units(rate=None if log_pri is None else -log_pri),
+            codes=(z.codes, *inner.codes),
+            detail={**shown, **inner.detail},
         )
 
     def sample(params, key, c=None):
@@ -151,7 +144,7 @@ def vq_vae(
 
 
 def encode(model: Model, params: Params, y: Any, c: Any = None) -> Array:
-    """The codes of one y: what stage two is trained on, where they are stored.
+    """The codes of one y, those next to it where VQ-VAEs are nested: what stage two is trained on.
 
         codes = jax.jit(jax.vmap(lambda y: encode(model, params, y)))(ys)
         prior = fit(lift(prior), optimizer, codes, key=key, epochs=20)
@@ -160,7 +153,7 @@ def encode(model: Model, params: Params, y: Any, c: Any = None) -> Array:
     Raises:
         ValueError: the model has no codes.
     """
-    detail = model.terms(params, jax.random.key(0), y, c).detail
-    if not isinstance(detail, dict) or "codes" not in detail:
+    codes = model.terms(params, jax.random.key(0), y, c).codes
+    if not codes:
         raise ValueError("this model's terms tell of no codes: encode is for the models that vq_vae makes")
-    return detail["codes"]
+    return codes[0]

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.core.model import EM, Conditional, Params
+from vae_jax.core.model import EM, Conditional, Params, parted
 from vae_jax.em.algorithm import em_of
 from vae_jax.em.discrete_families import categoricals
 from vae_jax.em.family import Family, fit_to_weights
@@ -140,7 +140,7 @@ def hidden_markov(
         _check(family, states, length, np.asarray(ys), None if cs is None else np.asarray(cs))
 
     def emissions(params, c):
-        path, count = c if isinstance(c, tuple) else (c, None)
+        path, count = parted(c)
         return Emissions(params, path, family, count)
 
     prior = Conditional(init_chain, chain)

@@ -15,7 +15,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from vae_jax.core.linalg import inverse_of_lower, matmul
-from vae_jax.core.model import Params
+from vae_jax.core.model import Params, parted
 from vae_jax.em.gaussian_families import LOG_2PI
 from vae_jax.em.gaussian_families import cholesky_of as unpack
 from vae_jax.em.missing import RealOrMissing, masked_factor, masked_log_prob
@@ -167,7 +167,7 @@ class Observations(dist.Distribution):
     @classmethod
     def of(cls, form: Form, gen: Params, z: Any) -> "Observations":
         """Those of a path z (T, q), or of (path, number of real steps)."""
-        z, count = z if isinstance(z, tuple) else (z, None)
+        z, count = parted(z)
         factor = jnp.exp(gen["noise"]) if form.diagonal else unpack(gen["noise"])
         return cls(matmul(z, gen["loadings"].T) + gen["bias"][None], factor, form.real(count))
 

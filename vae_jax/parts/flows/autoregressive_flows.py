@@ -1,46 +1,32 @@
 """Autoregressive flows: MAF (Papamakarios et al. 2017) and IAF (Kingma et al. 2016), one map in two directions."""
 
-from typing import Any
+from typing import Unpack
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.core.model import Conditional
-from vae_jax.parts.flows.bijection import Bijection, flow
+from vae_jax.parts.flows.bijection import Bijection, FlowOptions, flow
 from vae_jax.parts.flows.masked import init_net, log_scale_and_shift, made_masks
 
 
-def autoregressive_flow(
-    size: int,
-    *,
-    layers: int = 6,
-    hidden: tuple[int, ...] = (64, 64),
-    base: Conditional | None = None,
-    context: Any = None,
-) -> Conditional:
+def autoregressive_flow(size: int, **options: Unpack[FlowOptions]) -> Conditional:
     """Masked autoregressive flow (MAF): u_i = x_i exp(s_i) + m_i, with s_i and m_i of x_1 .. x_{i-1}, in each layer.
 
     For densities: `log_prob` takes one pass through the networks, `sample` one for each dimension. Arguments and
     errors as for `coupling_flow`, from one dimension on.
     """
-    return flow("autoregressive_flow", _masked_autoregressive, size, layers, hidden, base, context)
+    return flow("autoregressive_flow", _masked_autoregressive, size, **options)
 
 
-def inverse_autoregressive_flow(
-    size: int,
-    *,
-    layers: int = 6,
-    hidden: tuple[int, ...] = (64, 64),
-    base: Conditional | None = None,
-    context: Any = None,
-) -> Conditional:
+def inverse_autoregressive_flow(size: int, **options: Unpack[FlowOptions]) -> Conditional:
     """Inverse autoregressive flow (IAF): x_i = u_i exp(s_i) + m_i, with s_i and m_i of u_1 .. u_{i-1}, in each layer.
 
     For encoders: `sample` takes one pass, and `log_prob` of what was just drawn none; of other points it takes one for
     each dimension. Arguments and errors as for `coupling_flow`, from one dimension on.
     """
-    return flow("inverse_autoregressive_flow", _inverse_autoregressive, size, layers, hidden, base, context)
+    return flow("inverse_autoregressive_flow", _inverse_autoregressive, size, **options)
 
 
 def _inverse_autoregressive(size: int, hidden: tuple[int, ...]) -> Bijection:

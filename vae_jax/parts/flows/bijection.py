@@ -1,7 +1,7 @@
 """What all flows share: the distribution, the `Conditional` made of layers of one kind, and how layers are chained."""
 
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -88,14 +88,42 @@ class Flow(dist.Distribution):
 Kind = Callable[[int, tuple[int, ...]], Bijection]
 
 
+class FlowOptions(TypedDict, total=False):
+    """What every flow can be told.
+
+    Keys:
+        layers: how many, each with a network of its own (6); after each the order of the dimensions is reversed, after
+            two also shuffled.
+        hidden: widths of the hidden layers (tanh) of each network, (64, 64).
+        base: the distribution of u, a `Conditional` over vectors of the flow's size that is given the same c:
+            `gaussian(net)` in an encoder, a mixture for data in clusters (whose draws have no gradient). N(0, I) by
+            default.
+        context: network from c (or from y and c in an encoder) to a vector that every layer sees; by default the layers
+            see c itself, flattened: labels should be one-hot.
+    """
+
+    layers: int
+    hidden: tuple[int, ...]
+    base: Conditional
+    context: Any
+
+
 def flow(
-    name: str, kind: Kind, size: int, layers: int, hidden: tuple[int, ...], base: Any, context: Any
+    name: str,
+    kind: Kind,
+    size: int,
+    *,
+    layers: int = 6,
+    hidden: tuple[int, ...] = (64, 64),
+    base: Conditional | None = None,
+    context: Any = None,
 ) -> Conditional:
+    """Layers of one kind between the base and x; a name for messages, the size of x, and `FlowOptions`."""
     if size < 1 or layers < 1 or any(width < 1 for width in hidden):
         raise ValueError(f"{name}: want size, layers and widths >= 1; got {size}, {layers} and {hidden}")
     base = standard_normal(size) if base is None else base
     network = None if context is None else as_network(context)
-    push = chain(kind(size, hidden), size, layers)
+    push = stacked(kind(size, hidden), size, layers)
 
     def vector(params, c):
         if network is None:
@@ -132,7 +160,7 @@ def _flat(c: Any) -> Array:
     return jnp.concatenate(rows).astype(jnp.result_type(1.0, *rows)) if rows else jnp.zeros(0)
 
 
-def chain(layer: Bijection, size: int, layers: int) -> Bijection:
+def stacked(layer: Bijection, size: int, layers: int) -> Bijection:
     """Layers of one kind, each with its own parameters and order of the dimensions; compiled once for all."""
     orders = _orders(size, layers)
     back = np.argsort(orders, axis=1).astype(np.int32)
