@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.core.extras import extra
 from vae_jax.core.model import Params
 from vae_jax.diffusion.denoisers import Denoiser
 from vae_jax.diffusion.schedules import variance_preserving
@@ -45,7 +46,8 @@ def log_likelihood(
     Raises:
         ValueError: data that are levels, or fewer than one probe.
     """
-    import diffrax
+    with extra("ode", "an exact likelihood"):
+        import diffrax
 
     d = denoiser
     if d.observation.log_volume is None:

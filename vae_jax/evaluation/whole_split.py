@@ -6,16 +6,16 @@ from its place in the split.
 """
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from tqdm import tqdm
 
 from vae_jax.core.combinator import importance_of, importance_weighted_bound
+from vae_jax.core.extras import extra
 from vae_jax.core.model import Model, Params, dimensions
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import Preprocess, identity
@@ -175,7 +175,12 @@ def over_split(
     ys, cs = jax.tree.map(np.asarray, (ys, cs))
     n = len(jax.tree.leaves(ys)[0])
     rows = []
-    for start in tqdm(range(0, n, batch_size), desc=doing, disable=not progress, leave=False):
+    starts: Iterable[int] = range(0, n, batch_size)
+    if progress:
+        with extra("cli", "a progress bar"):
+            from tqdm import tqdm
+        starts = tqdm(starts, desc=doing, leave=False)
+    for start in starts:
         indices = np.minimum(np.arange(start, start + batch_size), n - 1)
         inputs = jax.tree.map(lambda x, i=indices: x[i], (ys, cs))
         values = of_batch(params, key, jnp.asarray(indices), *inputs)

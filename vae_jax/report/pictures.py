@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Shaped, UInt8
 
+from vae_jax.core.extras import extra
+
 Axes = Any  # matplotlib.axes.Axes: matplotlib is imported only where a figure is made
 
 # Ten colours that colour-blind readers tell apart (Petroff 2021, arXiv:2107.02270).
@@ -345,8 +347,9 @@ def _svg(draw: Callable[[Axes], list[Any]], names: list[str], height: float, pan
     The one place that knows matplotlib. It leaves no global state behind, and neither the
     reader's style sheet nor the date changes the bytes.
     """
-    import matplotlib
-    from matplotlib.figure import Figure
+    with extra("report", "drawing"):
+        import matplotlib
+        from matplotlib.figure import Figure
 
     inked = ("text", "xtick", "ytick", "grid")
     style: dict[Any, Any] = {f"{part}.color": _INK for part in inked} | {

@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from vae_jax.core.extras import extra
+
 END = 0
 UNKNOWN = 1
 UNKNOWN_WORD = "<unk>"
@@ -128,10 +130,8 @@ def subwords(sentences: Iterable[str], *, min_count: int = 1, size: int | None =
         ImportError: `tokenizers` is not installed.
         ValueError: `size` does not hold the 256 bytes.
     """
-    try:
+    with extra("text", "a vocabulary of subwords"):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    except ImportError as error:
-        raise ImportError("subwords need the package tokenizers: pip install 'vae_jax[text]'") from error
     size = SUBWORDS if size is None else size
     if size < 258:
         raise ValueError(

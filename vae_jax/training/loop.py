@@ -5,6 +5,7 @@ is resumed ends with the same parameters, bit for bit: the place in the data and
 """
 
 import contextlib
+import importlib.util
 import json
 import time
 import warnings
@@ -19,8 +20,8 @@ import numpy as np
 import optax
 from jax import Array
 from jax.sharding import Mesh
-from tqdm import tqdm
 
+from vae_jax.core.extras import extra
 from vae_jax.core.model import Model, Params, example_of
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import Preprocess, identity
@@ -101,7 +102,8 @@ def fit(
         validate_every: epochs between validations.
         patience: stop after so many validations without a better ELBO.
         max_skipped_in_a_row: stop after so many non-finite updates in a row (each is skipped and counted).
-        directory: where checkpoints, config.json, metrics.jsonl and TensorBoard events go; none are written without.
+        directory: where checkpoints, config.json and metrics.jsonl go, and TensorBoard events where the extra
+            `tensorboard` is installed; none are written without.
         config: what the run is, JSON-able; a directory takes one configuration only.
         resume: continue the run in `directory`, if there is one.
         mesh: split each batch over this mesh's first axis.
@@ -146,6 +148,8 @@ def fit(
     ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
     epoch_of = _epoch(train_step, len(jax.tree.leaves(ys)[0]) // batch_size, batch_size, mesh, order)
 
+    with extra("cli", "a progress bar"):
+        from tqdm import tqdm
     bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress)
     with contextlib.closing(run), bar:
         for epoch in range(len(history), epochs):
@@ -317,12 +321,18 @@ class _Run:
         checkpoint.save(self.directory, int(state.step), state, {"history": history}, best=best)
         with self.metrics.open("a") as file:
             file.write(json.dumps(history[-1]) + "\n")
-        if self.events is None:
-            from tensorboardX import SummaryWriter  # not needed where no directory is
+        self._show(history[-1])
 
-            self.events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=history[-1]["step"])
-        for name, value in history[-1].items():
-            self.events.add_scalar(name.replace("valid_", "valid/"), value, history[-1]["step"])
+    def _show(self, row: Row) -> None:
+        """Add the epoch to TensorBoard's events, where tensorboardX is installed."""
+        if self.events is None:
+            if importlib.util.find_spec("tensorboardX") is None:
+                return
+            from tensorboardX import SummaryWriter
+
+            self.events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=row["step"])
+        for name, value in row.items():
+            self.events.add_scalar(name.replace("valid_", "valid/"), value, row["step"])
         self.events.flush()
 
     def close(self) -> None:

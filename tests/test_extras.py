@@ -1,0 +1,58 @@
+"""A library that only some users need and that is missing is named, with the command that installs it."""
+
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from vae_jax import evaluate, fit, gaussian, standard_normal, vae
+from vae_jax.core import Network, lift
+from vae_jax.core.extras import extra
+from vae_jax.diffusion import denoiser, log_likelihood
+from vae_jax.report import pictures
+from vae_jax.text import subwords
+
+NOISE = denoiser(Network(lambda key, z, gamma: {}, lambda params, z, gamma: z), (2,))
+USES = {
+    "matplotlib": ("report", lambda: pictures.curves({"a": (np.arange(2), np.arange(2))})),
+    "diffrax": (
+        "ode",
+        lambda: log_likelihood(NOISE, NOISE.init(jax.random.key(0)), jax.random.key(0), jnp.zeros(2)),
+    ),
+    "tokenizers": ("text", lambda: subwords(["a b"])),
+    "tqdm": (
+        "cli",
+        lambda: evaluate(lift(standard_normal(2)), {}, jax.random.key(0), np.zeros((3, 2), np.float32), progress=True),
+    ),
+}
+
+
+@pytest.mark.parametrize("package", USES)
+def test_a_missing_extra_says_what_installs_it(package, monkeypatch):
+    name, use = USES[package]
+    for module in [module for module in sys.modules if module.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(ImportError, match=rf"needs the package {package}.*pip install 'vae_jax\[{name}\]'"):
+        use()
+
+
+def test_an_extra_that_is_there_is_imported():
+    with extra("report", "drawing"):
+        import numpy
+    assert numpy is np
+
+
+def test_without_tensorboardx_a_run_keeps_all_else(tmp_path, monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    model = vae(gaussian(affine(2)), standard_normal(1), gaussian(affine(4)))
+    ys = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
+    fit(model, optax.sgd(1e-3), ys, key=jax.random.key(0), epochs=1, batch_size=4, directory=tmp_path, progress=False)
+    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints"}
+
+
+def affine(size):
+    return Network(lambda key, x: {"w": jnp.ones((size, x.size))}, lambda params, x: params["w"] @ x)
