@@ -43,7 +43,7 @@ class Preprocess(NamedTuple):
     log_volume: float | None
 
 
-Levels = Shaped[Array | np.ndarray, "*shape"]  # uint8; `_check_levels` has the better message
+Stored = Shaped[Array | np.ndarray, "*shape"]  # uint8; `_check_levels` has the better message
 
 
 @functools.cache
@@ -53,7 +53,7 @@ def dynamic_binarisation() -> Preprocess:
     p is exact to 2^-32; levels 0 and 255 are certain.
     """
 
-    def apply(key, y: Levels) -> Float32[Array, "*shape"]:
+    def apply(key, y: Stored) -> Float32[Array, "*shape"]:
         _check_levels(y, "dynamic_binarisation")
         return _bernoulli(key, y).astype(jnp.float32)
 
@@ -68,7 +68,7 @@ def static_binarisation(seed: int = 0) -> Preprocess:
     order, batch, process and machine; two examples with the same levels get the same draw.
     """
 
-    def apply(key, y: Levels) -> Float32[Array, "*shape"]:
+    def apply(key, y: Stored) -> Float32[Array, "*shape"]:
         del key
         _check_levels(y, "static_binarisation")
         return _bernoulli(_content_key(seed, y), y).astype(jnp.float32)
@@ -87,7 +87,7 @@ def threshold_binarisation(level: float | int = 0.5) -> Preprocess:
         raise ValueError(f"level is a share of white in (0, 1]; got {level} (divide a level in 0..255 by 255)")
     lowest = next(v for v in range(256) if v / 255 >= level)
 
-    def apply(key, y: Levels) -> Float32[Array, "*shape"]:
+    def apply(key, y: Stored) -> Float32[Array, "*shape"]:
         del key
         _check_levels(y, "threshold_binarisation")
         return (jnp.asarray(y) >= lowest).astype(jnp.float32)
@@ -99,7 +99,7 @@ def threshold_binarisation(level: float | int = 0.5) -> Preprocess:
 def unit_scale() -> Preprocess:
     """Float32 y / 255 in [0, 1], not dequantised."""
 
-    def apply(key, y: Levels) -> Float32[Array, "*shape"]:
+    def apply(key, y: Stored) -> Float32[Array, "*shape"]:
         del key
         _check_levels(y, "unit_scale")
         return jnp.asarray(y).astype(jnp.float32) / 255
@@ -116,7 +116,7 @@ def dequantisation() -> Preprocess:
     dimension bounds the nats of the 8-bit levels from above (Theis et al. 2016, section 3.1).
     """
 
-    def apply(key, y: Levels) -> Float32[Array, "*shape"]:
+    def apply(key, y: Stored) -> Float32[Array, "*shape"]:
         _check_levels(y, "dequantisation")
         x = (jnp.asarray(y).astype(jnp.uint32) << 16) | (_bits(key, y.shape) >> 16)
         return x.astype(jnp.float32) * jnp.float32(2.0**-24)
@@ -128,7 +128,7 @@ def dequantisation() -> Preprocess:
 def eight_bit() -> Preprocess:
     """Int32 0..255 as stored, for discretised likelihoods."""
 
-    def apply(key, y: Levels) -> Int32[Array, "*shape"]:
+    def apply(key, y: Stored) -> Int32[Array, "*shape"]:
         del key
         _check_levels(y, "levels")
         return jnp.asarray(y).astype(jnp.int32)
@@ -147,7 +147,7 @@ def identity() -> Preprocess:
     return Preprocess(apply, "as given", None)
 
 
-def _check_levels(y: Levels, name: str) -> None:
+def _check_levels(y: Stored, name: str) -> None:
     if y.dtype != jnp.uint8:
         raise TypeError(
             f"{name} wants uint8 levels 0..255; got {y.dtype} of shape {y.shape}. "
@@ -155,7 +155,7 @@ def _check_levels(y: Levels, name: str) -> None:
         )
 
 
-def _bernoulli(key: jax.Array, y: Levels) -> Bool[Array, "*shape"]:
+def _bernoulli(key: jax.Array, y: Stored) -> Bool[Array, "*shape"]:
     """True with p = y / 255 up to 2^-32.
 
     255 * 0x01010101 = 2^32 - 1, so "bits <= y * 0x01010101 and y > 0" has p = 0 at y = 0, p = 1 at
@@ -165,7 +165,7 @@ def _bernoulli(key: jax.Array, y: Levels) -> Bool[Array, "*shape"]:
     return (_bits(key, y.shape) <= threshold) & (threshold > 0)
 
 
-def _content_key(seed: int, y: Levels) -> jax.Array:
+def _content_key(seed: int, y: Stored) -> jax.Array:
     """A Threefry key that depends on the seed and the levels of y only.
 
     Its two words are multilinear hashes sum_i a_i y_i mod 2^32 (Carter and Wegman 1979), a drawn

@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
 
+from vae_jax.core.sentences import lengths
 from vae_jax.nets.mlp import Batch, Shape, check_sizes, flat, head, output
 from vae_jax.nets.product import dot_general, rows_times_matrix
 
@@ -250,9 +251,7 @@ def joined(conditions: tuple[Any, ...], dtype: Any) -> Float[Array, "n e"] | Non
 
 def at_end(h: Float[Array, "n t d"], tokens: Shaped[Array, "n t"], end: int) -> Float[Array, "n d"]:
     """h at the first end, or at the last position where there is none."""
-    ends = tokens == end
-    last = jnp.where(ends.any(axis=1), jnp.argmax(ends, axis=1), tokens.shape[1] - 1)
-    return jnp.take_along_axis(h, last[:, None, None], axis=1)[:, 0]
+    return jnp.take_along_axis(h, lengths(tokens, end)[:, None, None] - 1, axis=1)[:, 0]
 
 
 def check_dropout(net: str, dropout: float) -> None:

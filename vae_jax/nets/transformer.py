@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Bool, Float, Shaped
 
+from vae_jax.core.sentences import counts
 from vae_jax.nets.attention import attend
 from vae_jax.nets.mlp import Batch, Shape, check_sizes, head, output
 from vae_jax.nets.product import dot_general
@@ -116,8 +117,7 @@ class TransformerEncoder(nn.Module):
         context = joined(conditions, self.dtype)
         if context is not None:
             x = x + nn.Dense(self.width, dtype=self.dtype, dot_general=dot_general)(context)[:, None]
-        ends = (tokens == self.end).astype(jnp.int32)
-        inside = jnp.cumsum(ends, axis=1) - ends == 0
+        inside = counts(tokens, self.end)
         blocks = Blocks(self.width, self.depth, self.heads, self.max_length, self.dropout, self.dtype)
         h = blocks(x, jnp.broadcast_to(inside[:, None], (*tokens.shape, tokens.shape[1])))
         return head(at_end(h, tokens, self.end), out=self.out, dtype=self.dtype)

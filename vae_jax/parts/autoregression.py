@@ -24,6 +24,7 @@ from numpyro.distributions import constraints
 from vae_jax.core.distributions import Levels
 from vae_jax.core.model import Conditional, Model, Params, Terms, lift
 from vae_jax.core.network import SequenceNetwork, as_sequence_network, shape_of
+from vae_jax.core.sentences import counts
 from vae_jax.parts.conditionals import arguments, full_precision
 
 Adjust = Callable[[Array], Array]  # logits (levels,) to logits (levels,)
@@ -126,12 +127,7 @@ class Autoregressive(dist.Distribution):
             )
         picked = jnp.take_along_axis(logits, y[..., None], axis=-1, mode="clip")[..., 0]
         log_p = picked - jax.nn.logsumexp(logits, axis=-1)
-        return log_p if self.end is None else jnp.where(self._counts(y), log_p, 0.0)
-
-    def _counts(self, y: Array) -> Array:
-        """Which positions are part of the sentence: all up to the first end and this one."""
-        ends = jnp.ravel(y == self.end)
-        return (jnp.cumsum(ends) - ends == 0).reshape(y.shape)
+        return log_p if self.end is None else jnp.where(counts(y.ravel(), self.end).reshape(y.shape), log_p, 0.0)
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         if not sample_shape:

@@ -10,19 +10,17 @@ from vae_jax.evaluation.annealed import ais, linear_betas, path_to_joint, revers
 from vae_jax.parts.l2_distortion import l2
 from vae_jax.parts.priors import standard_normal, vampprior
 from vae_jax.selfcheck.check import Check, Row, average
+from vae_jax.selfcheck.quadrature import expected_terms, hermite
 from vae_jax.selfcheck.solvable import (
     LN_P,
     affine,
     affine_normal,
     discrete,
     discrete_tables,
-    expected_terms,
     floats,
-    hermite,
     normal_kl,
     probabilities,
-    toy_params,
-    toy_y,
+    toy,
 )
 
 MEANS, STD = np.array([-3.0, -1.0, 1.0, 3.0]), 0.5
@@ -47,13 +45,12 @@ def parts_of_the_rate() -> list[Row]:
     def rates(params, pris, quadrature, ys):
         def mean_rate(prior, pri):
             model = vae(encoder, prior, l2(affine(1), 1.0))
-            of = lambda y: expected_terms(model, {**params, "pri": pri}, quadrature, y).rate  # noqa: E731
-            return jnp.mean(jax.vmap(of)(ys))
+            return jnp.mean(expected_terms(model, {**params, "pri": pri}, ys, quadrature).rate)
 
         return [mean_rate(prior, pri) for prior, pri in zip(priors, pris, strict=True)]
 
     whole, kl = float(normal_kl(MEANS, STD**2).mean()), marginal_kl()
-    at_standard, at_aggregate = rates(params, list(priors.values()), floats(hermite(100)), ys)
+    at_standard, at_aggregate = rates(params, list(priors.values()), hermite(100), ys)
     split = rate_split(encoder, standard_normal(1), params, jax.random.key(6), np.repeat(MEANS, 500)[:, None])
     return [
         Row("E KL(enc || N(0, 1))", whole, at_standard),
@@ -65,12 +62,12 @@ def parts_of_the_rate() -> list[Row]:
 
 def expected_loss() -> list[Row]:
     """Tables of y in 0 .. 3 and z in 0 .. 2, every term by enumeration."""
-    tables, pop = discrete_tables(1), np.array([0.1, 0.2, 0.3, 0.4])
+    tables, pop = discrete_tables(seed=1), np.array([0.1, 0.2, 0.3, 0.4])
     enc, pri, gen = (probabilities(tables[name]) for name in ("enc", "pri", "gen"))
     joint = pri[:, None] * gen
     marginal = joint.sum(axis=0)
     kls = np.sum(enc * np.log(enc / (joint / marginal).T), axis=1)
-    terms = jax.jit(jax.vmap(discrete().terms, in_axes=(None, None, 0)))
+    terms = jax.jit(jax.vmap(discrete().model.terms, in_axes=(None, None, 0)))
     found = terms(floats(tables), jax.random.key(0), jnp.arange(4))
     loss, rates = (np.asarray(x, np.float64) for x in (found.nats, found.rate))
     entropy, kl = -np.sum(pop * np.log(pop)), np.sum(pop * np.log(pop / marginal))
@@ -102,7 +99,7 @@ def sandwich(temperatures: int) -> np.ndarray:
 
     variance = 1 / (1 + 10 * betas)
     gaussians = floats([(-2 * betas * variance)[:, None], np.sqrt(variance)[:, None]])
-    below, above = log_weights(toy_params(), *gaussians, floats(nodes), jax.random.key(0), toy_y())
+    below, above = log_weights(toy().params, *gaussians, floats(nodes), jax.random.key(0), toy().ys[0])
     return np.array([weights @ np.asarray(below, np.float64), -weights @ np.asarray(above, np.float64)])
 
 
@@ -114,7 +111,7 @@ def annealing() -> list[Row]:
         path = path_to_joint(standard_normal(1), l2(affine(2), 0.5**0.5), params, y)
         return ais(path, key, linear_betas(16), chains=2000)
 
-    log_w = np.asarray(log_weights(toy_params(), jax.random.key(10), toy_y()), np.float64)
+    log_w = np.asarray(log_weights(toy().params, jax.random.key(10), toy().ys[0]), np.float64)
     return [
         Row("T = 16: E ln w, and backwards", (-4.326916, -4.030428), sandwich(16)),
         Row("T = 256: E ln w, and backwards", (-4.171193, -4.152662), sandwich(256)),

@@ -8,31 +8,23 @@ from vae_jax.core import multi_sample, objectives
 from vae_jax.core.combinator import importance_weighted_bound
 from vae_jax.core.estimators import analytic, importance_of, sampled, sticking
 from vae_jax.selfcheck.check import Check, Row, average
-from vae_jax.selfcheck.solvable import (
-    LN_P,
-    NEAR,
-    POSTERIOR,
-    at_nodes,
-    expected_terms,
-    floats,
-    hermite,
-    toy,
-    toy_params,
-    toy_y,
-)
+from vae_jax.selfcheck.quadrature import at_nodes, expected_terms, hermite
+from vae_jax.selfcheck.solvable import LN_P, NEAR, POSTERIOR, toy
 
 ENCODERS = {"the prior": (0.0, 1.0), "the posterior": POSTERIOR, "N(.3, .2)": NEAR}
 ELBOS = np.array([-8.14472989, LN_P, -5.64444884])
 
 
 def elbo() -> list[Row]:
-    @jax.jit
-    def terms(every, quadrature, y):
-        at = lambda params: [expected_terms(toy(e), params, quadrature, y) for e in (sampled, analytic, sticking)]  # noqa: E731
-        return jax.vmap(at)(every)
+    models = [toy(estimator=estimator).model for estimator in (sampled, analytic, sticking)]
 
-    every = jax.tree.map(lambda *x: jnp.stack(x), *[toy_params(encoder) for encoder in ENCODERS.values()])
-    plain, *others = terms(every, floats(hermite(8)), toy_y())
+    @jax.jit
+    def terms(every, quadrature, ys):
+        at = lambda params: [expected_terms(model, params, ys, quadrature) for model in models]  # noqa: E731
+        return jax.tree.map(lambda x: x[:, 0], jax.vmap(at)(every))
+
+    every = jax.tree.map(lambda *x: np.stack(x), *[toy(*encoder).params for encoder in ENCODERS.values()])
+    plain, *others = terms(every, hermite(8), toy().ys)
     return [
         *(Row(f"ELBO, enc = {name}", ELBOS[i], -plain.nats[i]) for i, name in enumerate(ENCODERS)),
         Row("E ln P_gen, enc = N(.3, .2)", -5.19472989, -plain.distortion[2]),
@@ -44,8 +36,9 @@ def elbo() -> list[Row]:
 
 def log_weights() -> np.ndarray:
     """ln w of the toy at N(.3, .2), at the nodes of `hermite()`, by the library."""
-    weights = jax.jit(lambda params, nodes, y: -at_nodes(importance_of(toy()), params, nodes, y).nats)
-    return np.asarray(weights(toy_params(), floats(hermite())[0], toy_y()), np.float64)
+    system = toy()
+    weights = jax.jit(lambda params, nodes, y: -at_nodes(importance_of(system.model), params, nodes, y).nats)
+    return np.asarray(weights(system.params, hermite()[0], system.ys[0]), np.float64)
 
 
 def expected_log_mean(log_w: np.ndarray, weights: np.ndarray, k: int) -> float:
@@ -58,13 +51,15 @@ def expected_log_mean(log_w: np.ndarray, weights: np.ndarray, k: int) -> float:
 
 
 def importance_weighted() -> list[Row]:
+    system = toy()
+
     @jax.jit
     def bounds(params, keys, y):
-        return jax.vmap(lambda key: importance_weighted_bound(toy(), params, key, y, k=3))(keys)
+        return jax.vmap(lambda key: importance_weighted_bound(system.model, params, key, y, k=3))(keys)
 
     log_w, weights = log_weights(), hermite()[1]
     keys = jax.random.split(jax.random.key(2), 20_000)
-    draws = bounds(toy_params(), keys, toy_y())
+    draws = bounds(system.params, keys, system.ys[0])
     exact = (-5.64444884, -4.80093341, -4.54435084)
     return [
         *(Row(f"L_{k} by quadrature", exact[k - 1], expected_log_mean(log_w, weights, k)) for k in (1, 2, 3)),
@@ -75,30 +70,32 @@ def importance_weighted() -> list[Row]:
 
 def renyi() -> list[Row]:
     """20 bounds of 20,000 samples each: their bias is at most 4e-5, which the tolerance allows for."""
-    alphas, k = (1.0, 0.5, 0.0), 20_000
+    alphas, k, system = (1.0, 0.5, 0.0), 20_000, toy()
 
     @jax.jit
     def bounds(params, keys, y):
         def one(key):
-            of = lambda alpha: multi_sample.renyi(alpha, k)(toy(), params, key[None], y[None], None, 0)[0]  # noqa: E731
+            of = lambda alpha: multi_sample.renyi(alpha, k)(system.model, params, key[None], y[None], None, 0)[0]  # noqa: E731
             return -jnp.stack([of(alpha) for alpha in alphas])
 
         return jax.lax.map(one, keys)
 
-    draws = np.asarray(bounds(toy_params(), jax.random.split(jax.random.key(3), 20), toy_y()))
+    draws = np.asarray(bounds(system.params, jax.random.split(jax.random.key(3), 20), system.ys[0]))
     labels = ("alpha = 1 is the ELBO", "alpha = .5", "alpha = 0 is ln P(y)")
     exact = (ELBOS[2], -4.63663997, LN_P)
     return [average(label, exact[i], draws[:, i]) for i, label in enumerate(labels)]
 
 
 def rate() -> list[Row]:
+    system, closed = toy(1.0, 0.25), toy(estimator=analytic).model
+
     @jax.jit
     def rates(params, keys, y):
-        draws = jax.vmap(lambda key: toy().terms(params, key, y).rate)(keys)
-        return draws, toy(analytic).terms(params, keys[0], y).rate
+        draws = jax.vmap(lambda key: system.model.terms(params, key, y).rate)(keys)
+        return draws, closed.terms(params, keys[0], y).rate
 
     keys = jax.random.split(jax.random.key(5), 20_000)
-    draws, exact = rates(toy_params((1.0, 0.25)), keys, toy_y())
+    draws, exact = rates(system.params, keys, system.ys[0])
     return [
         Row("KL(N(1, .5^2) || N(0, 1)), estimator analytic", 0.8181471806, exact),
         average("the same, 20,000 draws", 0.8181471806, draws),

@@ -16,6 +16,7 @@ from vae_jax.diffusion.observation import denoised
 from vae_jax.diffusion.schedules import ddpm, linear, variance_exploding, variance_preserving
 from vae_jax.diffusion.steps import first_step, forward_step
 from vae_jax.selfcheck.check import Check, Row
+from vae_jax.selfcheck.solvable import floats
 
 START, END = -13.3, 5.0
 VARIANCES = (0.3, 1.0, 4.0)
@@ -34,18 +35,20 @@ def exact(spread: float, **options: Any) -> Denoiser:
 
 def corners(variance: float) -> tuple[jax.Array, jax.Array]:
     """(y, eps): averages over these are those over N(0, variance) x N(0, 1) for quadratic functions."""
-    pairs = jnp.asarray(list(itertools.product([-1.0, 1.0], repeat=2)))
-    return pairs[:, :1] * jnp.sqrt(variance), pairs[:, 1:]
+    pairs = np.array(list(itertools.product([-1.0, 1.0], repeat=2)))
+    return floats(pairs[:, :1] * np.sqrt(variance)), floats(pairs[:, 1:])
 
 
 def diffused(d: Denoiser, gen: Any, variance: float, count: int) -> jax.Array:
     """E of the diffusion's rate: all T steps, or a midpoint rule."""
     ys, eps = corners(variance)
 
-    def at(t):
-        return jnp.mean(jax.vmap(lambda y, e: step_terms(d, {}, gen, e, y, t, None)["nats"])(ys, eps))
+    @jax.jit
+    def mean(gen, ys, eps, times):
+        each = lambda t: jax.vmap(lambda y, e: step_terms(d, {}, gen, e, y, t, None).nats)(ys, eps)  # noqa: E731
+        return jnp.mean(jax.vmap(each)(times))
 
-    return jnp.mean(jax.jit(jax.vmap(at))((jnp.arange(count) + 0.5) / count))
+    return mean(gen, ys, eps, floats((np.arange(count) + 0.5) / count))
 
 
 def limit(variance: float) -> float:
@@ -54,28 +57,36 @@ def limit(variance: float) -> float:
 
 def run_25() -> list[Row]:
     schedule, wanted = ddpm(), np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))
-    got = jax.vmap(lambda t: jax.nn.sigmoid(-schedule.gamma({}, t)))(jnp.arange(1000) / 999)
+    got = jax.jit(jax.vmap(lambda t: jax.nn.sigmoid(-schedule.gamma({}, t))))(floats(np.arange(1000) / 999))
     rows = [
-        Row("ln alpha-bar_T of DDPM", np.log(4.035829765e-5), jnp.log(got[-1])),
+        Row("ln alpha-bar_T of DDPM", np.log(4.035829765e-5), np.log(np.asarray(got)[-1])),
         Row("every alpha-bar", wanted, got),
     ]
     for name, process in (("preserving", variance_preserving), ("exploding", variance_exploding)):
-        levels = [process(gamma) for gamma in (-4.0, -2.5, 0.0, 1.0)]
+        wanted, got = chained(process)(floats(np.array([-4.0, -2.5, 0.0, 1.0])))
+        rows.append(Row(f"chained encoders, variance {name}", wanted, got))
+    return rows
+
+
+def chained(process: Any) -> Any:
+    """(alpha and sigma^2 of the last of these gammas, mean and variance of one encoder after the other)."""
+
+    @jax.jit
+    def run(gammas):
+        levels = [process(gamma) for gamma in gammas]
         first = first_step(jnp.ones(1), levels[0])
         mean, variance = first.mean, first.variance
         for low, level in itertools.pairwise(levels):
             step = forward_step(mean, low, level)
             mean, variance = step.mean, (level.alpha / low.alpha) ** 2 * variance + step.variance
-        last = levels[-1]
-        rows.append(
-            Row(f"chained encoders, variance {name}", [last.alpha, last.sigma**2], jnp.stack([mean[0], variance[0]]))
-        )
-    return rows
+        return jnp.stack([levels[-1].alpha, levels[-1].sigma ** 2]), jnp.stack([mean[0], variance[0]])
+
+    return run
 
 
 def run_26() -> list[Row]:
     d = exact(0.5, schedule=linear(-3.0, 2.0), steps=4)
-    x, eps = jnp.array([0.7]), jnp.array([0.3])
+    x, eps = floats(np.array([0.7])), floats(np.array([0.3]))
     a, s = np.sqrt(1 / (1 + np.exp(-0.5))), np.sqrt(1 / (1 + np.exp(0.5)))
     z = a * 0.7 + s * 0.3
     guess = a * 0.5 * z / (0.5 * a**2 + s**2)
@@ -84,7 +95,7 @@ def run_26() -> list[Row]:
     part = -np.expm1(-1.25)
     variance = part / (1 + np.exp(1.75))
     gaussians = part**2 / (1 + np.exp(-1.75)) * (0.7 - guess) ** 2 / (2 * variance)
-    ours = step_terms(d, {}, {"net": {}}, eps, x, jnp.asarray(0.3), None)["nats"] / 4
+    ours = jax.jit(lambda eps, x, t: step_terms(d, {}, {"net": {}}, eps, x, t, None).nats / 4)(eps, x, floats(0.3))
     return [Row("weighted error of x", weighted, ours), Row("KL of Gaussians", gaussians, ours)]
 
 
@@ -98,22 +109,32 @@ def run_27() -> list[Row]:
 
 def measured(d: Denoiser, spread: float) -> Any:
     """The generator's parameters, its variance the right one: l / (1 + l SNR)."""
-    snr = jnp.exp(-jax.vmap(lambda t: d.gamma({}, t))(d.times()))
-    return {"net": {}, "variance": spread / (1 + spread * snr)}
+    snr = jax.jit(lambda times: jnp.exp(-jax.vmap(lambda t: d.gamma({}, t))(times)))(d.times())
+    return {"net": {}, "variance": floats(spread / (1 + spread * np.asarray(snr)))}
+
+
+def both_ends(d: Denoiser) -> Any:
+    """E of the prior's rate and of the last step's distortion."""
+
+    @jax.jit
+    def run(gen, ys, eps):
+        first, last = d.level({}, jnp.zeros(())), variance_preserving(END)
+
+        def one(y, e):
+            of = d.observation.dist(first.alpha * y + first.sigma * e, first, lambda z, at: d.denoise(gen, z, at))
+            return jnp.sum(prior_rate(y, last)) - of.log_prob(y)
+
+        return jnp.mean(jax.vmap(one)(ys, eps))
+
+    return run
 
 
 def run_28() -> list[Row]:
-    rows, last = [], variance_preserving(END)
+    rows = []
     for spread in VARIANCES:
         d = exact(spread, schedule=linear(START, END), steps=5, variance="analytic", observation=denoised())
-        gen, (ys, eps), first = measured(d, spread), corners(spread), d.level({}, jnp.zeros(()))
-
-        def last_step(y, e, d=d, gen=gen, first=first):
-            of = d.observation.dist(first.alpha * y + first.sigma * e, first, lambda z, at: d.denoise(gen, z, at))
-            return -of.log_prob(y)
-
-        prior = jnp.mean(jax.vmap(lambda y: jnp.sum(prior_rate(y, last)))(ys))
-        total = diffused(d, gen, spread, 5) + prior + jnp.mean(jax.vmap(last_step)(ys, eps))
+        gen = measured(d, spread)
+        total = diffused(d, gen, spread, 5) + both_ends(d)(gen, *corners(spread))
         signal = 1 / (1 + np.exp(END))
         end = signal * spread + 1 - signal
         entropy = 0.5 * np.log(2 * np.pi * np.e * spread)

@@ -18,16 +18,16 @@ from vae_jax.core.estimators import analytic, sampled, sticking
 from vae_jax.core.model import Model
 from vae_jax.core.reinforce import score_function
 from vae_jax.selfcheck.check import Check, Row, average
+from vae_jax.selfcheck.quadrature import at_nodes, hermite
 from vae_jax.selfcheck.solvable import (
     POSTERIOR,
+    Solvable,
     discrete,
+    discrete_model,
     discrete_tables,
     floats,
-    hermite,
     probabilities,
     toy,
-    toy_params,
-    toy_y,
 )
 
 
@@ -38,52 +38,53 @@ def of_encoder(loss: Callable[[Any], jax.Array], params: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def of_objective(objective: objectives.Objective, model: Model, params: Any, keys: jax.Array, y: Any) -> jax.Array:
-    """(n, 2): the gradient of each draw of an objective of one y."""
+def objective_gradients(
+    objective: objectives.Objective, model: Model, params: Any, keys: jax.Array, y: Any
+) -> jax.Array:
     return jax.vmap(lambda key: of_encoder(lambda p: objective(model, p, key[None], y[None], None, 0)[0], params))(keys)
 
 
+def of_objective(objective: objectives.Objective, system: Solvable, keys: jax.Array) -> jax.Array:
+    """(n, 2): the gradient of each draw of an objective of the first y."""
+    return objective_gradients(objective, system.model, system.params, keys, system.ys[0])
+
+
 @functools.partial(jax.jit, static_argnums=0)
-def at_nodes(model: Model, params: Any, nodes: jax.Array, y: jax.Array) -> jax.Array:
+def gradients_at_nodes(model: Model, params: Any, nodes: Any, y: jax.Array) -> jax.Array:
     """(nodes, 2): the gradient of L at each node of the encoder's noise."""
-
-    def at(noise):
-        def loss(params):
-            given = {**params, "enc": {**params["enc"], "noise": noise}}
-            return model.terms(given, jax.random.key(0), y).nats
-
-        return of_encoder(loss, params)
-
-    return jax.vmap(at)(nodes)
+    of = lambda params, key, y: of_encoder(lambda p: model.terms(p, key, y).nats, params)  # noqa: E731
+    return at_nodes(of, params, nodes, y)
 
 
 # one object each, so that two checks share what is compiled
 PLAIN, DOUBLY = multi_sample.importance_weighted(5), multi_sample.doubly_reparameterised(5)
+NODES, WEIGHTS = hermite(8)
 ESTIMATORS = {"sampled": sampled, "analytic": analytic, "sticking": sticking}
 
 
 def exact_gradient() -> list[Row]:
-    nodes, weights = floats(hermite(8))[0], hermite(8)[1]
-    at = {name: np.asarray(at_nodes(toy(e), toy_params(), nodes, toy_y())) for name, e in ESTIMATORS.items()}
-    return [Row(f"(5.3, 1.2) at N(.3, .2), {name}", (5.3, 1.2), weights @ at[name]) for name in at]
+    systems = {name: toy(estimator=estimator) for name, estimator in ESTIMATORS.items()}
+    at = {name: gradients_at_nodes(s.model, s.params, NODES, s.ys[0]) for name, s in systems.items()}
+    return [Row(f"(5.3, 1.2) at N(.3, .2), {name}", (5.3, 1.2), WEIGHTS @ np.asarray(at[name])) for name in at]
 
 
 def noise_at_the_posterior() -> list[Row]:
     """The plain gradient there is d ln P_enc(z|y): its mean square is 1 / variance for the mean, 2 for ln std."""
-    params, nodes, weights = toy_params(POSTERIOR), floats(hermite(8))[0], hermite(8)[1]
-    plain, stuck = (np.asarray(at_nodes(toy(e), params, nodes, toy_y())) for e in (sampled, sticking))
-    doubly = of_objective(DOUBLY, toy(), params, jax.random.split(jax.random.key(7), 20_000), toy_y())
+    system = toy(*POSTERIOR)
+    models = (toy(estimator=estimator).model for estimator in (sampled, sticking))
+    plain, stuck = (np.asarray(gradients_at_nodes(model, system.params, NODES, system.ys[0])) for model in models)
+    doubly = of_objective(DOUBLY, system, jax.random.split(jax.random.key(7), 20_000))
     return [
         Row("largest sticking gradient of any draw", 0.0, np.abs(stuck).max()),
         Row("largest doubly reparameterised one, k = 5", 0.0, np.abs(doubly).max()),
-        Row("mean square of the plain one", (11.0, 2.0), weights @ plain**2),
+        Row("mean square of the plain one", (11.0, 2.0), WEIGHTS @ plain**2),
     ]
 
 
 def several_samples() -> list[Row]:
     """k = 5 at N(.3, .2), 20,000 draws. The constants are by quadrature over 5 nodes, exact to 2e-5 and 0.1 %."""
     keys = jax.random.split(jax.random.key(8), 20_000)
-    plain, doubly = (np.asarray(of_objective(o, toy(), toy_params(), keys, toy_y())) for o in (PLAIN, DOUBLY))
+    plain, doubly = (np.asarray(of_objective(objective, toy(), keys)) for objective in (PLAIN, DOUBLY))
     exact = np.array([1.10273, -0.29252])
     return [
         average("plain gradient of L_5", exact, plain),
@@ -95,13 +96,13 @@ def several_samples() -> list[Row]:
 
 def one_family() -> list[Row]:
     """Their gradients are equal draw by draw, under the noise that they share; m = 3 and k = 4."""
-    m, k = 3, 4
+    m, k, model = 3, 4, toy().model
 
     @jax.jit
     def gradients(params, key, y):
-        of = lambda objective: of_objective(objective, toy(), params, key[None], y)[0]  # noqa: E731
+        of = lambda objective: objective_gradients(objective, model, params, key[None], y)[0]  # noqa: E731
         keys, ys = jax.random.split(key, m), jnp.broadcast_to(y[None], (m, *y.shape))
-        of_vae = of_encoder(lambda params: objectives.elbo()(toy(), params, keys, ys, None, 0)[0], params)
+        of_vae = of_encoder(lambda params: objectives.elbo()(model, params, keys, ys, None, 0)[0], params)
         same = [
             multi_sample.miwae(1, k),
             multi_sample.ciwae(0.0, k),
@@ -110,7 +111,7 @@ def one_family() -> list[Row]:
         ]
         return of_vae, of(multi_sample.importance_weighted(k)), [of(objective) for objective in same]
 
-    of_vae, of_iwae, mixed = gradients(toy_params(), jax.random.key(4), toy_y())
+    of_vae, of_iwae, mixed = gradients(toy().params, jax.random.key(4), toy().ys[0])
     labels = ("MIWAE(1, k) = IWAE(k)", "CIWAE(0, k) = IWAE(k)", "MIWAE(m, 1) = VAE", "CIWAE(1, m) = VAE")
     exact = (of_iwae, of_iwae, of_vae, of_vae)
     return [Row(label, *pair) for label, *pair in zip(labels, exact, mixed, strict=True)]
@@ -137,8 +138,7 @@ def differences(function: Callable[[np.ndarray], float], x: np.ndarray, h: float
 
 def drawn_codes() -> list[Row]:
     """y = 1 of `discrete`, gradient of its row of the encoder: 20,000 draws of each estimator."""
-    tables, y = discrete_tables(), 1
-    params, at_y = floats(tables), jnp.asarray(y)
+    tables, y, system = discrete_tables(), 1, discrete()
     of_elbo, of_bound = (differences(functools.partial(expected_bound, tables, y, k), tables["enc"][y]) for k in (1, 3))
     of = {
         "score function with a baseline": (objectives.elbo(), score_function(1.5), of_elbo),
@@ -148,13 +148,14 @@ def drawn_codes() -> list[Row]:
     @jax.jit
     def gradients(params, keys, y):
         def draws(objective, estimator):
-            loss = lambda p, key: objective(discrete(estimator), p, key[None], y[None], None, 0)[0]  # noqa: E731
+            model = discrete_model(4, 3, estimator)
+            loss = lambda p, key: objective(model, p, key[None], y[None], None, 0)[0]  # noqa: E731
             return jax.vmap(jax.grad(loss), in_axes=(None, 0))(params, keys)["enc"][:, y]
 
-        enumerated = jax.grad(lambda p: discrete().terms(p, keys[0], y).nats)(params)["enc"][y]
+        enumerated = jax.grad(lambda p: system.model.terms(p, keys[0], y).nats)(params)["enc"][y]
         return enumerated, [draws(objective, estimator) for objective, estimator, _ in of.values()]
 
-    enumerated, draws = gradients(params, jax.random.split(jax.random.key(9), 20_000), at_y)
+    enumerated, draws = gradients(system.params, jax.random.split(jax.random.key(9), 20_000), system.ys[y])
     rows = [average(label, of[label][2], draw) for label, draw in zip(of, draws, strict=True)]
     return [Row("enumerated", of_elbo, enumerated), *rows, relaxed_codes()]
 

@@ -15,45 +15,25 @@ from vae_jax.em.algorithm import fit_em
 from vae_jax.em.factor_models import ppca, ppca_closed_form
 from vae_jax.evaluation.linear_theory import collapse
 from vae_jax.selfcheck.check import Check, Row
-from vae_jax.selfcheck.solvable import expected_terms, floats, linear_gaussian, sigma_points
-
-EIGENVALUES = np.array([4.0, 2.0, 1.0, 0.5, 0.5])
-
-
-def axes() -> np.ndarray:
-    """numpy: (5, 5), orthogonal, none of them along a coordinate."""
-    return np.linalg.qr(np.random.default_rng(0).normal(size=(5, 5)))[0]
-
-
-def data() -> np.ndarray:
-    """numpy: (10, 5), mean 0, whose covariance has these eigenvalues."""
-    points = np.sqrt(5 * EIGENVALUES)[:, None] * axes().T
-    return np.concatenate([points, -points])
-
-
-def optimum(latent: int, variance: float, beta: float = 1.0) -> dict[str, Any]:
-    """numpy: parameters of the best linear VAE with this sigma^2, for the loss distortion + beta rate.
-
-    Direction i is active iff l_i > beta sigma^2, with W_i = sqrt(l_i - beta sigma^2); its encoder has variance
-    beta sigma^2 / l_i.
-    """
-    top = EIGENVALUES[:latent]
-    left = np.minimum(top, beta * variance)  # of the variance of direction i, when z is known
-    gain = np.sqrt(top - left)
-    columns = axes()[:, :latent]
-    enc = {"weights": (gain / top)[:, None] * columns.T, "bias": np.zeros(latent), "log_std": 0.5 * np.log(left / top)}
-    return {"enc": enc, "pri": {}, "gen": {"weights": columns * gain[None], "bias": np.zeros(5)}}
+from vae_jax.selfcheck.quadrature import expected_terms, sigma_points
+from vae_jax.selfcheck.solvable import (
+    EIGENVALUES,
+    data_with_covariance,
+    floats,
+    linear_gaussian_model,
+    linear_vae_optimum,
+)
 
 
 def probabilistic_pca() -> list[Row]:
     """s2 = 2/3, the mean of the discarded eigenvalues, at maximum likelihood."""
-    model = linear_gaussian(5, 2, (2 / 3) ** 0.5)
-    params, ys = floats(optimum(2, 2 / 3)), floats(data())
+    model = linear_gaussian_model(5, 2, (2 / 3) ** 0.5)
+    ys, params = linear_vae_optimum(2, 2 / 3)
     terms = jax.jit(jax.vmap(model.terms, in_axes=(None, 0, 0)))
     nats = np.asarray(terms(params, jax.random.split(jax.random.key(1), 10), ys).nats, np.float64)
     return [
         Row("linear VAE at its optimum, any draw: mean ln p", -7.52621577, -nats.mean()),
-        Row("ppca_closed_form", -7.52621577, ppca_closed_form(data(), 2).log_p),
+        Row("ppca_closed_form", -7.52621577, ppca_closed_form(data_with_covariance()[0], 2).log_p),
     ]
 
 
@@ -74,8 +54,7 @@ def loss_of(model: Model, params: Any, beta: Any, quadrature: Any, ys: Any) -> A
     """(mean terms, the gradient of distortion + beta rate), the expectation over the encoder's noise exact."""
 
     def loss(params):
-        terms = jax.vmap(lambda y: expected_terms(model, params, quadrature, y))(ys)
-        terms = jax.tree.map(jnp.mean, terms)
+        terms = jax.tree.map(jnp.mean, expected_terms(model, params, ys, quadrature))
         return terms.distortion + beta * terms.rate, terms
 
     gradient, terms = jax.grad(loss, has_aux=True)(params)
@@ -88,10 +67,10 @@ def largest(tree: Any) -> float:
 
 def fixed_sigma() -> list[Row]:
     """s2 = .7: the rate on the Gaussian's rate-distortion function, and a loss that is stationary there."""
-    rows, model = [], linear_gaussian(5, 5, 0.7**0.5, analytic)
+    rows, model = [], linear_gaussian_model(5, 5, 0.7**0.5, analytic)
     for beta, active, rate in ((1.0, 3, 1.57473319), (2.0, 2, 0.70324853)):
-        params = floats(optimum(5, 0.7, beta))
-        terms, gradient = loss_of(model, params, floats(beta), floats(sigma_points(5)), floats(data()))
+        ys, params = linear_vae_optimum(5, 0.7, beta)
+        terms, gradient = loss_of(model, params, beta, sigma_points(5), ys)
         distortion = np.minimum(EIGENVALUES, beta * 0.7).sum() / 1.4 + 2.5 * np.log(2 * np.pi * 0.7)
         theory = collapse(EIGENVALUES, beta=beta, variance=0.7)
         rows += [
@@ -105,11 +84,11 @@ def fixed_sigma() -> list[Row]:
 
 def learned_sigma() -> list[Row]:
     """s2* = sum of inactive eigenvalues / (d - beta k), k active units."""
-    rows, model = [], linear_gaussian(5, 3, "learned", analytic)
+    rows, model = [], linear_gaussian_model(5, 3, "learned", analytic)
     for beta, active, variance in ((1.5, 2, 1.0), (2.0, 1, 4 / 3), (3.0, 0, 1.6)):
-        params = floats(optimum(3, variance, beta))
+        ys, params = linear_vae_optimum(3, variance, beta)
         params["gen"] = {"net": params["gen"], "log_sigma": raw_log_std(0.5 * jnp.log(floats(variance)))}
-        terms, gradient = loss_of(model, params, floats(beta), floats(sigma_points(3)), floats(data()))
+        terms, gradient = loss_of(model, params, beta, sigma_points(3), ys)
         theory = collapse(EIGENVALUES, beta=beta, units=3)
         rows += [
             Row(f"beta = {beta:g}: largest gradient, sigma's too", 0.0, largest(gradient)),

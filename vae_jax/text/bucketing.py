@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vae_jax.core import sentences
 from vae_jax.core.model import Model, Terms
 from vae_jax.core.objectives import Objective, elbo
 from vae_jax.text.vocabulary import END
@@ -27,8 +28,7 @@ def lengths(ys: Any) -> Any:
     Returns:
         (...,) integers from 1 to T, an array of the same kind.
     """
-    is_end = ys == END
-    return is_end.argmax(-1) + 1 + (ys.shape[-1] - 1) * ~is_end.any(-1)
+    return sentences.lengths(ys, END)
 
 
 def by_length(ys: Any, batch_size: int, *, window: int = 50) -> Order:

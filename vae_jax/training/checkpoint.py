@@ -4,13 +4,16 @@
     run/checkpoints/000007-step-1200/arrays/           the leaves by name: an Orbax checkpoint
     run/checkpoints/000008-step-1300.partial/          a write (or a removal) that was killed
 
-A checkpoint is written under a name that ends in `.partial`, read back and compared, sealed with
-the manifest, and only then renamed, which is atomic: a process killed at any moment leaves the
-older ones whole. The leading number is new at every write: no leftover is in the way. No pickle.
+A checkpoint is written under a name that ends in `.partial`, read back and compared, sealed with the manifest, and only
+then renamed, which is atomic: a process killed at any moment leaves the older ones whole. The leading number is new at
+every write: no leftover is in the way. No pickle.
 
-Several processes (a TPU pod) all call these functions, on a directory in a file system that all of
-them see: process 0 alone writes (on the others `save` returns at once), each one reads.
-The state has to be whole on process 0, as it is where parameters are replicated.
+Orbax's `CheckpointManager` (0.12) cannot promise this: it has no digests, and one flipped bit in an array restores as
+wrong values; its last files are written after every hook that could seal or compare them; it counts damaged checkpoints
+as good and removes in place, so that a removal that is killed looks like a checkpoint.
+
+Several processes (a TPU pod) all call these functions, on a directory that all of them see: process 0 alone writes (on
+the others `save` returns at once), each one reads. The state must be whole on process 0, as replicated parameters are.
 """
 
 import contextlib
@@ -88,9 +91,8 @@ def restore(directory: PathLike, like: Any, *, which: Literal["last", "best"] = 
 
     Args:
         directory: the run directory.
-        like: the state's structure: arrays, Python numbers or `jax.ShapeDtypeStruct`s. Each leaf
-            comes back bit for bit as its counterpart here: a numpy array, a Python number, or a
-            jax array with its sharding (uncommitted where the counterpart is).
+        like: the state's structure: arrays, Python numbers or `jax.ShapeDtypeStruct`s. Each leaf comes back bit for bit
+            as its counterpart is here: numpy array, Python number, or jax array with its sharding, committed or not.
         which: "last", or "best": only those that were saved as best.
 
     Raises:
@@ -268,7 +270,5 @@ def _check_fits(path: Path, there: dict[str, str], like: Any) -> None:
     for name in {**wanted, **there}:
         got, want = there.get(name, "absent"), wanted.get(name, "absent")
         if got != want:
-            raise ValueError(
-                f"{path} does not fit: {name} is {got} there, {want} wanted; usually it is of "
-                "another model or optimiser"
-            )
+            problem = f"{name} is {got} there, {want} wanted; usually it is of another model or optimiser"
+            raise ValueError(f"{path} does not fit: {problem}")

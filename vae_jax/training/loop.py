@@ -321,16 +321,16 @@ class _Run:
         checkpoint.save(self.directory, int(state.step), state, {"history": history}, best=best)
         with self.metrics.open("a") as file:
             file.write(json.dumps(history[-1]) + "\n")
-        self._show(history[-1])
+        self._show(self.directory / "tensorboard", history[-1])
 
-    def _show(self, row: Row) -> None:
+    def _show(self, folder: Path, row: Row) -> None:
         """Add the epoch to TensorBoard's events, where tensorboardX is installed."""
         if self.events is None:
             if importlib.util.find_spec("tensorboardX") is None:
                 return
             from tensorboardX import SummaryWriter
 
-            self.events = SummaryWriter(str(self.directory / "tensorboard"), purge_step=row["step"])
+            self.events = SummaryWriter(str(folder), purge_step=row["step"])
         for name, value in row.items():
             self.events.add_scalar(name.replace("valid_", "valid/"), value, row["step"])
         self.events.flush()
