@@ -5,13 +5,18 @@ VENV ?= .venv
 ARGS ?=
 BIN = $(VENV)/bin
 
-.PHONY: train test lint bench clean
+.PHONY: train test test-all lint bench clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m experiments.vae --resume $(ARGS)
 
 test: $(VENV)/installed-test lint
 	$(BIN)/python -m pytest -n 2 --dist worksteal $(ARGS)
+
+# All instances and the heavy statistics, compiled as users do, and once more on the newest Python. An hour or so.
+test-all: $(VENV)/installed-test lint
+	COMPILED_AS_USERS_DO=1 $(BIN)/python -m pytest -n 2 --dist worksteal -m "" $(ARGS)
+	.ci/newest
 
 lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
@@ -33,4 +38,4 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	touch $@ $(VENV)/installed
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .jax_cache build dist *.egg-info

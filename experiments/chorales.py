@@ -28,8 +28,10 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments import publish
 from experiments.phrases import Phrases, load_phrases, roll
+from experiments.shared import publish
+from experiments.shared.config import Adam
+from experiments.shared.results import by_epoch
 from vae_jax import Conditional, Evaluation, Fitted, Model, core, evaluate, fit, nets
 from vae_jax.core import objectives
 from vae_jax.evaluation import Mean, mean
@@ -40,7 +42,7 @@ WAYS = ("autoregressive", "VAE", "VAE, free bits")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Adam):
     """Train on chorales in several ways, and write a report with pictures of what they compose."""
 
     data: str = "bach_chorales.npz"
@@ -62,19 +64,10 @@ class Config:
     floor: float = 8.0
     """Nats of a phrase that are free, where they are."""
     epochs: int = 10
-    """Passes over the training phrases."""
     batch_size: int = 64
-    """Phrases per step."""
-    learning_rate: float = 1e-3
-    """Of Adam."""
     k: int = 100
     """Importance samples of each test phrase."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/chorales"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds: 128 phrases, 1 epoch, small networks, k = 4."""
 
 
 class Way(NamedTuple):
@@ -199,11 +192,8 @@ def main(config: Config) -> dict[str, Any]:
     for name in config.ways:
         print(name)
         results[name] = train(config, ways[name], phrases, k_train)
-    lines = {
-        name: tuple(np.array([row[column] for row in fitted.history]) for column in ("epoch", "valid_elbo"))
-        for name, (fitted, _) in results.items()
-    }
-    curves = pictures.curves({name: (x, -y / config.rows) for name, (x, y) in lines.items()}, y="nats per eighth note")
+    lines = {name: by_epoch(fitted.history, "valid_elbo", -1) for name, (fitted, _) in results.items()}
+    curves = pictures.curves({name: (x, y / config.rows) for name, (x, y) in lines.items()}, y="nats per eighth note")
     caption = "-ELBO on the validation phrases."
     return publish.write(
         "chorales",

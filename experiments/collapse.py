@@ -17,8 +17,11 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments import publish
-from experiments.rate_distortion import constant_std
+from experiments.shared import publish
+from experiments.shared.config import Images
+from experiments.shared.linear import constant_std, downwards, eigenvalues_of, linear_vae
+from experiments.shared.results import by_epoch
+from experiments.shared.training import Training
 from vae_jax import Evaluation, Fitted, core, data, evaluate, fit, nets
 from vae_jax.core import objectives
 from vae_jax.data import Preprocess
@@ -29,7 +32,7 @@ from vae_jax.training import lagging
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Images):
     """Train one encoder with two kinds of generator, and compare what z carries."""
 
     data: str = "fashion_mnist_mini"
@@ -50,12 +53,7 @@ class Config:
     """Which cures to try, by name (default: all)."""
     floor: float = 4.0
     """Nats: of free bits, and of the committed rate."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/collapse"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds instead of minutes: 256 + 64 images, 1 epoch, 2 sigmas, 1 cure. To see that all works."""
 
 
 class Point(NamedTuple):
@@ -95,35 +93,25 @@ def dequantised(levels: int) -> Preprocess:
     return Preprocess(apply, f"{levels} levels, dequantised", float(np.log(levels)))
 
 
-def encoder_net(config: Config, scale: float = 1.0) -> core.Network:
-    """The encoder's network, the same with both generators: an affine mean of y / scale, a deviation whatever y."""
+def encoder_net(config: Config) -> core.Network:
+    """The encoder's network, the same with both generators: an affine mean of y / levels, a deviation whatever y."""
     net = constant_std(config.latent)
     return core.Network(
-        lambda key, y: net.init(key, y / scale),
-        lambda params, y: net.apply(params, y / scale),
+        lambda key, y: net.init(key, y / config.levels),
+        lambda params, y: net.apply(params, y / config.levels),
     )
 
 
 def at_sigma(config: Config, sigma: float, key: jax.Array, ys: np.ndarray, start: Any) -> tuple[Point, Any]:
     """Train with the L2 generator at one sigma, from the parameters `start` if there are any."""
-    prior, generator = vae_jax.standard_normal(config.latent), vae_jax.l2(nets.MLP((), SIDE**2), sigma)
-    encoder = vae_jax.gaussian(encoder_net(config))
-    model = vae_jax.vae(encoder, prior, generator, estimator=vae_jax.analytic)
+    model = linear_vae(SIDE**2, config.latent, sigma).model
     k_fit, k_evaluate = jax.random.split(key)
-    prepare, batch = dequantised(config.levels), min(250, len(ys))
-    steps = config.linear_epochs * (len(ys) // batch)
-    fitted = fit(
-        model if start is None else core.start_from(model, start),
-        optax.adam(optax.cosine_decay_schedule(1e-2, steps)),
-        ys,
-        key=k_fit,
-        epochs=config.linear_epochs,
-        batch_size=batch,
-        preprocess=prepare,
-        progress=False,
+    prepare = dequantised(config.levels)
+    fitted = Training(config.linear_epochs, min(250, len(ys)), 1e-2).fit(
+        model if start is None else core.start_from(model, start), ys, k_fit, preprocess=prepare, progress=False
     )
     result = evaluate(model, fitted.params, k_evaluate, ys, preprocess=prepare, samples=4)
-    variances = np.linalg.eigvalsh(np.cov(ys.T / config.levels))[::-1] + 1 / (12 * config.levels**2)
+    variances = eigenvalues_of(ys, config.levels)
     theory = collapse(variances, variance=sigma**2, units=config.latent, measured=active_units(result))
     return Point(sigma, result, theory), fitted.params
 
@@ -137,7 +125,7 @@ def ways(config: Config, steps: int) -> dict[str, dict[str, Any]]:
         "free bits": {"objective": objectives.free_bits(floor, objectives.per_example)},
         "lagging encoder": {"parts": lagging(5, max(1, steps // 2))},
         "half of the pixels unseen": {"dropped": 0.5},
-        "committed rate": {"encoder": committed_gaussian(encoder_net(config, config.levels), floor)},
+        "committed rate": {"encoder": committed_gaussian(encoder_net(config), floor)},
     }
 
 
@@ -151,7 +139,7 @@ def autoregressively(
     **options: Any,
 ) -> Cured:
     """Train with the autoregressive generator, in one of the `ways`; reported after the last epoch."""
-    encoder = vae_jax.gaussian(encoder_net(config, config.levels)) if encoder is None else encoder
+    encoder = vae_jax.gaussian(encoder_net(config)) if encoder is None else encoder
     prior = vae_jax.standard_normal(config.latent)
     generator = autoregressive(nets.LSTM(config.levels, 16, config.hidden), (SIDE**2,), config.levels)
     model = vae_jax.vae(encoder, prior, generator, estimator=vae_jax.analytic)
@@ -195,13 +183,7 @@ def sections(points: list[Point], cured: dict[str, Cured]) -> list[page.Section]
         "theory": (sigma, np.array([point.theory.rate for point in points])),
         "measured": (sigma, np.array([mean(point.evaluation.rate).value for point in points])),
     }
-    over_epochs = {
-        name: (
-            np.array([row["epoch"] for row in one.fitted.history]),
-            np.array([row["valid_rate"] for row in one.fitted.history]),
-        )
-        for name, one in cured.items()
-    }
+    over_epochs = {name: by_epoch(one.fitted.history, "valid_rate") for name, one in cured.items()}
     words = [[f"{point.sigma:g}", point.theory.sentence] for point in points]
     return [
         page.Section(
@@ -251,13 +233,11 @@ def main(config: Config) -> dict[str, Any]:
     if unknown:
         raise ValueError(f"no such cure: {unknown}; there are {list(every)[1:]}")
     key = jax.random.key(config.seed)
-    points: list[Point] = []
-    params = None
-    # From the largest sigma down, each from where the last ended: units become active a few at a time.
-    for i, sigma in enumerate(sorted(config.sigmas, reverse=True)):
-        point, params = at_sigma(config, sigma, jax.random.fold_in(key, i), train_ys, params)
-        points.insert(0, point)
-        print(f"sigma = {sigma:g}: {point.theory.sentence}")
+
+    def at(sigma, key, start):
+        return at_sigma(config, sigma, key, train_ys, start)
+
+    points = downwards("sigma", config.sigmas, key, at)
     cured = {}
     k_ways = jax.random.fold_in(key, len(points))
     for name, options in every.items():

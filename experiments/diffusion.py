@@ -20,9 +20,12 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-from experiments import diffusion_report, publish, vae
+from experiments import diffusion_report
+from experiments.shared import publish
+from experiments.shared.config import Adam, Images, Resumable
+from experiments.shared.images import load_splits
+from experiments.shared.training import warm_cosine
 from vae_jax import diffusion as df
 from vae_jax import evaluate, fit, nets
 from vae_jax.core import objectives
@@ -30,12 +33,9 @@ from vae_jax.data import preprocess
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Images, Adam, Resumable):
     """Train a diffusion model on images, evaluate its bound on the test set and write a report."""
 
-    data: str = "fashion_mnist_mini"
-    """Data set: fashion_mnist_mini, emoji_mini, fashion_mnist, a file (npz, npy, IDX), a folder of images, or a name
-    that tensorflow-datasets has prepared."""
     size: tuple[int, int] | None = None
     """Resize images to this height and width."""
     conditional: bool = False
@@ -90,9 +90,6 @@ class Config:
     """Part of the labels that is dropped in training, for guidance."""
     keep: Literal["best", "last"] = "best"
     """Which parameters are used: those with the best validation bound, or the last, which know few images by heart."""
-    seed: int = 0
-    """Seed of everything random."""
-
     sampler: Literal["dpm-solver", "heun", "ddim", "ancestral"] = "dpm-solver"
     """The way back from noise."""
     sampler_steps: int = 50
@@ -102,11 +99,6 @@ class Config:
     evaluated_times: int = 8
     """Noise levels at which the bound of each test image is estimated."""
     out: str = "runs/diffusion"
-    """Directory of the report and the checkpoints."""
-    resume: bool = False
-    """Continue the run in `out`, if there is one."""
-    smoke: bool = False
-    """A few seconds instead of minutes: 512 + 64 images, 2 epochs, a small network. To see that all works."""
 
 
 # What may change when a run is continued: it shows in the report only.
@@ -193,14 +185,13 @@ def main(config: Config) -> dict[str, Any]:
     config = filled(config)
     if config.guidance != 1 and not config.conditional:
         raise ValueError(f"guidance={config.guidance} weighs the label, and the model has none: pass --conditional")
-    train, valid, test, source = vae.load_splits(
-        vae.Config(data=config.data, size=config.size, conditional=config.conditional, smoke=config.smoke)
+    train, valid, test, source = load_splits(
+        config.data, conditional=config.conditional, smoke=config.smoke, size=config.size
     )
     denoiser, prepare = build(config, train.ys.shape[1:])
     again = np.tile(np.arange(len(train.ys)), config.repeat)
     ys, cs = train.ys[again], None if train.cs is None else train.cs[again]
-    steps = config.epochs * (len(ys) // config.batch_size)
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, max(1, steps // 20), steps)
+    steps = max(1, config.epochs * (len(ys) // config.batch_size))
     k_fit, k_evaluate, k_pictures = jax.random.split(jax.random.key(config.seed), 3)
     # The objective trains at times of its own. For validation and test: in continuous time the bound does not depend on
     # the schedule between its ends, and along a line its estimate has the least variance of those that are fixed.
@@ -210,7 +201,7 @@ def main(config: Config) -> dict[str, Any]:
     model = df.diffusion(along, times=df.times.stratified(config.evaluated_times))
     fitted = fit(
         model,
-        optax.adam(rate),
+        warm_cosine(config.learning_rate, steps),
         ys,
         cs,
         key=k_fit,

@@ -8,7 +8,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.vae_report import Split, learning_curve, over_batch
+from experiments.shared.image_report import enlarged, in_turn, learning_curve, picture
+from experiments.shared.images import Split
+from experiments.shared.results import over_batch
 from vae_jax import Evaluation, Fitted
 from vae_jax import diffusion as df
 from vae_jax.data import Preprocess
@@ -53,10 +55,9 @@ def sections(
 ) -> list[page.Section]:
     """The pictures of the report; `samples.png` is also written to the directory."""
     k_samples, k_noising, k_levels = jax.random.split(key, 3)
-    zoom = max(1, 56 // test.ys.shape[1])
     columns = 10 if test.cs is None else test.cs.shape[1]
     drawn = trajectories(denoiser, fitted.params, k_samples, test.cs, 8 * columns, sampler, guidance)
-    samples = pictures.png(pictures.grid(_shown(denoiser, drawn.y), columns), zoom)
+    samples = enlarged(pictures.grid(_shown(denoiser, drawn.y), columns), test.ys.shape[1])
     (Path(directory) / "samples.png").write_bytes(samples)
     originals = test.ys[: 4 * columns] / np.float32(255)
     of_class = "" if test.cs is None else ", a column for each class"
@@ -69,10 +70,10 @@ def sections(
         page.Section(
             "Test images",
             "For comparison: what the model has not seen.",
-            [page.Picture(pictures.png(pictures.grid(originals, columns), zoom), "test images")],
+            [picture(originals, columns, "test images")],
         ),
-        _denoising(drawn, zoom),
-        _noising(denoiser, fitted.params, k_noising, test, prepare, zoom),
+        _denoising(drawn),
+        _noising(denoiser, fitted.params, k_noising, test, prepare),
         _cost(denoiser, fitted.params, k_levels, test, prepare),
         learning_curve(fitted),
     ]
@@ -88,14 +89,13 @@ def trajectories(
     guidance: float,
 ) -> df.Trajectory:
     """n draws, the classes in turn, with the latents at `SHOWN` moments of the way."""
-    classes = None if cs is None else np.eye(cs.shape[1], dtype=np.float32)[np.arange(n) % cs.shape[1]]
 
     def one(params, key, c):
         drawn = df.trajectory(denoiser, params, key, c, sampler=sampler, guidance=guidance)
         moments = np.linspace(0, len(drawn.xs) - 1, SHOWN).round().astype(int)
         return drawn._replace(zs=drawn.zs[moments], xs=drawn.xs[moments])
 
-    return jax.device_get(over_batch(one, params, jax.random.split(key, n), classes))
+    return over_batch(one, params, jax.random.split(key, n), in_turn(cs, n))
 
 
 def _shown(denoiser: df.Denoiser, ys: Any) -> np.ndarray:
@@ -108,7 +108,7 @@ def _picture(xs: np.ndarray) -> np.ndarray:
     return np.clip((np.asarray(xs, np.float32) + 1) / 2, 0, 1)
 
 
-def _denoising(drawn: df.Trajectory, zoom: int, rows: int = 5) -> page.Section:
+def _denoising(drawn: df.Trajectory, rows: int = 5) -> page.Section:
     """Pairs of rows: z_t from noise to data, and below it what the U-Net makes of it."""
     pairs = np.stack([drawn.zs[:rows], drawn.xs[:rows]], axis=1)
     images = _picture(pairs.reshape(-1, *pairs.shape[3:]))
@@ -116,12 +116,12 @@ def _denoising(drawn: df.Trajectory, zoom: int, rows: int = 5) -> page.Section:
         "The denoising chain",
         "From left to right the latents z_t of some draws, from noise to data; below each of them xhat(z_t), what the "
         "network expects the image to be.",
-        [page.Picture(pictures.png(pictures.grid(images, SHOWN), zoom), "latents and what the network makes of them")],
+        [picture(images, SHOWN, "latents and what the network makes of them")],
     )
 
 
 def _noising(
-    denoiser: df.Denoiser, params: Any, key: jax.Array, test: Split, prepare: Preprocess, zoom: int, rows: int = 5
+    denoiser: df.Denoiser, params: Any, key: jax.Array, test: Split, prepare: Preprocess, rows: int = 5
 ) -> page.Section:
     """The fixed encoder: test images and their z_t; below, what the network makes of them."""
     ts = jnp.linspace(0.0, 1.0, SHOWN)
@@ -137,14 +137,14 @@ def _noising(
 
         return jax.vmap(at)(ts, jax.random.split(k_noise, SHOWN))
 
-    ys, cs = test.ys[:rows], None if test.cs is None else test.cs[:rows]
+    ys, cs, _ = test.first(rows)
     zs, xs = over_batch(one, params, jax.random.split(key, len(ys)), ys, cs)
     pairs = np.stack([zs, xs], axis=1)
     images = _picture(pairs.reshape(-1, *pairs.shape[3:]))
     return page.Section(
         "The fixed encoder",
         "Test images, with more and more noise from left to right; below each the network's xhat(z_t).",
-        [page.Picture(pictures.png(pictures.grid(images, SHOWN), zoom), "test images with noise, denoised")],
+        [picture(images, SHOWN, "test images with noise, denoised")],
     )
 
 
@@ -156,13 +156,11 @@ def _cost(
     def one(params, key, y, c):
         k_data, k_terms = jax.random.split(key)
         model = df.diffusion(denoiser, times=df.times.stratified(parts))
-        found = model.terms(params, k_terms, prepare.apply(k_data, y), c).detail["diffusion"]
-        return found["nats"] / parts, found["squared"] / math.prod(denoiser.shape)
+        found = model.terms(params, k_terms, prepare.apply(k_data, y), c).diffusions[0]
+        return found.nats / parts, found.squared / math.prod(denoiser.shape)
 
-    ys, cs = test.ys[:n], None if test.cs is None else test.cs[:n]
-    nats, squared = (
-        np.mean(np.asarray(x), axis=0) for x in over_batch(one, params, jax.random.split(key, len(ys)), ys, cs)
-    )
+    ys, cs, _ = test.first(n)
+    nats, squared = (x.mean(axis=0) for x in over_batch(one, params, jax.random.split(key, len(ys)), ys, cs))
     middles = (np.arange(parts) + 0.5) / parts
     gammas = np.asarray(jax.vmap(lambda t: denoiser.gamma(params["enc"], t))(jnp.asarray(middles)))
     return page.Section(

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 
 from experiments import discrete_routes as routes
-from experiments import em_routes, publish
+from experiments.shared import ascent, publish
+from experiments.shared.config import CosineAdam
 from vae_jax import data
 from vae_jax.em.algorithm import em_of
 from vae_jax.evaluation import Mean, mean
@@ -25,7 +26,7 @@ from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(CosineAdam):
     """Train one model with a discrete z along every route, and write a report."""
 
     data: str = "fashion_mnist_mini"
@@ -39,19 +40,10 @@ class Config:
     draws: int = 4
     """Draws of z for each image, where an objective takes several."""
     epochs: int = 20
-    """Passes over the training data along each route."""
-    batch_size: int = 100
-    """Images in a step."""
     learning_rate: float = 5e-3
-    """Adam's, at its peak."""
     gradients: int = 1000
     """Draws of the gradient that bias and spread are measured from."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/discrete"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds instead of minutes: 300 + 50 images, 4 classes, 2 epochs, 20 gradients."""
 
 
 def load(name: str, split: str, n: int | None) -> np.ndarray:
@@ -84,12 +76,11 @@ class Result(NamedTuple):
 def run(config: Config, train: np.ndarray, test: np.ndarray) -> dict[str, Result]:
     """Every route from one start; gradients are measured where two epochs of the exact route have led."""
     parts = routes.build(config.classes, config.hidden, train.shape[1:])
-    how = routes.Training(config.epochs, config.batch_size, config.learning_rate)
     k_start, k_train, k_measure = jax.random.split(jax.random.key(config.seed), 3)
     start = parts.start(k_start, train)
-    steps = config.epochs * (len(train) // config.batch_size)
+    steps = config.training.steps(len(train))
     every = routes.all_routes(parts, config.temperatures, config.draws, steps, routes.independent_pixels(train))
-    ended = {name: routes.train(route, start, train, k_train, how) for name, route in every.items()}
+    ended = {name: routes.train(route, start, train, k_train, config.training) for name, route in every.items()}
     point, some = ended[routes.EXACT].at(2), train[: config.batch_size]
     exact = {k: routes.exact_gradient(parts, point, some, k) for k in (0, config.draws)}
     measured = {
@@ -99,7 +90,7 @@ def run(config: Config, train: np.ndarray, test: np.ndarray) -> dict[str, Result
     }
     mixture, path, seconds = routes.by_em(parts, start, train, config.epochs)
     paths = {routes.EM: path} | {name: {"pri": e.path["pri"], "gen": e.path["gen"]} for name, e in ended.items()}
-    curves = em_routes.along(mixture, paths, train)
+    curves = ascent.along(mixture, paths, train)
     log_p, elbo = jax.jit(lambda params: em_of(mixture).expect(params, test)[0]), routes.exact_elbo(parts, test)
 
     def result(name):

@@ -16,7 +16,8 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments import em_routes
+from experiments.shared import ascent
+from experiments.shared.training import Training
 from vae_jax import core, gumbel, nets, straight_through_gumbel
 from vae_jax.core import Objective, elbo, leave_one_out, of, vimco
 from vae_jax.core.multi_sample import log_mean
@@ -72,14 +73,6 @@ class Measured(NamedTuple):
     bias: float
     noise: float
     spread: float
-
-
-class Training(NamedTuple):
-    """Adam with a rate that falls to 0 along a cosine, in batches, for so many epochs."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
 
 
 class Ended(NamedTuple):
@@ -138,27 +131,20 @@ def independent_pixels(ys: np.ndarray) -> Callable[..., Any]:
 
 def train(route: Route, start: Any, ys: np.ndarray, key: jax.Array, how: Training) -> Ended:
     """Adam from the start."""
-    steps = len(ys) // how.batch_size
-    optimizer = optax.adam(optax.cosine_decay_schedule(how.learning_rate, how.epochs * steps))
-    state = vae_jax.init_state(route.model._replace(init=lambda *_: start), optimizer, key, ys[0])
-    step = vae_jax.make_train_step(route.model, optimizer, objective=route.objective)
-    epoch = jax.jit(vae_jax.make_scan(step, how.batch_size, steps))
+    epochs = ascent.epoch_by_epoch(route.model, start, ys, key, how.optimizer(len(ys)), how.batch_size, route.objective)
     path, seconds = [start], []
     for _ in range(how.epochs):
         began = time.perf_counter()
-        state, _ = jax.block_until_ready(epoch(state, key, ys))
-        seconds.append((time.perf_counter() - began) / steps)
-        path.append(state.params)
-    return Ended(jax.tree.map(lambda *xs: jnp.stack(xs), *path), float(np.median(seconds[1:])))
+        path.append(next(epochs)[0])
+        seconds.append((time.perf_counter() - began) / (len(ys) // how.batch_size))
+    return Ended(ascent.stacked(path), float(np.median(seconds[1:])))
 
 
 def by_em(parts: Parts, start: Any, ys: np.ndarray, iterations: int) -> tuple[vae_jax.Conditional, Any, float]:
     """(the mixture that the model is, {pri, gen} after 0, 1, 2, ... iterations of EM, seconds per iteration)."""
     mixture = mixture_of_bernoullis(parts.shape, parts.classes, prior=1.0)
     began = time.perf_counter()
-    path = jax.block_until_ready(
-        em_routes.by_em(mixture, {part: start[part] for part in ("pri", "gen")}, ys, iterations)
-    )
+    path = jax.block_until_ready(ascent.by_em(mixture, {part: start[part] for part in ("pri", "gen")}, ys, iterations))
     return mixture, path, (time.perf_counter() - began) / (iterations + 1)
 
 

@@ -18,7 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from experiments import em_routes, publish
+from experiments import em_routes
+from experiments.shared import publish
+from experiments.shared.config import Run
+from experiments.shared.image_report import picture
+from experiments.shared.training import Training
 from vae_jax import core, data, evaluate
 from vae_jax.data import Preprocess
 from vae_jax.em import CovariancePrior, FittedEM, fit_em, mixture_of_gaussians
@@ -28,7 +32,7 @@ from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Run):
     """Fit a mixture of Gaussians to projected images by EM, and write a report."""
 
     data: str | None = None
@@ -51,12 +55,7 @@ class Config:
     """Gaussians in the small mixture."""
     passes: int = 100
     """Passes over the data along each of the four routes."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/em_mixture"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds instead of minutes: 600 + 100 images, 5 components in 8 dimensions, 3 passes."""
 
 
 class Projection(NamedTuple):
@@ -153,13 +152,9 @@ def sections(
     weights = np.asarray(mixture.mixing_distribution.probs)[order]
     gaussians = mixture.component_distribution
     means, factors = np.asarray(gaussians.loc)[order], np.asarray(gaussians.scale_tril)[order]
-    zoom = max(1, 56 // projection.shape[0])
-
-    def picture(images: np.ndarray, alt: str, caption: str = "") -> page.Picture:
-        return page.Picture(pictures.png(pictures.grid(images, 10), zoom), alt, caption)
-
     k_parts, k_samples = jax.random.split(key)
     samples = projection.images(jax.vmap(mixture.sample)(jax.random.split(k_samples, 40)))
+    six = inside(means[:6], factors[:6], k_parts)
     steps = np.arange(len(fitted.history))
     climb = {"training images": (steps[1:], fitted.history[1:])}
     return [
@@ -173,7 +168,7 @@ def sections(
             "Components",
             "The mean of each component as a picture, largest weight first; and the weights.",
             [
-                picture(projection.images(means), "means of the components"),
+                picture(projection.images(means), 10, "means of the components"),
                 page.Picture(pictures.bars(weights, x="component, largest first", y="weight"), "weights"),
             ],
         ),
@@ -181,12 +176,15 @@ def sections(
             "Inside six components",
             "A row for each of the six largest. On the left its mean and what lies -2, -1, 1 and 2 standard deviations "
             "from it along the direction in which it varies most; on the right five draws of it.",
-            [picture(projection.images(inside(means[:6], factors[:6], k_parts)), "directions and draws of components")],
+            [picture(projection.images(six), 10, "directions and draws of components")],
         ),
         page.Section(
             "Samples",
             "Draws of the whole mixture, and test images as the projection keeps them.",
-            [picture(samples, "samples", "samples"), picture(projection.images(seen), "test images", "test images")],
+            [
+                picture(samples, 10, "samples", "samples"),
+                picture(projection.images(seen), 10, "test images", "test images"),
+            ],
         ),
     ]
 
@@ -249,9 +247,7 @@ def main(config: Config) -> dict[str, Any]:
         train.zs[some, : config.route_dimensions],
         config.route_components,
         k_routes,
-        passes=config.passes,
-        batch_size=100,
-        learning_rate=0.03,
+        Training(config.passes, 100, 0.03),
     )
     small = (
         f"{config.route_components} Gaussians on the first {config.route_dimensions} principal components of "

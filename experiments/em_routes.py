@@ -4,16 +4,17 @@ All start at the same parameters. EM, the VAE and gradient ascent climb the same
 its ELBO, which equals ln P(y) where its encoder is the posterior. Hard EM climbs another one, E max_k ln P(y, k).
 """
 
-from typing import Any, NamedTuple
+import itertools
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
-import vae_jax
+from experiments.shared.ascent import along, by_em, epoch_by_epoch, stacked
+from experiments.shared.training import Training
 from vae_jax import core
-from vae_jax.em import as_vae, init_em, make_em_step, mixture_of_gaussians
+from vae_jax.em import as_vae, mixture_of_gaussians
 from vae_jax.em.algorithm import em_of
 from vae_jax.report import page, pictures
 
@@ -34,16 +35,8 @@ class Routes(NamedTuple):
     elbo: float
 
 
-def four_routes(
-    ys: np.ndarray, components: int, key: jax.Array, *, passes: int, batch_size: int, learning_rate: float
-) -> Routes:
-    """Fit ys (n, d) by `components` Gaussians of full covariance along each route.
-
-    Args:
-        passes: over the data: iterations of EM, epochs of Adam.
-        batch_size: examples in a step of Adam.
-        learning_rate: Adam's, at its peak; it falls to 0 along a cosine.
-    """
+def four_routes(ys: np.ndarray, components: int, key: jax.Array, how: Training) -> Routes:
+    """Fit ys (n, d) by `components` Gaussians of full covariance along each route; EM takes as many passes as Adam."""
     k_start, k_ascent, k_vae = jax.random.split(key, 3)
     soft, hard = (
         mixture_of_gaussians(ys.shape[1], components, "full", start="k-means++", hard=hard) for hard in (False, True)
@@ -51,55 +44,21 @@ def four_routes(
     start = jax.jit(em_of(soft).start)(k_start, jnp.asarray(ys))
 
     def ascend(model, start, key):
-        return by_gradient(model, start, ys, key, passes, batch_size, learning_rate)
+        _, k_train = jax.random.split(key)
+        epochs = epoch_by_epoch(model, start, ys, k_train, how.optimizer(len(ys)), how.batch_size)
+        path, metrics = zip(*itertools.islice(epochs, how.epochs), strict=True)
+        return stacked([start, *path]), float(metrics[-1]["elbo"].mean())
 
     ascent, _ = ascend(core.lift(soft), start, k_ascent)
     by_vae, elbo = ascend(as_vae(soft), {"enc": start, **start}, k_vae)
     paths = {
-        EM: by_em(soft, start, ys, passes),
-        HARD: by_em(hard, start, ys, passes),
+        EM: by_em(soft, start, ys, how.epochs),
+        HARD: by_em(hard, start, ys, how.epochs),
         VAE: {part: by_vae[part] for part in ("pri", "gen")},
         GRADIENT: ascent,
     }
     log_p, best = (along(model, paths, ys) for model in (soft, hard))
     return Routes(log_p, {name: float(values[-1]) for name, values in best.items()}, elbo)
-
-
-def by_em(model: vae_jax.Conditional, start: Any, ys: np.ndarray, passes: int) -> Any:
-    """The parameters at the start and after each iteration, stacked: stepwise EM with all data in the batch is EM."""
-    step = make_em_step(model, decay=0.0)
-
-    def iterate(state, _):
-        return step(state, ys)[0], state.params
-
-    @jax.jit
-    def path(start):
-        return jax.lax.scan(iterate, init_em(model, ys, params=start), length=passes + 1)[1]
-
-    return path(start)
-
-
-def by_gradient(
-    model: vae_jax.Model, start: Any, ys: np.ndarray, key: jax.Array, passes: int, batch_size: int, learning_rate: float
-) -> tuple[Any, float]:
-    """(the parameters at the start and after each epoch, stacked; mean ELBO of the last epoch)."""
-    k_init, k_train = jax.random.split(key)
-    steps = len(ys) // batch_size
-    optimizer = optax.adam(optax.cosine_decay_schedule(learning_rate, passes * steps))
-    state = vae_jax.init_state(model, optimizer, k_init, ys[0])._replace(params=start)
-    epoch = jax.jit(vae_jax.make_scan(vae_jax.make_train_step(model, optimizer), batch_size, steps))
-    path = [start]
-    for _ in range(passes):
-        state, metrics = epoch(state, k_train, ys)
-        path.append(state.params)
-    return jax.tree.map(lambda *xs: jnp.stack(xs), *path), float(metrics["elbo"].mean())
-
-
-def along(model: vae_jax.Conditional, paths: dict[str, Any], ys: np.ndarray) -> dict[str, np.ndarray]:
-    """What the model's E-step calls ln P(y), averaged over ys, at each of the stacked parameters of each path."""
-    em = em_of(model)
-    values = jax.jit(lambda path: jax.lax.map(lambda params: em.expect(params, ys)[0].mean(), path))
-    return {name: np.asarray(values(path)) for name, path in paths.items()}
 
 
 _WORDS = {

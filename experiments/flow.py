@@ -23,12 +23,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from jax.scipy.special import logsumexp
 
 import vae_jax
-from experiments import linear_vae, publish
-from vae_jax import Evaluation, Fitted, core, evaluate, fit, nets
+from experiments.shared import linear, publish
+from experiments.shared.config import CosineAdam
+from experiments.shared.results import by_epoch, over_batch
+from vae_jax import Evaluation, Fitted, core, evaluate, nets
 from vae_jax.evaluation import mean
 from vae_jax.parts import flows
 from vae_jax.report import page, pictures
@@ -39,7 +40,7 @@ Name = Literal["flow", "vae", "flow-prior", "iaf-encoder"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(CosineAdam):
     """Train a flow and VAEs on the same data, and compare their ln P(y)."""
 
     data: str = "moons"
@@ -58,19 +59,10 @@ class Config:
     points: int = 10_000
     """Training points of a toy; a fifth as many for testing."""
     epochs: int = 150
-    """Passes over the training data."""
     batch_size: int = 250
-    """Examples in a step."""
-    learning_rate: float = 3e-3
-    """Adam's at its peak; it falls to 0 along a cosine."""
     k: int = 500
     """Importance samples for ln P(y) of the VAEs."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/flow"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds: 1,000 points, 2 epochs, 2 layers, 10 importance samples. To see that all works."""
 
 
 class Mixture(NamedTuple):
@@ -133,7 +125,7 @@ def load(config: Config, key: jax.Array) -> Data:
     if truth is not None:
         ys = truth.draw(key, config.points + config.points // 5)
         return Data(ys[: config.points], ys[config.points :], f"{config.data}, drawn here", truth)
-    ys, source = linear_vae.load_blocks(linear_vae.Config(data=config.data, smoke=config.smoke))
+    ys, source = linear.load_blocks(config.data, 4, smoke=config.smoke)
     test = len(ys) // 5
     return Data(ys[test:], ys[:test], f"means of 4 x 4 blocks, variance 1 on average; {source}", None)
 
@@ -171,16 +163,7 @@ def log_p(result: Evaluation) -> np.ndarray:
 def train(config: Config, name: str, model: vae_jax.Model, source: Data, key: jax.Array) -> Trained:
     """Adam along a cosine; the last parameters count, the test examples are looked at once."""
     k_fit, k_evaluate = jax.random.split(key)
-    steps = config.epochs * max(1, len(source.train) // config.batch_size)
-    fitted = fit(
-        model,
-        optax.adam(optax.cosine_decay_schedule(config.learning_rate, steps)),
-        source.train,
-        key=k_fit,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        clip_norm=10.0,
-    )
+    fitted = config.training.fit(model, source.train, k_fit, clip_norm=10.0)
     k = 0 if name == "flow" else config.k
     return Trained(model, fitted, evaluate(model, fitted.params, k_evaluate, source.test, k=k))
 
@@ -218,10 +201,7 @@ def sections(config: Config, trained: dict[str, Trained], source: Data, key: jax
         where = " In the plane of the data's first two principal directions."
     edges = np.linspace(-REACH, REACH, 97)
     flat = [np.histogramdd(ys @ axes, (edges, edges), density=True)[0].T[::-1] for ys in drawn.values()]
-    curves = {
-        name: (np.arange(1, len(each.fitted.history) + 1), np.array([-row["elbo"] for row in each.fitted.history]))
-        for name, each in trained.items()
-    }
+    curves = {name: by_epoch(each.fitted.history, "elbo", -1) for name, each in trained.items()}
     return [
         *([] if source.truth is None else [densities(config, trained, source.truth, key)]),
         page.Section("Draws", f"From left to right: {', '.join(drawn)}.{where}", [picture(flat, "draws, counted")]),
@@ -258,8 +238,7 @@ def picture(planes: list[np.ndarray], alt: str) -> page.Picture:
 
 def draws(trained: Trained, key: jax.Array, n: int = 20_000) -> np.ndarray:
     """(n, d)"""
-    sample = jax.jit(jax.vmap(trained.model.sample, in_axes=(None, 0)))
-    return np.asarray(sample(trained.fitted.params, jax.random.split(key, n)))
+    return over_batch(trained.model.sample, trained.fitted.params, jax.random.split(key, n))
 
 
 def main(config: Config) -> dict[str, Any]:

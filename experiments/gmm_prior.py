@@ -11,91 +11,34 @@ Expected with the default settings (1,000 test images, dynamic binarisation): te
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import numpy as np
 
 import vae_jax
-from experiments import publish, vae, vae_report
-from experiments.vae_report import Pictured
-from vae_jax import Evaluation, Fitted, core, evaluate, fit
-from vae_jax.data import Preprocess
+from experiments.shared import publish, two_stages
+from experiments.shared.image_report import draw_samples
+from experiments.shared.images import load_splits
+from experiments.shared.results import over_batch
+from experiments.shared.two_stages import FirstStage
+from vae_jax import Evaluation, core, evaluate
 from vae_jax.em import FittedEM, fit_em, mixture_of_gaussians
 from vae_jax.evaluation import mean
 from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(FirstStage):
     """Train a VAE, fit its prior to its codes by EM, and report what changes."""
 
-    data: str = "fashion_mnist_mini"
-    """Data set: fashion_mnist_mini, emoji_mini, fashion_mnist, a file (npz, npy, IDX), a folder of images, or a name
-    that tensorflow-datasets has prepared."""
-    likelihood: Literal["bernoulli", "l2", "discretised-logistic", "categorical"] = "bernoulli"
-    """P_gen(y|z): bernoulli on binarised pixels, l2 on dequantised ones, the others on the 256 levels."""
-    hidden: tuple[int, ...] = (500,)
-    """Hidden layers of encoder and generator."""
-    latent: int = 16
-    """Dimensions of z."""
-    epochs: int = 20
-    """Passes over the training data."""
     components: int = 20
     """Gaussians in the prior after, each with a full covariance."""
     draws: int = 10
     """Codes drawn for each training image: the prior is fitted to all of them."""
     iterations: int = 200
     """Iterations of EM, at most."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/gmm_prior"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds instead of minutes: 512 + 64 images, 2 epochs, 2 Gaussians. To see that all works."""
-
-
-def build(
-    setting: vae.Config, shape: tuple[int, ...], prior: vae_jax.Model | vae_jax.Conditional
-) -> tuple[vae_jax.Model, Pictured]:
-    """The VAE with this prior, and the same for pictures."""
-    encoder_net, generator_net = vae.networks(setting, shape)
-    encoder = vae_jax.gaussian(encoder_net(2 * setting.latent))
-    generator, prepare, white = vae.build_generator(setting, generator_net)
-    means = core.means(generator)
-    pictured = Pictured(encoder, means, vae_jax.vae(encoder, prior, means), prepare, white)
-    return vae_jax.vae(encoder, prior, generator), pictured
-
-
-def train_vae(
-    setting: vae.Config,
-    model: vae_jax.Model,
-    prepare: Preprocess,
-    train: vae_report.Split,
-    valid: vae_report.Split,
-    key: jax.Array,
-    epochs: int,
-) -> Fitted:
-    """The first of two stages: all of a VAE; the parameters of the best epoch."""
-    optimizer = vae.build_optimizer(setting, 0)
-    return fit(model, optimizer, train.ys, key=key, epochs=epochs, preprocess=prepare, validation=(valid.ys, None))
-
-
-def codes_of(pictured: Pictured, params: Any, key: jax.Array, split: vae_report.Split, draws: int) -> np.ndarray:
-    """(n * draws, latent): z ~ P_enc(z|y), so that what they are drawn from is the aggregate posterior."""
-
-    def one(params, key, y):
-        k_data, k_z = jax.random.split(key)
-        q = pictured.encoder.dist(params["enc"], pictured.preprocess.apply(k_data, y))
-        return jax.vmap(q.sample)(jax.random.split(k_z, draws))
-
-    codes = vae_report.over_batch(one, params, jax.random.split(key, len(split.ys)), split.ys)
-    return np.asarray(codes).reshape(-1, codes.shape[-1])
-
-
-def draws_of(prior: vae_jax.Conditional, params: Any, key: jax.Array, n: int) -> np.ndarray:
-    """(n, latent)"""
-    return np.asarray(jax.jit(jax.vmap(lambda key: prior.dist(params).sample(key)))(jax.random.split(key, n)))
 
 
 def table(before: Evaluation, after: Evaluation, components: int, n: int) -> list[page.Row]:
@@ -115,28 +58,16 @@ def table(before: Evaluation, after: Evaluation, components: int, n: int) -> lis
 
 def sections(samples: dict[str, np.ndarray], fitted: FittedEM, drawn: dict[str, np.ndarray]) -> list[page.Section]:
     """Samples with both priors, the codes beside draws of both priors, and the climb of EM."""
-    planes, margins = histograms(drawn, np.asarray(fitted.params["gen"]["means"]))
     climb = {"codes of the training images": (np.arange(len(fitted.history)), fitted.history)}
     return [
-        page.Section(
-            "Samples",
-            "z from the prior, then the generator's mean: before with N(0, I), after with the mixture.",
-            [
-                page.Picture(
-                    pictures.png(pictures.grid(images, 10), max(1, 56 // images.shape[1])), f"samples {name}", name
-                )
-                for name, images in samples.items()
-            ],
+        two_stages.samples_section(
+            samples, "z from the prior, then the generator's mean: before with N(0, I), after with the mixture."
         ),
-        page.Section(
-            "Codes and priors",
+        two_stages.codes_section(
+            drawn,
+            np.asarray(fitted.params["gen"]["means"]),
             "In the plane in which the components' means lie farthest apart: from left to right "
             f"{', '.join(drawn)}, on the same scale. Below them the densities along the two axes of that plane.",
-            [page.Picture(pictures.png(pictures.grid(planes, 3, 6), 3), "densities in a plane")]
-            + [
-                page.Picture(pictures.curves(lines, x=x, y="density"), f"densities along the {x}")
-                for x, lines in margins.items()
-            ],
         ),
         page.Section(
             "The climb of EM",
@@ -146,45 +77,25 @@ def sections(samples: dict[str, np.ndarray], fitted: FittedEM, drawn: dict[str, 
     ]
 
 
-def histograms(drawn: dict[str, np.ndarray], means: np.ndarray) -> tuple[np.ndarray, dict[str, Any]]:
-    """Densities of draws (n, latent) in the principal plane of the means: as pictures, and along its two axes."""
-    plane = np.linalg.svd(means - means.mean(axis=0)[None])[2][:2].T
-    edges = np.linspace(-4, 4, 65)
-    middles = (edges[1:] + edges[:-1]) / 2
-    flat = {name: zs @ plane for name, zs in drawn.items()}
-    density = [np.histogramdd(xs, (edges, edges), density=True)[0].T[::-1] for xs in flat.values()]
-    margins = {
-        f"{which} axis": {name: (middles, np.histogram(xs[:, i], edges, density=True)[0]) for name, xs in flat.items()}
-        for i, which in enumerate(("first", "second"))
-    }
-    planes = np.stack(density) / np.max(density)
-    return np.sqrt(planes)[..., None], margins  # the root shows the tails
-
-
 def main(config: Config) -> dict[str, Any]:
     """Train, fit the prior, evaluate with both, report; returns the numbers of the table.
 
     Raises:
         ValueError: fewer than two latent dimensions, or options that do not fit the data.
     """
-    if config.latent < 2:
-        raise ValueError(f"latent={config.latent}: the report draws the codes in a plane, so it takes at least 2")
     if config.smoke:
         config = dataclasses.replace(config, epochs=2, components=2, iterations=10)
-    setting = vae.Config(
-        data=config.data, likelihood=config.likelihood, hidden=config.hidden, latent=config.latent, smoke=config.smoke
-    )
-    train, valid, test, source = vae.load_splits(setting)
+    train, valid, test, source = load_splits(config.data, smoke=config.smoke)
     key = jax.random.key(config.seed)
     k_fit, k_codes, k_em, k_evaluate, k_pictures, k_before, k_after = jax.random.split(key, 7)
 
     standard = vae_jax.standard_normal(config.latent)
     mixture = mixture_of_gaussians(config.latent, config.components, "full")
-    before, shown_before = build(setting, train.ys.shape[1:], standard)
-    after, shown_after = build(setting, train.ys.shape[1:], mixture)
+    before, shown_before = two_stages.build(config, train.ys.shape[1:], standard)
+    after, shown_after = two_stages.build(config, train.ys.shape[1:], mixture)
     prepare = shown_before.preprocess
-    trained = train_vae(setting, before, prepare, train, valid, k_fit, config.epochs)
-    codes = codes_of(shown_before, trained.params, k_codes, train, config.draws)
+    trained = two_stages.train_first(config, before, prepare, train, valid, k_fit)
+    codes = two_stages.codes_of(shown_before, trained.params, k_codes, train, config.draws)
     fitted = fit_em(mixture, codes, key=k_em, iterations=config.iterations)
     params = {**trained.params, "pri": fitted.params}
 
@@ -192,14 +103,12 @@ def main(config: Config) -> dict[str, Any]:
     result_before = evaluate(before, trained.params, k_evaluate, test.ys, preprocess=prepare)
     result_after = evaluate(after, params, k_evaluate, test.ys, preprocess=prepare)
     samples = {
-        name: vae_report.draw_samples(pictured, chosen, k_pictures, None)
+        name: draw_samples(pictured, chosen, k_pictures, None)
         for name, pictured, chosen in (("before", shown_before, trained.params), ("after", shown_after, params))
     }
-    drawn = {
-        "codes": codes,
-        "N(0, I)": draws_of(standard, {}, k_before, len(codes)),
-        "mixture": draws_of(mixture, fitted.params, k_after, len(codes)),
-    }
+    drawn = {"codes": codes}
+    for name, prior, chosen, k in (("N(0, I)", standard, {}, k_before), ("mixture", mixture, fitted.params, k_after)):
+        drawn[name] = over_batch(core.lift(prior).sample, chosen, jax.random.split(k, len(codes)))
     return publish.write(
         "gmm_prior",
         config,

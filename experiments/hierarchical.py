@@ -24,7 +24,11 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments import publish, vae, vae_report
+from experiments.shared import publish
+from experiments.shared.config import Adam, Images
+from experiments.shared.image_report import picture
+from experiments.shared.images import load_splits
+from experiments.shared.results import by_epoch, over_batch
 from vae_jax import Evaluation, Fitted, core, evaluate, fit, nets
 from vae_jax.core import objectives
 from vae_jax.data import preprocess
@@ -36,12 +40,9 @@ SHOWN = 10  # images in a row
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Images, Adam):
     """Train hierarchical VAEs on binarised images, and report what each of their levels carries and holds."""
 
-    data: str = "fashion_mnist_mini"
-    """Data set: fashion_mnist_mini, emoji_mini, fashion_mnist, a file (npz, npy, IDX), a folder of images, or a name
-    that tensorflow-datasets has prepared."""
     network: Literal["mlp", "conv"] = "mlp"
     """mlp compares one layer, two layers and ladders; conv is one convolutional ladder."""
     depths: tuple[int, ...] = (2, 5)
@@ -62,26 +63,15 @@ class Config:
     """Run the convolutional networks in bfloat16; log-probabilities stay in float32."""
     remat: bool = False
     """Compute the levels anew in the backward pass: slower, and the memory of one level in place of all."""
-    epochs: int = 30
-    """Passes over the training data, for each model."""
     warm_up: int = 10
     """Epochs in which the rate's weight rises to 1 (Sonderby et al. 2016): without it upper levels may stay unused."""
-    batch_size: int = 100
-    """Examples in a step."""
-    learning_rate: float = 1e-3
-    """Adam's learning rate."""
     clip_norm: float = 200.0
     """Bound on the global norm of the gradient."""
     ema_decay: float = 0.99
     """Decay of the moving average of the parameters, which is what is evaluated."""
     k: int = 100
     """Importance samples for the test log-likelihood."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/hierarchical"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds instead of minutes: 512 + 64 images, 2 epochs, k = 5, two models. To see that all works."""
 
 
 class Candidate(NamedTuple):
@@ -192,21 +182,21 @@ def table(results: Sequence[Result], n: int) -> list[page.Row]:
 def sections(results: Sequence[Result], key: jax.Array, ys: np.ndarray, prepare: Any) -> list[page.Section]:
     """Learning curves, rates by level, and what the last model, a ladder, draws."""
     rates = {r.candidate.name: (np.arange(1, len(r.rates) + 1), r.rates) for r in results}
+    curves = {r.candidate.name: by_epoch(r.fitted.history, "valid_elbo", -1) for r in results}
     last, name = results[-1], results[-1].candidate.name
     k_samples, k_held = jax.random.split(key)
     drawn = {t: samples(last, k_samples, t) for t in (1.0, 0.7)}
     held, known = held_by_levels(last, k_held, ys[:SHOWN], prepare)
     levels = ", ".join(map(str, known))
 
-    def picture(images: np.ndarray, alt: str) -> page.Picture:
-        grid = pictures.grid(images, len(ys[:SHOWN]))
-        return page.Picture(pictures.png(grid, max(1, 56 // ys.shape[1])), alt, alt)
+    def rows(images: np.ndarray, words: str) -> page.Picture:
+        return picture(images, len(ys[:SHOWN]), words, words)
 
     return [
         page.Section(
             "Learning curves",
             "-ELBO of the validation images in nats (lower is better), of the moving average of the parameters.",
-            [page.Picture(pictures.curves(learning(results), y="-ELBO, nats per image"), "bound by epoch")],
+            [page.Picture(pictures.curves(curves, y="-ELBO, nats per image"), "bound by epoch")],
         ),
         page.Section(
             "Rate by level",
@@ -219,24 +209,15 @@ def sections(results: Sequence[Result], key: jax.Array, ys: np.ndarray, prepare:
         page.Section(
             f"Samples of the {name}",
             "z of every level from the prior, its standard deviations times the temperature; then the mean of y.",
-            [picture(images, f"temperature {t}") for t, images in drawn.items()],
+            [rows(images, f"temperature {t}") for t, images in drawn.items()],
         ),
         page.Section(
             f"What the upper levels of the {name} hold",
             f"Test images in the first row. Below them {levels} of the upper levels are those of the image, drawn from "
             "the encoder, and all others are the prior's means given what is above them: then the generator's mean.",
-            [picture(held, f"{levels} levels")],
+            [rows(held, f"{levels} levels")],
         ),
     ]
-
-
-def learning(results: Sequence[Result]) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """By name of the model, (epochs, -ELBO of the validation images)."""
-    curves = {}
-    for candidate, fitted, _ in results:
-        points = [(row["epoch"], -row["valid_elbo"]) for row in fitted.history if np.isfinite(row["valid_elbo"])]
-        curves[candidate.name] = (np.array([epoch for epoch, _ in points]), np.array([nats for _, nats in points]))
-    return curves
 
 
 def samples(result: Result, key: jax.Array, temperature: float, n: int = 4 * SHOWN) -> np.ndarray:
@@ -246,7 +227,7 @@ def samples(result: Result, key: jax.Array, temperature: float, n: int = 4 * SHO
     def one(params, key):
         return ladder_sample(rungs, shown, params, key, temperature=temperature)
 
-    return np.asarray(vae_report.over_batch(one, result.fitted.params, jax.random.split(key, n)))
+    return over_batch(one, result.fitted.params, jax.random.split(key, n))
 
 
 def held_by_levels(result: Result, key: jax.Array, ys: np.ndarray, prepare: Any) -> tuple[np.ndarray, list[int]]:
@@ -261,8 +242,8 @@ def held_by_levels(result: Result, key: jax.Array, ys: np.ndarray, prepare: Any)
         upper = [(zs[:n], k) for n, k in zip(known, keys, strict=True)]
         return jnp.stack([ladder_sample(rungs, shown, params, k, temperature=0.0, given=z) for z, k in upper])
 
-    drawn = vae_report.over_batch(one, result.fitted.params, jax.random.split(key, len(ys)), ys)
-    rows = np.concatenate([ys[:, None] / np.float32(255), np.asarray(drawn)], axis=1)
+    drawn = over_batch(one, result.fitted.params, jax.random.split(key, len(ys)), ys)
+    rows = np.concatenate([ys[:, None] / np.float32(255), drawn], axis=1)
     return rows.swapaxes(0, 1).reshape(-1, *ys.shape[1:]), known
 
 
@@ -276,7 +257,7 @@ def main(config: Config) -> dict[str, Any]:
         raise ValueError("depths: want at least one number of levels, such as 2; got none")
     if config.smoke:
         config = dataclasses.replace(config, epochs=2, warm_up=1, k=5)
-    *splits, source = vae.load_splits(vae.Config(data=config.data, smoke=config.smoke))
+    *splits, source = load_splits(config.data, smoke=config.smoke)
     prepare = preprocess.dynamic_binarisation()
     key, k_pictures = jax.random.split(jax.random.key(config.seed))
     candidates = build(config, splits[0].ys.shape[1:])

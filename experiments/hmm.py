@@ -24,8 +24,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments import publish
 from experiments.series import Series, load_series
+from experiments.shared import publish
+from experiments.shared.config import Run
 from vae_jax import Conditional
 from vae_jax.em import FittedEM, fit_em, gaussian_hmm, gaussians, mixture_of_gaussians
 from vae_jax.em.algorithm import em_of
@@ -36,7 +37,7 @@ BLOCKS = 10
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Run):
     """Fit hidden Markov models with Gaussian emissions to a series, and write a report."""
 
     data: str = "geyser"
@@ -48,12 +49,7 @@ class Config:
     """Random starts of EM for each model; the best counts."""
     iterations: int = 500
     """Iterations of EM, at most."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/hmm"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds: the first number of states, 5 restarts, 50 iterations."""
 
 
 class Comparison(NamedTuple):

@@ -19,19 +19,18 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from experiments import linear_ways, publish
-from experiments.linear_ways import Training
-from vae_jax import data, evaluate
+from experiments import linear_ways
+from experiments.shared import linear, publish
+from experiments.shared.config import CosineAdam, Images
+from vae_jax import evaluate
 from vae_jax.evaluation import Collapse, Mean, active_units, collapse, mean
 from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Images, CosineAdam):
     """Fit one linear model in three ways, train linear VAEs over a range of beta, and write a report."""
 
-    data: str = "fashion_mnist_mini"
-    """Data set of images: a name or a path that vae_jax.data.load takes."""
     side: int = 4
     """Images become side x side means of blocks, for each channel."""
     latent: int = 5
@@ -44,37 +43,9 @@ class Config:
     sigma: float = 0.38
     """That sigma, where the data have variance 1 on average."""
     epochs: int = 120
-    """Passes over the data for each beta."""
     batch_size: int = 250
-    """Examples in a step."""
     learning_rate: float = 0.01
-    """Adam's at its peak; it falls to 0 along a cosine, for each beta anew."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/linear_vae"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds: 1,000 images, 100 passes in batches of 50, the first and the last beta with 20 epochs."""
-
-
-def load_blocks(config: Config) -> tuple[np.ndarray, str]:
-    """(n, side * side * channels) means of blocks, centred, of variance 1 on average; and where they come from.
-
-    Raises:
-        ValueError: images that cannot be cut into so many blocks, or that are all the same.
-    """
-    source = data.load(config.data, "train")
-    ys = source.ys[np.random.default_rng(0).permutation(len(source.ys))[:1000]] if config.smoke else source.ys
-    n, h, w, channels = ys.shape
-    side = config.side
-    if side < 1 or h % side or w % side:
-        raise ValueError(f"side={side}: images of {h} x {w} pixels cannot be cut into {side} x {side} equal blocks")
-    blocks = ys.reshape(n, side, h // side, side, w // side, channels).mean(axis=(2, 4)).reshape(n, -1)
-    blocks -= blocks.mean(axis=0)[None]
-    scale = np.sqrt(np.square(blocks).mean())
-    if not scale > 0:
-        raise ValueError(f"{config.data}: all images have the same blocks")
-    return (blocks / scale).astype(np.float32), source.source
 
 
 class Point(NamedTuple):
@@ -94,10 +65,9 @@ def sweep(config: Config, ys: np.ndarray, key: jax.Array) -> list[Point]:
     """
     k_train, k_evaluate = jax.random.split(key)
     size = ys.shape[1]
-    model = linear_ways.linear_vae(size, size, config.sigma).model
+    model = linear.linear_vae(size, size, config.sigma).model
     betas = tuple(sorted(config.betas, reverse=True))
-    how = Training(config.epochs, config.batch_size, config.learning_rate)
-    path = list(linear_ways.train(model, ys, k_train, how, betas))
+    path = list(linear_ways.train(model, ys, k_train, config.training, betas))
     values = eigenvalues_of(ys)
     points = []
     for beta, (params, _) in zip(betas, path[config.epochs - 1 :: config.epochs], strict=True):
@@ -169,11 +139,11 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         ends = tuple(sorted({min(config.betas), max(config.betas)}))
         config = dataclasses.replace(config, passes=100, epochs=20, batch_size=50, betas=ends)
-    ys, source = load_blocks(config)
+    ys, source = linear.load_blocks(config.data, config.side, smoke=config.smoke)
     if not 1 <= config.batch_size <= len(ys):
         raise ValueError(f"batch_size={config.batch_size}: there are {len(ys)} images")
     k_ways, k_sweep = jax.random.split(jax.random.key(config.seed))
-    how = Training(config.passes, config.batch_size, config.learning_rate)
+    how = config.training._replace(epochs=config.passes)
     ways = linear_ways.three_ways(ys, config.latent, k_ways, how)
     points = sweep(config, ys, k_sweep)
     for point in points:

@@ -4,6 +4,7 @@ The VAE's diagonal encoder can be the exact posterior only where the columns of 
 as ln P(y) does not change when z is rotated.
 """
 
+import itertools
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -13,8 +14,10 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments.rate_distortion import constant_std
-from vae_jax import evaluate, nets
+from experiments.shared.ascent import epoch_by_epoch
+from experiments.shared.linear import linear_vae
+from experiments.shared.training import Training
+from vae_jax import evaluate
 from vae_jax.core import objectives
 from vae_jax.em import fit_em, ppca, ppca_closed_form
 from vae_jax.em.algorithm import em_of
@@ -22,30 +25,6 @@ from vae_jax.evaluation import Mean, mean
 from vae_jax.report import page, pictures
 
 CLOSED, EM, VAE = "closed form", "EM", "linear VAE"
-
-
-class Parts(NamedTuple):
-    """A linear VAE, and its parts."""
-
-    model: vae_jax.Model
-    encoder: vae_jax.Conditional
-    generator: vae_jax.Conditional
-
-
-def linear_vae(size: int, latent: int, sigma: Any) -> Parts:
-    """Affine networks, one log standard deviation for each unit of z, KL in closed form."""
-    encoder = vae_jax.gaussian(constant_std(latent))
-    generator = vae_jax.l2(nets.MLP((), size), sigma)
-    model = vae_jax.vae(encoder, vae_jax.standard_normal(latent), generator, estimator=vae_jax.analytic)
-    return Parts(model, encoder, generator)
-
-
-class Training(NamedTuple):
-    """Adam with a rate that falls to 0 along a cosine, in batches, for so many epochs."""
-
-    epochs: int
-    batch_size: int
-    learning_rate: float
 
 
 def train(
@@ -56,18 +35,15 @@ def train(
     It is compiled once, beta being a function of the step. Each beta starts where the one before ended.
     """
     k_init, k_train = jax.random.split(key)
-    per_epoch = len(ys) // how.batch_size
-    stage = how.epochs * per_epoch
+    stage = how.steps(len(ys))
     peak = optax.cosine_decay_schedule(how.learning_rate, stage)
     weights = jnp.asarray(betas)
     objective = objectives.beta_elbo(lambda step: weights[jnp.minimum(step // stage, len(betas) - 1)])
     optimizer = optax.adam(lambda step: peak(step % stage))
-    state = vae_jax.init_state(model, optimizer, k_init, ys[0])
-    step = vae_jax.make_train_step(model, optimizer, objective=objective)
-    epoch = jax.jit(vae_jax.make_scan(step, how.batch_size, per_epoch))
-    for _ in range(how.epochs * len(betas)):
-        state, metrics = epoch(state, k_train, ys)
-        yield state.params, float(metrics["elbo"].mean())
+    start = jax.jit(model.init)(k_init, ys[0])
+    path = epoch_by_epoch(model, start, ys, k_train, optimizer, how.batch_size, objective)
+    for params, metrics in itertools.islice(path, how.epochs * len(betas)):
+        yield params, float(metrics["elbo"].mean())
 
 
 class Ways(NamedTuple):

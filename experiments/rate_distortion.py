@@ -14,11 +14,13 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import vae_jax
-from experiments import publish
-from vae_jax import Evaluation, core, data, evaluate, fit, nets
+from experiments.shared import publish
+from experiments.shared.config import CosineAdam, Images
+from experiments.shared.image_report import picture
+from experiments.shared.linear import Parts, downwards, eigenvalues_of, linear_vae, with_l2
+from vae_jax import Evaluation, core, data, evaluate, nets
 from vae_jax.core import objectives
 from vae_jax.data import preprocess
 from vae_jax.evaluation import Collapse, Mean, active_units, collapse, mean, rate_distortion
@@ -26,12 +28,9 @@ from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Images, CosineAdam):
     """Train a VAE for each beta, and draw rate and distortion beside the curve of a Gaussian."""
 
-    data: str = "fashion_mnist_mini"
-    """Data set: fashion_mnist_mini, emoji_mini, fashion_mnist, a file (npz, npy, IDX), a folder of images, or a name
-    that tensorflow-datasets has prepared."""
     betas: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
     """Weights of the rate, one training for each."""
     sigma: float = 0.5
@@ -43,17 +42,7 @@ class Config:
     latent: int = 64
     """Dimensions of z: more than the data have directions of variance above beta sigma^2."""
     epochs: int = 80
-    """Passes over the training data, for each beta."""
-    batch_size: int = 100
-    """Examples in a step."""
-    learning_rate: float = 3e-3
-    """Adam's learning rate at its peak; it falls to 0 along a cosine."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/rate_distortion"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds instead of minutes: 200 + 64 examples, 2 epochs, 2 betas. To see that all works."""
 
 
 class Point(NamedTuple):
@@ -69,34 +58,12 @@ class Point(NamedTuple):
     shown: np.ndarray  # means for some test images
 
 
-def build(config: Config, shape: tuple[int, ...]) -> tuple[vae_jax.Model, vae_jax.Conditional, vae_jax.Conditional]:
-    """(model, encoder, generator): the rate in closed form, sigma fixed."""
+def build(config: Config, shape: tuple[int, ...]) -> Parts:
+    """The VAE: the rate in closed form, sigma fixed."""
     if config.network == "linear":
-        encoder, net = vae_jax.gaussian(constant_std(config.latent)), nets.MLP((), shape)
-    else:
-        encoder, net = (
-            vae_jax.gaussian(nets.MLP(config.hidden, 2 * config.latent)),
-            nets.MLP(config.hidden[::-1], shape),
-        )
-    generator = vae_jax.l2(net, config.sigma)
-    prior = vae_jax.standard_normal(config.latent)
-    return vae_jax.vae(encoder, prior, generator, estimator=vae_jax.analytic), encoder, generator
-
-
-def constant_std(latent: int) -> core.Network:
-    """The encoder of the linear VAE: an affine mean, and one log standard deviation for each unit, whatever y."""
-    mean_of = core.as_network(nets.MLP((), latent))
-
-    def init(key, y):
-        return {"mean": mean_of.init(key, y), "log_std": jnp.zeros(latent)}
-
-    return core.Network(init, lambda params, y: (mean_of.apply(params["mean"], y), params["log_std"]))
-
-
-def eigenvalues_of(ys: np.ndarray) -> np.ndarray:
-    """Variances of images of levels along their principal directions, as dequantisation leaves them, largest first."""
-    flat = ys.reshape(len(ys), -1) / 256
-    return np.linalg.eigvalsh(np.cov(flat.T))[::-1] + 1 / (12 * 256**2)
+        return linear_vae(shape, config.latent, config.sigma)
+    encoder = vae_jax.gaussian(nets.MLP(config.hidden, 2 * config.latent))
+    return with_l2(encoder, nets.MLP(config.hidden[::-1], shape), config.latent, config.sigma)
 
 
 def squared_error(result: Evaluation, sigma: float) -> Mean:
@@ -106,20 +73,16 @@ def squared_error(result: Evaluation, sigma: float) -> Mean:
 
 
 def measure(
-    config: Config, beta: float, key: jax.Array, train: np.ndarray, test: np.ndarray, parts: Any, start: Any
+    config: Config, beta: float, key: jax.Array, train: np.ndarray, test: np.ndarray, parts: Parts, start: Any
 ) -> tuple[Point, Any]:
     """Train at one beta, from the parameters `start` if there are any, and evaluate on both splits."""
     model, encoder, generator = parts
     k_fit, k_train, k_test, k_shown = jax.random.split(key, 4)
     prepare = preprocess.dequantisation()
-    steps = config.epochs * (len(train) // config.batch_size)
-    fitted = fit(
+    fitted = config.training.fit(
         model if start is None else core.start_from(model, start),
-        optax.adam(optax.cosine_decay_schedule(config.learning_rate, max(1, steps))),
         train,
-        key=k_fit,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
+        k_fit,
         preprocess=prepare,
         objective=objectives.beta_elbo(beta),
     )
@@ -178,7 +141,6 @@ def sections(points: list[Point], eigenvalues: np.ndarray, test: np.ndarray) -> 
         "predicted": (level, np.array([point.theory.active for point in points])),
         "measured": (level, np.array([point.active for point in points])),
     }
-    zoom = max(1, 56 // test.shape[1])
     images = np.concatenate([test[:10] / np.float32(255), *(point.shown for point in points)])
     return [
         page.Section(
@@ -202,7 +164,7 @@ def sections(points: list[Point], eigenvalues: np.ndarray, test: np.ndarray) -> 
             "Test images, and below them the generator's means for one z each, beta growing from row to row: "
             + ", ".join(f"{point.beta:g}" for point in points)
             + ".",
-            [page.Picture(pictures.png(pictures.grid(images, len(test[:10])), zoom), "reconstructions by beta")],
+            [picture(images, len(test[:10]), "reconstructions by beta")],
         ),
     ]
 
@@ -220,15 +182,11 @@ def main(config: Config) -> list[Point]:
         config = dataclasses.replace(config, epochs=min(config.epochs, 2), betas=config.betas[:2])
         train_ys, test_ys = train_ys[:200], test_ys[:64]
     parts = build(config, train_ys.shape[1:])
-    points: list[Point] = []
-    params = None
-    # From the largest beta down, each from where the last one ended: so units become active a few at a time, along the
-    # data's axes. From a random start they are mixtures of many axes, and a diagonal encoder unmixes them slowly.
-    for i, beta in enumerate(sorted(config.betas, reverse=True)):
-        key = jax.random.fold_in(jax.random.key(config.seed), i)
-        point, params = measure(config, beta, key, train_ys, test_ys, parts, params)
-        points.insert(0, point)
-        print(f"beta = {beta:g}: {point.theory.sentence}")
+
+    def at(beta, key, start):
+        return measure(config, beta, key, train_ys, test_ys, parts, start)
+
+    points = downwards("beta", config.betas, jax.random.key(config.seed), at)
     eigenvalues = eigenvalues_of(train_ys)
     rows = table(points, eigenvalues, len(train_ys))
     publish.write(

@@ -18,7 +18,8 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments import publish
+from experiments.shared import publish
+from experiments.shared.config import Adam
 from experiments.text_vae_report import LANGUAGE_MODEL, Trained, sections, table
 from vae_jax import Conditional, Fitted, Model, core, fit, nets, text
 from vae_jax.core import objectives
@@ -28,7 +29,7 @@ from vae_jax.training import lagging
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Adam):
     """Train a language model and text VAEs, and compare what z carries and what a sentence costs."""
 
     data: str = "wordnet_mini"
@@ -52,19 +53,10 @@ class Config:
     floor: float = 6.0
     """Nats that are free, and that are committed, where a way says so."""
     epochs: int = 6
-    """Passes over the training sentences."""
-    batch_size: int = 100
-    """Sentences in a step."""
     learning_rate: float = 3e-3
-    """Of Adam."""
     k: int = 500
     """Importance samples of each test sentence."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/text_vae"
-    """Directory of the report."""
-    smoke: bool = False
-    """Moments instead of an hour: 256 + 64 sentences, 1 epoch, small networks, two ways, k = 4."""
 
 
 class Parts(NamedTuple):

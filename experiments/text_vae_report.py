@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from experiments.shared.results import by_epoch
 from vae_jax import Conditional, Evaluation, Model, text
 from vae_jax.core import lift
 from vae_jax.evaluation import Mean, RateSplit, active_units, mean
@@ -191,10 +192,7 @@ def sections(results: Results, corpus: text.Text, latent_size: int, key: Array) 
 
 
 def curves(results: Results) -> page.Section:
-    lines = {}
-    for name, one in latent(results).items():
-        epochs, rates = (np.array([row[column] for row in one.history]) for column in ("epoch", "valid_rate"))
-        lines[name] = (epochs, rates)
+    lines = {name: by_epoch(one.history, "valid_rate") for name, one in latent(results).items()}
     picture = pictures.curves(lines, x="epoch", y="rate, nats per sentence")
     caption = "The rate on the validation sentences, epoch by epoch."
     return page.Section("Collapse and cures", caption, [page.Picture(picture, "rate by epoch")])

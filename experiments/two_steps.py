@@ -27,13 +27,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
-import optax
 from jax import Array
 
 import vae_jax
-from experiments import publish, two_steps_report
+from experiments import two_steps_report
+from experiments.shared import publish
+from experiments.shared.config import CosineAdam
 from experiments.two_steps_report import Result, Shown, rates_by_time
-from vae_jax import Fitted, core, diffusion, evaluate, fit, nets
+from vae_jax import Fitted, core, diffusion, evaluate, nets
 from vae_jax.core import objectives
 from vae_jax.diffusion import weightings as diffusion_objectives
 from vae_jax.diffusion.steps import first_step, forward_step
@@ -45,7 +46,7 @@ FIRST, LAST = -10.0, 6.0  # gamma of the diffusion: noise of a hundredth of the 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(CosineAdam):
     """Train one VAE, two chains of two, and a diffusion on points in a plane, and compare them with the entropy."""
 
     components: int = 8
@@ -63,11 +64,8 @@ class Config:
     denoiser_hidden: tuple[int, ...] = (128, 128, 128)
     """Hidden layers of the denoiser."""
     epochs: int = 200
-    """Passes over the training points."""
     batch_size: int = 500
-    """Points in a step."""
     learning_rate: float = 2e-3
-    """Adam's learning rate at its peak; it falls to 0 along a cosine."""
     k: int = 256
     """Importance samples for ln p of VAE and chains."""
     times: int = 64
@@ -76,12 +74,7 @@ class Config:
     """Steps of the diffusion's sampler."""
     pixels: int = 48
     """Height and width of the densities in the report."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/two_steps"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds instead of minutes: 1,000 + 64 points, 1 epoch, small networks. To see that all works."""
 
 
 def ring(config: Config, alpha: Any = 1.0, sigma: Any = 0.0) -> dist.Distribution:
@@ -147,24 +140,9 @@ def noising_steps(config: Config) -> list[Step]:
     ]
 
 
-def step_count(config: Config) -> int:
-    """Steps of one training."""
-    return max(1, config.epochs * (config.train // config.batch_size))
-
-
 def train(config: Config, model: vae_jax.Model, key: Array, ys: np.ndarray, objective: objectives.Objective) -> Fitted:
-    """Adam along a cosine; the parameters are the moving average."""
-    return fit(
-        model,
-        optax.adam(optax.cosine_decay_schedule(config.learning_rate, step_count(config))),
-        ys,
-        key=key,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        clip_norm=10.0,
-        objective=objective,
-        ema_decay=0.999,
-    )
+    """The parameters are the moving average."""
+    return config.training.fit(model, ys, key, clip_norm=10.0, objective=objective, ema_decay=0.999)
 
 
 def up(steps: Sequence[Step], params: Any, key: Array, y: Array) -> list[Array]:
@@ -193,7 +171,7 @@ def of_chain(
     model = chain(steps, vae_jax.standard_normal(2), **options)
     # The rate counts little at first: otherwise a step that has not learned anything yet is not worth its rate, and
     # its encoder never learns.
-    warm_up = objectives.linear_annealing(max(1, step_count(config) // 4), start=0.1)
+    warm_up = objectives.linear_annealing(max(1, config.training.steps(config.train) // 4), start=0.1)
     fitted = train(config, model, k_fit, ys, objectives.beta_elbo(warm_up))
     result = evaluate(model, fitted.params, k_test, test, k=config.k, samples=8)
     seen = ys[:20_000]

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from experiments.shared.results import by_epoch
 from vae_jax import Evaluation, diffusion
 from vae_jax.evaluation import Mean, mean
 from vae_jax.report import page, pictures
@@ -72,7 +73,7 @@ def rates_by_time(d: diffusion.Denoiser, params: Any, key: Array, ys: np.ndarray
     model = diffusion.diffusion(d, times=diffusion.times.stratified(times))
 
     def one(key, y):
-        return model.terms(params, key, y).detail["diffusion"]["nats"] / times
+        return model.terms(params, key, y).diffusions[0].nats / times
 
     return np.asarray(jax.jit(jax.vmap(one))(jax.random.split(key, len(ys)), jnp.asarray(ys))).mean(axis=0)
 
@@ -119,10 +120,7 @@ def rate_table(results: dict[str, Result]) -> page.TextTable:
 
 def sections(results: dict[str, Result], shown: Shown, pixels: int) -> list[page.Section]:
     """Samples, the marginal of each step, the diffusion's way, its density, and what each step costs."""
-    climbs = {}
-    for name, result in results.items():
-        rows = result.history[len(result.history) // 10 :]
-        climbs[name] = (np.array([row["epoch"] + 1 for row in rows]), -np.array([row["elbo"] for row in rows]))
+    climbs = {name: by_epoch(r.history[len(r.history) // 10 :], "elbo", -1) for name, r in results.items()}
     samples = tiles([[points] for points in (shown.data, *(result.draws for result in results.values()))], pixels)
     densities = pictures.png(pictures.grid(as_images(shown.densities), 2, 3), 4)
     return [

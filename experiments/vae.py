@@ -8,19 +8,21 @@ The three distributions of the lecture are three lines of `build`; all else is d
 """
 
 import dataclasses
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 import vae_jax
-from experiments import publish, vae_report
-from experiments.vae_report import Pictured, Split
-from vae_jax import core, data, evaluate, fit, nets
+from experiments import vae_report
+from experiments.shared import publish
+from experiments.shared.config import Adam, ImageVAE, Resumable
+from experiments.shared.image_report import Pictured
+from experiments.shared.images import Split, load_splits, networks, pixels
+from experiments.shared.training import warm_cosine
+from vae_jax import core, evaluate, fit, nets
 from vae_jax.core import multi_sample, objectives
 from vae_jax.data import preprocess
 from vae_jax.em import mixture_of_gaussians
@@ -28,12 +30,9 @@ from vae_jax.parts import vampprior
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(ImageVAE, Adam, Resumable):
     """Train a variational auto-encoder on images, evaluate it on the test set and write a report."""
 
-    data: str = "fashion_mnist_mini"
-    """Data set: fashion_mnist_mini, emoji_mini, fashion_mnist, a file (npz, npy, IDX), a folder of images, or a name
-    that tensorflow-datasets has prepared."""
     data_dir: str | None = None
     """Directory of tensorflow-datasets (default: its own)."""
     download: bool = False
@@ -41,8 +40,6 @@ class Config:
     size: tuple[int, int] | None = None
     """Resize images to this height and width."""
 
-    likelihood: Literal["bernoulli", "l2", "discretised-logistic", "categorical"] = "bernoulli"
-    """P_gen(y|z): bernoulli on binarised pixels, l2 on dequantised ones, the others on the 256 levels."""
     binarisation: Literal["dynamic", "static", "threshold"] = "dynamic"
     """How pixels become 0 or 1 for the bernoulli likelihood."""
     sigma: Literal["learned", "learned_per_dimension", "predicted", "optimal"] | float = "learned"
@@ -53,12 +50,8 @@ class Config:
     """Components of the mixture prior, pseudo-inputs of the VampPrior."""
     network: Literal["mlp", "conv", "residual"] = "mlp"
     """Networks of encoder and generator."""
-    hidden: tuple[int, ...] = (500,)
-    """Hidden layers of the mlp."""
     channels: tuple[int, ...] = (32, 64, 128)
     """Channels of the conv and residual networks, one entry for each halving of the image."""
-    latent: int = 20
-    """Dimensions of z."""
     conditional: bool = False
     """Condition every part on the class label c."""
     bfloat16: bool = False
@@ -83,14 +76,9 @@ class Config:
     train_parts: tuple[Literal["enc", "pri", "gen"], ...] = ("enc", "pri", "gen")
     """Which parts train."""
 
-    epochs: int = 30
-    """Passes over the training data."""
     batch_size: int = 128
-    """Examples in a step."""
-    learning_rate: float = 1e-3
-    """Adam's learning rate (its peak, with a schedule)."""
     schedule: Literal["constant", "cosine"] = "constant"
-    """Learning rate over the run; cosine warms up during the first twentieth."""
+    """Learning rate over the run; cosine warms up during the first twentieth, and falls to 0."""
     clip_norm: float | None = None
     """Bound on the global norm of the gradient."""
     ema_decay: float | None = None
@@ -99,47 +87,28 @@ class Config:
     """Accumulate the gradient over this many slices of the batch."""
     patience: int | None = None
     """Stop after so many epochs without a better validation ELBO."""
-    seed: int = 0
-    """Seed of everything random."""
-
     k: int = 500
     """Importance samples for the test log-likelihood; 0 leaves it out."""
     out: str = "runs/vae"
-    """Directory of checkpoints, metrics, TensorBoard events and the report."""
-    resume: bool = False
-    """Continue the run in `out`, if there is one."""
-    smoke: bool = False
-    """A few seconds instead of minutes: 512 + 64 examples, 2 epochs, k = 10. To see that all works."""
 
 
 NOT_THE_RUN = ("out", "resume", "k")
 
 
-def networks(config: Config, shape: tuple[int, ...]) -> tuple[Callable[..., Any], Callable[..., Any]]:
-    """`encoder_net(out)` and `generator_net(*extra)`, whose output has the shape of an image and extra axes."""
-    dtype = jnp.bfloat16 if config.bfloat16 else jnp.float32
-    if config.network == "mlp":
-        hidden = config.hidden
-        return (
-            lambda out: nets.MLP(hidden, out, dtype=dtype),
-            lambda *extra: nets.MLP(hidden[::-1], (*shape, *extra), dtype=dtype),
-        )
-    encoder, decoder = {
-        "conv": (nets.ConvEncoder, nets.ConvDecoder),
-        "residual": (nets.ResEncoder, nets.ResDecoder),
-    }[config.network]
-    return (
-        lambda out: encoder(config.channels, out, dtype=dtype),
-        lambda *extra: decoder(config.channels, (*shape, *extra), dtype=dtype),
-    )
-
-
 def build(config: Config, train: Split) -> tuple[vae_jax.Model, Pictured]:
     """The model of the lecture, an encoder, a prior and a generator; and the same for pictures."""
     shape = train.ys.shape[1:]
-    encoder_net, generator_net = networks(config, shape)
+    encoder_net, generator_net = networks(
+        config.network,
+        shape,
+        hidden=config.hidden,
+        channels=config.channels,
+        dtype=jnp.bfloat16 if config.bfloat16 else jnp.float32,
+    )
     encoder = vae_jax.gaussian(encoder_net(2 * config.latent))
-    generator, prepare, white = build_generator(config, generator_net)
+    generator, prepare, white = pixels(
+        config.likelihood, generator_net, binarisation=config.binarisation, sigma=config.sigma
+    )
     prior = build_prior(config, encoder, train, prepare)
     estimator = {"sampled": vae_jax.sampled, "analytic": vae_jax.analytic, "sticking": vae_jax.sticking}
 
@@ -149,30 +118,6 @@ def build(config: Config, train: Split) -> tuple[vae_jax.Model, Pictured]:
 
     shown = core.means(generator)
     return assemble(generator), Pictured(encoder, shown, assemble(shown), prepare, white)
-
-
-def build_generator(config: Config, net: Callable[..., Any]):
-    """(P_gen(y|z), how pixels are prepared for it, the value of white)."""
-    if config.likelihood == "bernoulli":
-        binarisation = {
-            "dynamic": preprocess.dynamic_binarisation,
-            "static": preprocess.static_binarisation,
-            "threshold": preprocess.threshold_binarisation,
-        }
-        return vae_jax.bernoulli(net()), binarisation[config.binarisation](), 1.0
-    if config.likelihood == "l2":
-        out = net(2) if config.sigma == "predicted" else net()
-        yhat = split_last(out) if config.sigma == "predicted" else out
-        return vae_jax.l2(yhat, config.sigma), preprocess.dequantisation(), 1.0
-    if config.likelihood == "categorical":
-        return vae_jax.categorical(net(256)), preprocess.eight_bit(), 255.0
-    return vae_jax.discretised_logistic(net(2)), preprocess.eight_bit(), 255.0
-
-
-def split_last(net: Any) -> core.Network:
-    """A network with output (..., 2) as one that gives the pair (yhat, raw log_std)."""
-    network = core.as_network(net)
-    return core.Network(network.init, lambda *args: tuple(jnp.moveaxis(network.apply(*args), -1, 0)))
 
 
 def build_prior(config: Config, encoder: vae_jax.Conditional, train: Split, prepare: preprocess.Preprocess):
@@ -218,37 +163,11 @@ def build_objective(config: Config, steps_per_epoch: int) -> objectives.Objectiv
     return objectives.free_bits(config.free_bits, definition, beta=beta)
 
 
-def load_splits(config: Config) -> tuple[Split, Split, Split, data.Dataset]:
-    """(train, validation, test, the description of the data): a tenth of the training data validates."""
-    load = lambda split: data.load(  # noqa: E731
-        config.data, split, data_dir=config.data_dir, download=config.download, size=config.size
-    )
-    train, test = load("train"), load("test")
-    if config.conditional and train.labels is None:
-        raise ValueError(f"--conditional wants labels, and {config.data} has none: use a labelled data set")
-    classes = len(train.label_names or ()) or (0 if train.labels is None else int(train.labels.max()) + 1)
-
-    def split(source: data.Dataset, rows: np.ndarray | slice) -> Split:
-        labels = None if source.labels is None else source.labels[rows]
-        cs = np.eye(classes, dtype=np.float32)[labels] if config.conditional else None
-        return Split(source.ys[rows], cs, labels)
-
-    # Files are often sorted by class, so what is held out is drawn: the same for every seed.
-    order = np.random.default_rng(0).permutation(len(train.ys))[: 576 if config.smoke else None]
-    held_out = max(1, len(order) // 10)
-    return (
-        split(train, order[held_out:]),
-        split(train, order[:held_out]),
-        split(test, slice(0, 64 if config.smoke else None)),
-        train,
-    )
-
-
 def build_optimizer(config: Config, steps: int) -> optax.GradientTransformation:
     """Adam, with a constant or a cosine learning rate."""
     if config.schedule == "constant":
         return optax.adam(config.learning_rate)
-    return optax.adam(optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, max(1, steps // 20), steps))
+    return warm_cosine(config.learning_rate, steps)
 
 
 def run_config(config: Config) -> dict[str, Any]:
@@ -261,7 +180,14 @@ def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, report; returns the numbers of the table."""
     if config.smoke:
         config = dataclasses.replace(config, epochs=min(config.epochs, 2), k=min(config.k, 10))
-    train, valid, test, source = load_splits(config)
+    train, valid, test, source = load_splits(
+        config.data,
+        conditional=config.conditional,
+        smoke=config.smoke,
+        data_dir=config.data_dir,
+        download=config.download,
+        size=config.size,
+    )
     model, pictured = build(config, train)
     steps_per_epoch = max(1, len(train.ys) // config.batch_size)
     key = jax.random.key(config.seed)

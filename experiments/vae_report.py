@@ -1,38 +1,18 @@
 """What the report of `experiments.vae` shows: the table of numbers, and pictures of what the model makes."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import numpy as np
 
-import vae_jax
+from experiments.shared.image_report import Pictured, draw_samples, enlarged, learning_curve, show
+from experiments.shared.images import Split
+from experiments.shared.results import over_batch
 from vae_jax import Evaluation, Fitted, core
-from vae_jax.data import Preprocess
 from vae_jax.evaluation import active_units, bits_per_dimension, mean
 from vae_jax.report import page, pictures
-
-
-class Split(NamedTuple):
-    """Images (n, h, w, channels) as levels, one-hot labels (n, classes) if the model is conditional, labels."""
-
-    ys: np.ndarray
-    cs: np.ndarray | None
-    labels: np.ndarray | None
-
-
-class Pictured(NamedTuple):
-    """A model whose generator gives means, with its parts and how data reach it.
-
-    `white` is the value of y that is shown as white.
-    """
-
-    encoder: vae_jax.Conditional
-    generator: vae_jax.Model
-    model: vae_jax.Model
-    preprocess: Preprocess
-    white: float
 
 
 def table(result: Evaluation, fitted: Fitted, n: int) -> list[page.Row]:
@@ -71,16 +51,16 @@ def sections(
 ) -> list[page.Section]:
     """The pictures of the report; `overview.png`, the run in one picture, is also written to the directory."""
     k_samples, k_pairs, k_lines, k_map, k_overview = jax.random.split(key, 5)
-    zoom = max(1, 56 // test.ys.shape[1])
+    height = test.ys.shape[1]
     columns = 10 if test.cs is None else test.cs.shape[1]
     samples = draw_samples(pictured, fitted.params, k_samples, test.cs, 6 * columns)
     pairs = draw_pairs(pictured, fitted.params, k_pairs, test)
     lines = draw_interpolations(pictured, fitted.params, k_lines, test)
     overview = draw_overview(pictured, fitted.params, k_overview, test)
-    (directory / "overview.png").write_bytes(pictures.png(overview, zoom))
+    (directory / "overview.png").write_bytes(enlarged(overview, height))
 
     def picture(image: np.ndarray, alt: str) -> list[page.Picture]:
-        return [page.Picture(pictures.png(image, zoom), alt)]
+        return [page.Picture(enlarged(image, height), alt)]
 
     return [
         learning_curve(fitted),
@@ -103,25 +83,6 @@ def sections(
         latent_map(pictured, fitted.params, k_map, test, label_names),
         *unit_rates(result),
     ]
-
-
-def learning_curve(fitted: Fitted) -> page.Section:
-    """-ELBO by epoch, and its two parts."""
-
-    def line(name: str, sign: int = 1) -> tuple[np.ndarray, np.ndarray]:
-        rows = [row for row in fitted.history if np.isfinite(row.get(name, np.nan))]  # an epoch can be all skipped
-        return np.array([row["epoch"] for row in rows]), np.array([sign * row[name] for row in rows])
-
-    bound = {"training": line("elbo", -1), "validation": line("valid_elbo", -1)}
-    parts = {"rate": line("valid_rate"), "distortion": line("valid_distortion")}
-    return page.Section(
-        "Learning curve",
-        "The bound -ELBO in nats per image (lower is better), and its two parts on the validation images.",
-        [
-            page.Picture(pictures.curves(bound, y="-ELBO, nats per image"), "bound by epoch"),
-            page.Picture(pictures.curves(parts, y="nats per image"), "rate and distortion by epoch"),
-        ],
-    )
 
 
 def unit_rates(result: Evaluation) -> list[page.Section]:
@@ -156,29 +117,11 @@ def latent_map(
     return page.Section("Latent map", caption, [page.Picture(drawn, "map of the latent space")])
 
 
-def over_batch(function: Callable[..., Any], params: Any, keys: jax.Array, *batch: Any) -> Any:
-    """`function(params, key, *example)` of every example; None where an input is None."""
-    axes = (None, 0, *(None if x is None else 0 for x in batch))
-    return jax.jit(jax.vmap(function, in_axes=axes))(params, keys, *batch)
-
-
-def show(pictured: Pictured, means: jax.Array) -> np.ndarray:
-    """Means in the model's units as pictures in [0, 1]."""
-    return np.clip(np.asarray(means, np.float32) / pictured.white, 0, 1)
-
-
-def draw_samples(pictured: Pictured, params: Any, key: jax.Array, cs: np.ndarray | None, n: int = 60) -> np.ndarray:
-    """n pictures (n, h, w, channels): the generator's means at z from the prior."""
-    classes = None if cs is None else np.eye(cs.shape[1], dtype=np.float32)[np.arange(n) % cs.shape[1]]
-    return show(pictured, over_batch(pictured.model.sample, params, jax.random.split(key, n), classes))
-
-
 def draw_pairs(
     pictured: Pictured, params: Any, key: jax.Array, test: Split, n: int = 40
 ) -> tuple[np.ndarray, np.ndarray]:
     """(originals, reconstructions), as many as there are up to n."""
-    ys = test.ys[:n]
-    cs = None if test.cs is None else test.cs[:n]
+    ys, cs, _ = test.first(n)
 
     def one(params, key, y, c):
         k_data, k_model = jax.random.split(key)
@@ -201,12 +144,12 @@ def encode(pictured: Pictured, params: Any, key: jax.Array, split: Split) -> np.
     def one(params, key, y, c):
         return pictured.encoder.dist(params["enc"], core.join(pictured.preprocess.apply(key, y), c)).mean
 
-    return np.asarray(over_batch(one, params, jax.random.split(key, len(split.ys)), split.ys, split.cs))
+    return over_batch(one, params, jax.random.split(key, len(split.ys)), split.ys, split.cs)
 
 
 def draw_interpolations(pictured: Pictured, params: Any, key: jax.Array, test: Split, rows: int = 6, columns: int = 10):
     """(rows * columns, h, w, channels): straight lines between the codes of neighbouring test images."""
-    first = Split(test.ys[: 2 * rows], None if test.cs is None else test.cs[: 2 * rows], None)
+    first = test.first(2 * rows)
     codes = encode(pictured, params, key, first)
     rows = len(codes) // 2
     steps = np.linspace(0, 1, columns, dtype=np.float32)[None, :, None]

@@ -10,18 +10,21 @@ autoregressive prior on the stored codes. The bound of the whole is counted in b
 """
 
 import dataclasses
-from collections.abc import Callable
 from typing import Any, Literal
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 import vae_jax
-from experiments import publish, vae
-from vae_jax import Evaluation, Fitted, core, evaluate, fit, nets
+from experiments.shared import publish
+from experiments.shared.config import Images
+from experiments.shared.image_report import picture
+from experiments.shared.images import load_splits
+from experiments.shared.results import by_epoch, over_batch
+from experiments.shared.training import Training
+from vae_jax import Evaluation, Fitted, core, evaluate, nets
 from vae_jax.data import preprocess
 from vae_jax.evaluation import bits_per_dimension, mean
 from vae_jax.nets import Conv, ConvTranspose, ResBlock
@@ -32,12 +35,9 @@ from vae_jax.vq import code_perplexity, codebook, encode, uniform_codes, usage, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config:
+class Config(Images):
     """Train a VQ-VAE and a prior of its codes, and report what both are worth."""
 
-    data: str = "fashion_mnist_mini"
-    """Data set: fashion_mnist_mini, emoji_mini, fashion_mnist, a file (npz, npy, IDX), a folder of images, or a name
-    that tensorflow-datasets has prepared."""
     codes: int = 512
     """Vectors in the codebook, K."""
     dimensions: int = 16
@@ -57,12 +57,7 @@ class Config:
     """Its layers."""
     prior_epochs: int = 20
     """Passes over the stored codes; the parameters with the best validation are kept."""
-    seed: int = 0
-    """Seed of everything random."""
     out: str = "runs/vq_vae"
-    """Directory of the report."""
-    smoke: bool = False
-    """A few seconds instead of minutes: 512 + 64 images, 2 epochs each, 32 codes, small networks."""
 
 
 class GridEncoder(nn.Module):
@@ -98,7 +93,7 @@ def grid_of(shape: tuple[int, ...]) -> Size:
 
 
 def build(config: Config, train: np.ndarray, prepare: preprocess.Preprocess):
-    """(P_gen(y|z), the model given its prior and generator)."""
+    """(P_gen(y|z), the quantiser, the model given its prior and generator)."""
     shape = train.shape[1:]
     generator = vae_jax.l2(GridDecoder(config.channels, shape), "optimal")
     first = jnp.asarray(train[:512])
@@ -108,7 +103,7 @@ def build(config: Config, train: np.ndarray, prepare: preprocess.Preprocess):
     def model(prior: Any, generator: Any) -> vae_jax.Model:
         return vq_vae(GridEncoder(config.channels, config.dimensions), quantiser, prior, generator, start=start)
 
-    return generator, model
+    return generator, quantiser, model
 
 
 def prior_of(config: Config, grid: Size) -> vae_jax.Conditional:
@@ -120,21 +115,9 @@ def prior_of(config: Config, grid: Size) -> vae_jax.Conditional:
     return autoregressive(net, grid, config.codes)
 
 
-def train_all(
-    config: Config, model: vae_jax.Model, train: Any, valid: Any, key: jax.Array, epochs: int, **options: Any
-):
-    """Adam along a cosine; the parameters with the best validation."""
-    steps = optax.cosine_decay_schedule(config.learning_rate, epochs * (len(train) // 128))
-    return fit(model, optax.adam(steps), train, key=key, epochs=epochs, validation=(valid, None), **options)
-
-
-def over_images(function: Callable[..., Any], params: Any, key: jax.Array, ys: np.ndarray, at_once: int = 500) -> Any:
+def over_images(function: Any, params: Any, key: jax.Array, ys: np.ndarray) -> Any:
     """`function(params, key, y)` of every image, some at once."""
-    compiled = jax.jit(jax.vmap(function, in_axes=(None, 0, 0)))
-    keys = jax.random.split(key, len(ys))
-    cuts = range(0, len(ys), at_once)
-    parts = [jax.device_get(compiled(params, keys[i : i + at_once], ys[i : i + at_once])) for i in cuts]
-    return jax.tree.map(lambda *xs: np.concatenate(xs), *parts)
+    return over_batch(function, params, jax.random.split(key, len(ys)), ys, at_once=500)
 
 
 def table(
@@ -161,7 +144,7 @@ def table(
     for split, how_often in used.items():
         where = f"of {config.codes}, over the codes of the {len(codes[split])} {split} images"
         rows.append(page.Row(f"codes in use, {split}", int((how_often > 0).sum()), None, where))
-        rows.append(page.Row(f"code_perplexity, {split}", float(code_perplexity(how_often)), None, where))
+        rows.append(page.Row(f"perplexity, {split}", float(code_perplexity(how_often)), None, where))
     speeds = (("VQ-VAE", "images"), ("prior", "arrays of codes"))
     return rows + [
         page.Row(f"training speed, {name}", stage.images_per_second, None, f"{unit}/s, median epoch after the first")
@@ -186,7 +169,6 @@ def sections(
     stages: tuple[Fitted, Fitted],
 ) -> list[page.Section]:
     """Reconstructions with their codes, usage, samples from both priors, learning curves."""
-    zoom = max(1, 56 // originals.shape[1])
     n, side = len(shown), originals.shape[1]
     palette = colours(np.asarray(params["codes"]["codes"]))
     maps = palette[codes[:n]].repeat(-(-side // codes.shape[1]), axis=1).repeat(-(-side // codes.shape[2]), axis=2)
@@ -199,15 +181,12 @@ def sections(
             "Reconstructions",
             "Test images, below each its codes and what the generator makes of them. A code's colour tells where its "
             "vector lies along the three principal axes of the codebook.",
-            [page.Picture(pictures.png(pictures.grid(rows, 10), zoom), "originals, codes and reconstructions")],
+            [picture(rows, 10, "originals, codes and reconstructions")],
         ),
         page.Section(
             "Samples",
             "Codes from the prior, then the generator's mean.",
-            [
-                page.Picture(pictures.png(pictures.grid(images, 10), zoom), f"samples, {name} prior", f"{name} prior")
-                for name, images in samples.items()
-            ],
+            [picture(images, 10, f"samples, {name} prior", f"{name} prior") for name, images in samples.items()],
         ),
         page.Section(
             "Usage",
@@ -232,9 +211,7 @@ def sections(
 
 def learning(stage: Fitted) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     """-ELBO by epoch of training and validation."""
-    epochs = np.array([row["epoch"] for row in stage.history])
-    names = {"training": "elbo", "validation": "valid_elbo"}
-    return {label: (epochs, np.array([-row[name] for row in stage.history])) for label, name in names.items()}
+    return {"training": by_epoch(stage.history, "elbo", -1), "validation": by_epoch(stage.history, "valid_elbo", -1)}
 
 
 def main(config: Config) -> dict[str, Any]:
@@ -245,23 +222,27 @@ def main(config: Config) -> dict[str, Any]:
     """
     if config.smoke:
         config = dataclasses.replace(config, epochs=2, prior_epochs=2, codes=32, channels=(8, 8), width=16, depth=1)
-    train, valid, test, source = vae.load_splits(vae.Config(data=config.data, smoke=config.smoke))
+    train, valid, test, source = load_splits(config.data, smoke=config.smoke)
     prepare = preprocess.dequantisation()
     k_first, k_codes, k_prior, k_evaluate, k_pictures = jax.random.split(jax.random.key(config.seed), 5)
     grid = grid_of(train.ys.shape[1:])
-    generator, model_of = build(config, train.ys, prepare)
+    generator, quantiser, model_of = build(config, train.ys, prepare)
     uniform, prior = uniform_codes(config.codes, grid), prior_of(config, grid)
 
+    def how(epochs: int) -> Training:
+        return Training(epochs, 128, config.learning_rate)
+
     first = model_of(uniform, generator)
-    stage_one = train_all(config, first, train.ys, valid.ys, k_first, config.epochs, preprocess=prepare)
+    stage_one = how(config.epochs).fit(first, train.ys, k_first, validation=(valid.ys, None), preprocess=prepare)
 
     def codes_of(params, key, y):
         return encode(first, params, prepare.apply(key, y))
 
     splits = {"training": train, "validation": valid, "test": test}
     codes = {name: over_images(codes_of, stage_one.params, k_codes, split.ys) for name, split in splits.items()}
-    stage_two = train_all(
-        config, core.lift(prior), codes["training"], codes.pop("validation"), k_prior, config.prior_epochs
+    valid_codes = codes.pop("validation")
+    stage_two = how(config.prior_epochs).fit(
+        core.lift(prior), codes["training"], k_prior, validation=(valid_codes, None)
     )
     params = {**stage_one.params, "pri": stage_two.params}
     before, after = (  # the same key: the same codes
@@ -270,8 +251,8 @@ def main(config: Config) -> dict[str, Any]:
     )
 
     def reconstruct(params, key, y):
-        vectors = first.terms(params, key, prepare.apply(key, y)).detail["vectors"]
-        return generator.dist(params["gen"], vectors).mean
+        codes = encode(first, params, prepare.apply(key, y))
+        return generator.dist(params["gen"], quantiser.embed(params["codes"], codes)).mean
 
     def sample(prior, params):
         model = model_of(prior, core.means(generator))

@@ -8,22 +8,24 @@ import os
 from pathlib import Path
 
 # Nearly all of the time of these tests is compiling, and what they compile is too small to profit from being optimised.
-# `make test-all` compiles as users do.
-QUICKLY_COMPILED = (
-    "--xla_backend_optimization_level=0",
-    "--xla_llvm_disable_expensive_passes=true",
-    "--xla_cpu_use_fusion_emitters=false",  # its elder compiles the same in a third of the time
-    "--xla_cpu_parallel_codegen_split_count=1",
-)
+# `make test-all` compiles as users do. What was compiled is kept in a folder: the second run takes a part of the first.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = " ".join(
     [
         os.environ.get("XLA_FLAGS", ""),
         "--xla_force_host_platform_device_count=4",
         "--xla_cpu_multi_thread_eigen=false",  # two processes run side by side
-        *(() if "COMPILED_AS_USERS_DO" in os.environ else QUICKLY_COMPILED),
+    ]
+    + ("COMPILED_AS_USERS_DO" not in os.environ)
+    * [
+        "--xla_backend_optimization_level=0",
+        "--xla_llvm_disable_expensive_passes=true",
+        "--xla_cpu_use_fusion_emitters=false",  # its elder compiles the same in a third of the time
+        "--xla_cpu_parallel_codegen_split_count=1",
     ]
 )
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.2")
 os.environ.setdefault("HYPOTHESIS_STORAGE_DIRECTORY", ".hypothesis")
 
 import jax
@@ -33,13 +35,23 @@ from jaxtyping import install_import_hook
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-CHECKED = [f"vae_jax.{room}" for room in ("nets", "data", "report", "text", "evaluation.accounting")]  # where shapes are written
-install_import_hook(CHECKED, "beartype.beartype").__enter__()
+# Where shapes are written, and nowhere else: the checker decorates inner functions anew at each call of the outer one.
+checked = [f"vae_jax.{room}" for room in ("nets", "data", "report", "text", "evaluation.accounting")]
+install_import_hook(checked, "beartype.beartype").__enter__()
 
 settings.register_profile(
     "house", deadline=None, max_examples=20, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("house")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    """A test that is marked `over(names)` is thorough for the other parameters."""
+    for item in items:
+        over = item.get_closest_marker("over")
+        if over and not set(item.callspec.params.values()) & set(over.args[0]):
+            item.add_marker("thorough")
 
 
 @pytest.fixture

@@ -508,7 +508,35 @@ SYSTEMS: dict[str, System] = {
 
 # Checkpoints, devices and evaluation treat every model alike but for these differences: rates per unit or none, a
 # condition or none, tied parts, closed-form M-steps, parts without parameters or gradients. One of each kind is enough.
+# One for each way in which terms are made and parameters change: the laws that compile much more run over these, and
+# over all systems in `make test-all`.
 REPRESENTATIVE = (
+    "sampled",
+    "sticking",
+    "enumerated bits",
+    "score function, classes",
+    "mixture, l2 sigma per dimension",
+    "discretised logistic mixture",
+    "poisson",
+    "mixture of Gaussians, as a VAE",
+    "hidden Markov model",
+    "state-space model",
+    "coupling flow as prior",
+    "inverse autoregressive flow as encoder",
+    "chain of VAEs",
+    "diffusion of levels, variance learned, conditional",
+    "diffusion, learned schedule",
+    "ladder",
+    "VQ-VAE",
+    "straight-through Gumbel",
+    "adversarial term",
+    "text VAE",
+    "PixelCNN as prior of codes",
+    "convolutional",
+)
+
+# The same for laws that compile for several devices, or write to the disk.
+ON_DEVICES = (
     "analytic",
     "fixed encoder, classes",
     "VampPrior, l2 sigma predicted",

@@ -13,11 +13,12 @@ import pytest
 from scipy.integrate import quad
 from scipy.special import logsumexp, rel_entr
 from scipy.stats import norm
-from systems import NormalAt, affine, affine_normal, linear_gaussian, table
 
 from vae_jax import conditional, evaluate, l2, learned_normal, standard_normal, vae
 from vae_jax.data import dequantisation
 from vae_jax.evaluation import gaps, rate_split
+from vae_jax.selfcheck.quadrature import GivenNoise
+from vae_jax.selfcheck.solvable import affine, affine_normal, linear_gaussian, table
 
 KEY = jax.random.key(8)
 RNG = np.random.default_rng(1)
@@ -65,7 +66,7 @@ def test_parts_of_the_rate(means, variance, expected):
 def test_parts_of_the_rate_against_a_table_of_all_pairs():
     """ln of means over all pairs, with and without the own one, in numpy."""
     ys, params = points(RNG.normal(size=13), 0.09)
-    at = lambda mean: NormalAt(mean, 0.3, jnp.sin(10 * mean)).to_event(1)  # noqa: E731  draws that numpy can repeat
+    at = lambda mean: GivenNoise(mean, 0.3, jnp.sin(10 * mean)).to_event(1)  # noqa: E731  draws that numpy can repeat
     encoder = conditional((NORMAL.init, lambda params, y: NORMAL.dist(params, y).mean), at)
     found = rate_split(encoder, standard_normal(1), params, KEY, ys, batch_size=5)
     z = ys[:, 0] + 0.3 * np.sin(10 * ys[:, 0])

@@ -13,7 +13,6 @@ import numpyro.distributions as dist
 import pytest
 from scipy.special import expit
 from scipy.stats import kstest, multivariate_normal
-from systems import affine, affine_normal, hermite_nodes, table, toy, two_layers
 
 from vae_jax import conditional, l2, standard_normal
 from vae_jax.evaluation.annealed import (
@@ -30,9 +29,9 @@ from vae_jax.evaluation.annealed import (
     tune,
     upper_bound,
 )
+from vae_jax.selfcheck.quadrature import hermite
+from vae_jax.selfcheck.solvable import LN_P, POSTERIOR, affine, affine_normal, table, toy, two_layers
 
-LN_P = -4.161859340430404
-POSTERIOR = (-2 / 11, 1 / 11)
 KEY = jax.random.key(20)
 GENERATOR = l2(affine(2), float(np.sqrt(0.5)))
 ENCODER = affine_normal(1)
@@ -83,7 +82,7 @@ def at_noise(schedule, start, eps):
 
 def sandwich(betas, start=None):
     """(E ln w, -E ln w backwards): every term depends on one draw, so one noise for all draws gives the expectation."""
-    nodes, weights = hermite_nodes(20)
+    nodes, weights = hermite(20)
     forwards, backwards = jax.vmap(lambda eps: at_noise(tuple(betas), start, eps[0]))(jnp.asarray(nodes))
     return weights @ np.asarray(forwards), -weights @ np.asarray(backwards)
 
@@ -111,11 +110,16 @@ def test_sandwich_from_an_encoder_and_other_schedules(x64, start):
 
 
 def test_from_the_exact_posterior_every_chain_is_ln_p(x64):
-    path = toy_path(POSTERIOR)
-    betas = linear_betas(3)
-    step = hmc(np.full(4, 0.2))
-    np.testing.assert_allclose(ais(path, KEY, betas, chains=5, transition=step), LN_P, rtol=1e-12)
-    np.testing.assert_allclose(reverse_ais(path, KEY, jnp.ones(1), betas, transition=step), -LN_P, rtol=1e-12)
+    path, betas, step = toy_path(POSTERIOR), linear_betas(3), hmc(np.full(4, 0.2))
+
+    @jax.jit
+    def both(key):
+        up = ais(path, key, betas, chains=5, transition=step)
+        return up, reverse_ais(path, key, jnp.ones(1), betas, transition=step)
+
+    up, down = both(KEY)
+    np.testing.assert_allclose(up, LN_P, rtol=1e-12)
+    np.testing.assert_allclose(down, -LN_P, rtol=1e-12)
 
 
 def test_schedules():
@@ -129,28 +133,29 @@ def test_schedules():
 # HMC
 
 
+@jax.jit
+def moved(step_size, keys):
+    """Draws of N(0, I) of shape (2, 3), where 3 moves bring them, and which moves were accepted."""
+
+    def one(key):
+        k_z, *keys = jax.random.split(key, 4)
+        z = first = jax.random.normal(k_z, (2, 3))
+        accepted = []
+        for k in keys:
+            z, yes = _hmc_move(k, z, lambda z: -0.5 * jnp.sum(z**2), step_size, 3)
+            accepted.append(yes)
+        return first, z, jnp.stack(accepted)
+
+    return jax.vmap(one)(keys)
+
+
 @pytest.mark.parametrize("step_size", [0.4, 1.4])
 def test_hmc_leaves_the_standard_normal_as_it_is(step_size):
     """20,000 exact draws of shape (2, 3), moved 3 times: still independent N(0, 1), by Kolmogorov-Smirnov.
 
     Without the correction by acceptance the variance would be 1 / (1 - step^2 / 4): 1.04 and 1.96.
     """
-
-    def log_density(z):
-        return -0.5 * jnp.sum(z**2)
-
-    @jax.jit
-    @jax.vmap
-    def moved(key):
-        k_z, *keys = jax.random.split(key, 4)
-        z = first = jax.random.normal(k_z, (2, 3))
-        accepted = []
-        for k in keys:
-            z, yes = _hmc_move(k, z, log_density, jnp.float32(step_size), 3)
-            accepted.append(yes)
-        return first, z, jnp.stack(accepted)
-
-    first, z, accepted = map(np.asarray, moved(jax.random.split(KEY, 20_000)))
+    first, z, accepted = map(np.asarray, moved(step_size, jax.random.split(KEY, 20_000)))
     assert kstest(z.ravel(), "norm").pvalue > 1e-3
     assert kstest((z**2).sum(axis=(1, 2)), "chi2", args=(6,)).pvalue > 1e-3
     assert np.abs(z - first).mean() > 0.5
@@ -159,15 +164,15 @@ def test_hmc_leaves_the_standard_normal_as_it_is(step_size):
     assert np.abs(covariance - np.eye(6)).max() < 5 * np.sqrt(2 / 20_000)  # 5 standard errors
 
 
-@functools.partial(jax.jit, static_argnums=(0, 1))
-def weights_of_hmc(temperatures, step_size, key):
+@jax.jit
+def weights_of_hmc(step_size, key):
     """(ln w, -ln w backwards): 20,000 chains each on the toy; backwards, each from a posterior sample of its own.
 
     The start N(0, 0.12) is so near that both w and 1 / w have a variance even where nothing moves.
     """
-    path, betas = toy_path((0.0, 0.12)), linear_betas(temperatures)
+    path, betas = toy_path((0.0, 0.12)), linear_betas(8)
     k_up, k_z, k_down = jax.random.split(key, 3)
-    transition = hmc(np.full(temperatures + 1, step_size), leapfrog_steps=3)
+    transition = hmc(jnp.full(9, step_size), leapfrog_steps=3)
     zs = POSTERIOR[0] + POSTERIOR[1] ** 0.5 * jax.random.normal(k_z, (20_000, 1))
     one = lambda key, z: reverse_ais(path, key, z, betas, chains=1, transition=transition)[0]  # noqa: E731
     up = ais(path, k_up, betas, chains=20_000, transition=transition)
@@ -177,7 +182,7 @@ def weights_of_hmc(temperatures, step_size, key):
 @pytest.mark.parametrize("step_size", [0.02, 0.5, 0.9])
 def test_weights_are_unbiased_however_badly_chains_mix(step_size):
     """E w = P and E 1/w = 1/P, within 4 standard errors, whether nearly nothing moves or many moves are rejected."""
-    up, down = weights_of_hmc(8, step_size, KEY)
+    up, down = weights_of_hmc(step_size, KEY)
     for ratio in (np.exp(np.asarray(up) - LN_P), np.exp(np.asarray(down) + LN_P)):
         assert abs(ratio.mean() - 1) < 4 * ratio.std() / np.sqrt(len(ratio)) < 0.05
     assert up.mean() < LN_P < -down.mean()
@@ -260,7 +265,8 @@ def test_an_impossible_y_has_weight_zero():
         lambda z: jnp.sum(-0.5 * z**2) - jnp.where(z[0] < 100, jnp.inf, 0),
     )
     step = hmc(np.full(4, 0.5))
-    assert np.asarray(ais(path, KEY, linear_betas(3), chains=3, transition=step)).tolist() == [-np.inf] * 3
+    run = jax.jit(lambda key: ais(path, key, linear_betas(3), chains=3, transition=step))
+    assert np.asarray(run(KEY)).tolist() == [-np.inf] * 3
 
 
 def test_many_temperatures_lose_nothing_in_float32():
@@ -273,11 +279,11 @@ def test_many_temperatures_lose_nothing_in_float32():
 
 
 def test_keys_are_used_once(one_use_keys):
-    betas = linear_betas(2)
-    assert len(np.unique(ais(toy_path(), KEY, betas, chains=6))) == 6
-    assert (
-        len(np.unique(reverse_ais(toy_path(), jax.random.key(1), jnp.zeros(1), betas, chains=6))) > 2
-    )  # few are rejected
+    path, betas = toy_path(), linear_betas(2)
+    up = jax.jit(lambda key: ais(path, key, betas, chains=6))
+    down = jax.jit(lambda key: reverse_ais(path, key, jnp.zeros(1), betas, chains=6))
+    assert len(np.unique(up(KEY))) == 6
+    assert len(np.unique(down(jax.random.key(1)))) > 2  # few are rejected
 
 
 # Errors

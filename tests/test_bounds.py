@@ -1,7 +1,7 @@
 """Bounds with several samples and gradients of drawn latents, against enumeration, quadrature and closed forms.
 
 The expectation over draws of a discrete z is exact here: a gradient depends on nothing but which values were drawn, so
-enough keys show every combination, and each then counts with its probability (`expected_gradients`).
+enough keys show every combination, and each then counts with its probability (`assert_unbiased`).
 """
 
 import functools
@@ -15,24 +15,9 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
-from jax.scipy.special import logsumexp
+from jax.nn import logsumexp
+from scipy import special
 from scipy.optimize import minimize
-from systems import (
-    STD1,
-    STD2,
-    Solvable,
-    affine,
-    affine_normal,
-    at_nodes,
-    discrete,
-    full_normal,
-    hermite_nodes,
-    linear_gaussian,
-    table,
-    table_of,
-    toy,
-    two_layers,
-)
 
 from vae_jax import (
     Conditional,
@@ -65,17 +50,29 @@ from vae_jax.core import (
 )
 from vae_jax.evaluation import elbo_draws, refine
 from vae_jax.parts import vampprior
+from vae_jax.selfcheck.quadrature import at_nodes, hermite
+from vae_jax.selfcheck.solvable import (
+    LN_P,
+    NEAR,
+    POSTERIOR,
+    STD1,
+    STD2,
+    Solvable,
+    affine,
+    affine_normal,
+    discrete,
+    full_normal,
+    linear_gaussian,
+    table,
+    table_of,
+    toy,
+    two_layers,
+)
 
-LN_P = -4.161859340430404
-NEAR, POSTERIOR = (0.3, 0.2), (-2 / 11, 1 / 11)
-NODES, WEIGHTS = hermite_nodes(80)
+NODES, WEIGHTS = hermite(80)
 
 
-# Compiling takes nearly all of the time, and what is compiled is too small to profit from being optimised.
-compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-@functools.partial(compiled, static_argnums=(0, 1))
+@functools.partial(jax.jit, static_argnums=(0, 1))
 def draws(objective, model, params, keys, y):
     """(gradients, loss, terms) of a batch of the one example y, under every key."""
 
@@ -180,36 +177,28 @@ def every_z_and_a_latent() -> Drawn:
     return Drawn(model, params, jnp.int32(1), outcomes)
 
 
-def combinations(system: Drawn, k: int) -> np.ndarray:
-    return np.array(list(itertools.product(range(len(system.outcomes(system.params)[0])), repeat=k)))
-
-
-def exact_gradients(system: Drawn, k: int, bound):
-    """Of -E bound(ln w_1 .. ln w_k), the sum over all combinations of k outcomes."""
-    every = combinations(system, k)
-
-    def loss(params):
-        log_q, log_w = system.outcomes(params)
-        return -jnp.sum(jnp.exp(log_q[every].sum(axis=1)) * bound(log_w[every]))
-
-    return jax.grad(loss)(system.params)
-
-
-def expected_gradients(objective, system: Drawn, k: int, n: int):
-    """The objective's gradient, averaged over all combinations of k outcomes by their probability.
+def assert_unbiased(objective, bound, system: Drawn, k: int, n: int):
+    """The objective's gradient, averaged over all combinations of k outcomes, is that of -E bound(ln w_1 .. ln w_k).
 
     Those of n keys are told apart by their mean nats, which no two combinations share but for their order.
     """
-    every = combinations(system, k)
-    log_q, log_w = (np.asarray(x) for x in system.outcomes(system.params))
+    size = jax.eval_shape(system.outcomes, system.params)[0].size
+    every = np.array(list(itertools.product(range(size), repeat=k)))
+
+    def loss(params):
+        log_q, log_w = system.outcomes(params)
+        probabilities = jnp.exp(log_q[every].sum(axis=1))
+        return -jnp.sum(probabilities * bound(log_w[every])), (probabilities, -log_w[every].mean(axis=1))
+
+    exact, (probabilities, nats) = jax.device_get(jax.jit(jax.grad(loss, has_aux=True))(system.params))
     gradients, _, terms = at_keys(objective, system[:3], n)
-    values, groups = np.unique(np.round(-log_w[every].mean(axis=1), 9), return_inverse=True)
-    probabilities = np.bincount(groups, weights=np.exp(log_q[every].sum(axis=1)))
+    values, groups = np.unique(np.round(nats, 9), return_inverse=True)
     nearest = np.abs(values[:, None] - terms.nats[None]).argmin(axis=0)
     np.testing.assert_allclose(terms.nats, values[nearest], atol=1e-8)
     _, first = np.unique(nearest, return_index=True)
     assert len(first) == len(values), "more keys, please: not every combination was drawn"
-    return jax.tree.map(lambda x: np.tensordot(probabilities, x[first], axes=1), gradients)
+    weights = np.bincount(groups, weights=probabilities)
+    assert_close(jax.tree.map(lambda x: np.tensordot(weights, x[first], axes=1), gradients), exact, atol=1e-10)
 
 
 def mean_bound(log_w):
@@ -233,33 +222,26 @@ DRAWN = {
 def test_leave_one_out_is_unbiased(x64, name):
     """The exact gradient of -ELBO, for every part, to rounding."""
     make, k, n = DRAWN[name]
-    system = make()
-    got = expected_gradients(leave_one_out(k), system, k, n)
-    assert_close(got, exact_gradients(system, k, mean_bound), atol=1e-10)
+    assert_unbiased(leave_one_out(k), mean_bound, make(), k, n)
 
 
 @pytest.mark.parametrize("name", DRAWN)
 def test_vimco_is_unbiased(x64, name):
     """The exact gradient of -L_k, for every part, to rounding."""
     make, k, n = DRAWN[name]
-    system = make()
-    got = expected_gradients(vimco(k), system, k, n)
-    assert_close(got, exact_gradients(system, k, importance_bound), atol=1e-10)
+    assert_unbiased(vimco(k), importance_bound, make(), k, n)
 
 
 @pytest.mark.parametrize(("codes", "baseline"), [(3, 0.0), (8, 2.5), (3, lambda y, c: jnp.log1p(y))])
 def test_score_function_is_unbiased(x64, codes, baseline):
     """The exact gradient of -ELBO whatever the baseline."""
-    system = one_latent(codes)
-    system = system._replace(model=discrete(4, codes, estimator=score_function(baseline)).model)
-    got = expected_gradients(elbo(), system, 1, 1000)
-    assert_close(got, exact_gradients(system, 1, mean_bound), atol=1e-10)
+    model = discrete(4, codes, estimator=score_function(baseline)).model
+    assert_unbiased(elbo(), mean_bound, one_latent(codes)._replace(model=model), 1, 1000)
 
 
 def test_score_function_of_two_latents_is_unbiased(x64):
     """A drawn latent inside another, by the bounds of both."""
-    system = two_latents()
-    assert_close(expected_gradients(elbo(), system, 1, 1000), exact_gradients(system, 1, mean_bound), atol=1e-10)
+    assert_unbiased(elbo(), mean_bound, two_latents(), 1, 1000)
 
 
 def test_score_function_of_a_normal_latent(x64):
@@ -273,7 +255,7 @@ def test_score_function_of_a_normal_latent(x64):
     def expected(model, params):
         def parts(enc):
             terms = at_nodes(model.terms, {**params, "enc": enc}, NODES, y)
-            return [WEIGHTS @ x for x in (terms.distortion, terms.rate, terms.units["rate"][:, 0])]
+            return [WEIGHTS @ x for x in (terms.distortion, terms.rate, terms.units.rate[:, 0])]
 
         return parts(params["enc"]), jax.jacrev(parts)(params["enc"])
 
@@ -295,7 +277,7 @@ def test_baselines_lower_the_variance(x64):
     samples as the baseline come near to the best of them, the ELBO, as k grows.
     """
     system = one_latent(8)
-    log_q, log_w = system.outcomes(system.params)
+    log_q, log_w = jax.device_get(jax.jit(system.outcomes)(system.params))
     q, nats = np.exp(log_q), -np.asarray(log_w)
     mean = float(q @ nats)
 
@@ -342,7 +324,7 @@ def test_leave_one_out_trains_an_encoder_to_the_posterior():
     state = init_state(system.model, optimizer, jax.random.key(0), system.ys[0])._replace(params=params)
     exact = discrete(4, 3).model
 
-    @compiled
+    @jax.jit
     def gaps(state):
         trained = jax.lax.scan(lambda s, _: step(s, jax.random.key(1), system.ys), state, length=400)[0].params
         nats = [
@@ -407,11 +389,13 @@ def test_piwae_trains_the_encoder_by_another_bound(x64):
     assert np.abs(of_miwae["enc"]["bias"] - of_iwae["enc"]["bias"]).max() > 0.1
 
 
+at_noise = jax.jit(at_nodes, static_argnums=0)
+
+
 def log_weights(mean: float, variance: float, nodes) -> np.ndarray:
     """ln w of the toy with encoder N(mean, variance), by the library, at these values of its noise."""
     system = toy(mean, variance)
-    at = compiled(lambda params, y: -at_nodes(system.model.importance, params, nodes, y).nats)
-    return np.asarray(at(system.params, system.ys[0]))
+    return -np.asarray(at_noise(system.model.importance, system.params, nodes, system.ys[0]).nats)
 
 
 VALUES = {  # of k = 2 log weights along the last axis, for tensor quadrature
@@ -448,10 +432,10 @@ def renyi_bound(alpha: float, mean: float, variance: float) -> float:
 @pytest.mark.parametrize("encoder", [NEAR, (0.0, 0.12), (-0.3, 0.06)])
 def test_renyi_bounds_fall_with_alpha(x64, encoder):
     """With the library's weights, by quadrature: equal to the closed form, falling, through ln P(y) and the ELBO."""
-    nodes, weights = hermite_nodes(160)
+    nodes, weights = hermite(160)
     log_w = log_weights(*encoder, nodes)
     alphas = [-0.5, 0.0, 0.25, 0.5, 0.9, 1.1, 1.5]
-    got = np.array([logsumexp((1 - a) * log_w, b=weights) / (1 - a) for a in alphas])
+    got = np.array([special.logsumexp((1 - a) * log_w, b=weights) / (1 - a) for a in alphas])
     np.testing.assert_allclose(got, [renyi_bound(a, *encoder) for a in alphas], rtol=1e-7)
     assert (np.diff(got) < 0).all()
     assert got[1] == pytest.approx(LN_P, rel=1e-10) and got[4] > weights @ log_w > got[5]
@@ -510,7 +494,7 @@ def test_all_report_the_elbo(x64, one_use_keys):
     cases = [(objective, system) for objective in [*OF_SAMPLED, dreg(6)]]
     cases += [(objective, drawn) for objective in (leave_one_out(6), vimco(6))]
 
-    @compiled
+    @jax.jit
     def values(params, ys):
         def at(objective, model):
             return objective(model, params, jax.random.clone(keys), ys, None, 0)
@@ -522,7 +506,7 @@ def test_all_report_the_elbo(x64, one_use_keys):
         assert float(penalised) == pytest.approx(float(loss) + 3, rel=1e-12)
         np.testing.assert_allclose(again.nats, terms.nats, rtol=1e-12)
         np.testing.assert_allclose(terms.nats, terms.rate + terms.distortion, rtol=1e-12)
-        assert terms.units["mean"].shape == terms.units["rate"].shape == (4, 2)
+        assert terms.units.mean.shape == terms.units.rate.shape == (4, 2)
     for (_, terms), _ in results[1 : len(OF_SAMPLED) + 1]:
         assert_close(terms, results[0][0][1], rtol=1e-12)
 
@@ -590,7 +574,7 @@ def tied_vampprior() -> tuple[Model, Any, Any]:
     """The prior is the encoder at pseudo-inputs: the encoder's parameters also stand in P_pri."""
     encoder, pseudo = affine_normal(1), jnp.array([[1.0, -1.0], [-1.0, 0.5], [0.2, 0.3]])
     model = share(vae(encoder, vampprior(encoder, pseudo), l2(affine(2), 0.8)), "enc", "pri/enc")
-    params = jax.tree.map(lambda x: x.astype(float), model.init(jax.random.key(0), pseudo[0]))
+    params = jax.tree.map(lambda x: x.astype(float), jax.jit(model.init)(jax.random.key(0), pseudo[0]))
     return model, params, pseudo[0]
 
 
@@ -667,7 +651,7 @@ def test_models_of_the_other_kind_are_refused():
     net = (lambda key, z: jnp.ones((2, 1)), lambda params, z: params[z])
     prior = vae(class_of_line(), table(2), l2(net, 1.0), estimator=score_function())
     nested = vae(affine_normal(1), prior, l2(affine(2), 1.0))
-    params = nested.init(jax.random.key(0), jnp.zeros(2))
+    params = jax.jit(nested.init)(jax.random.key(0), jnp.zeros(2))
     with pytest.raises(ValueError, match="drawn, not reparameterised"):
         at_keys(doubly_reparameterised(2), (nested, params, jnp.zeros(2)), 1)
 
@@ -682,7 +666,7 @@ def test_piwae_wants_an_encoder_by_name():
     renamed = share(
         vae(affine_normal(1), vampprior(affine_normal(1), jnp.zeros((2, 2))), l2(affine(2), 1.0)), "pri/enc", "enc"
     )
-    params = renamed.init(jax.random.key(0), jnp.zeros(2))
+    params = jax.jit(renamed.init)(jax.random.key(0), jnp.zeros(2))
     with pytest.raises(ValueError, match=r"params\['enc'\].*\['gen', 'pri'\]"):
         at_keys(piwae(2, 2), (renamed, params, jnp.zeros(2)), 1)
 

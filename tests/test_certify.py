@@ -8,12 +8,12 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from scipy.stats import multivariate_normal
-from systems import affine, affine_normal, linear_gaussian, table
 
 from vae_jax import bernoulli, conditional, evaluate, l2, learned_normal, standard_normal, vae
 from vae_jax.data import dequantisation
 from vae_jax.evaluation import certified
 from vae_jax.evaluation.annealed import linear_betas
+from vae_jax.selfcheck.solvable import affine, affine_normal, linear_gaussian, table
 
 KEY = jax.random.key(5)
 RNG = np.random.default_rng(0)

@@ -9,7 +9,6 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
-from systems import affine
 
 from vae_jax import (
     bernoulli,
@@ -24,9 +23,11 @@ from vae_jax import (
     standard_normal,
     vae,
 )
-from vae_jax.data import dynamic_binarisation, eight_bit, load, unit_scale
+from vae_jax.data import dynamic_binarisation, eight_bit, identity, load, unit_scale
+from vae_jax.selfcheck.solvable import affine
 
 ENCODER, PRIOR = gaussian(affine(2)), standard_normal(1)
+AS_GIVEN = identity()
 EIGHT_BIT = np.arange(24, dtype=np.uint8).reshape(8, 3) * 10
 BINARY = (np.arange(24).reshape(8, 3) % 2).astype(np.float32)
 REAL = np.linspace(-1, 1, 24, dtype=np.float32).reshape(8, 3)
@@ -154,10 +155,17 @@ def test_parameters_made_for_other_data(test):
 @pytest.mark.parametrize(
     ("likelihood", "ys", "preprocess", "got", "wanted", "advice"),
     [
-        (bernoulli(affine(3)), EIGHT_BIT, None, "[0, 230] (as given)", "0 or 1", "preprocess=dynamic_binarisation()"),
+        (
+            bernoulli(affine(3)),
+            EIGHT_BIT,
+            AS_GIVEN,
+            "[0, 230] (as given)",
+            "0 or 1",
+            "preprocess=dynamic_binarisation()",
+        ),
         (bernoulli(affine(3)), EIGHT_BIT, unit_scale(), "[0, 0.901961] (unit scale", "0 or 1", "binarise them"),
-        (bernoulli(affine(3)), REAL, None, "[-1, 1] (as given)", "0 or 1", "Scale them to 0 .. 255"),
-        (bernoulli(affine(3)), np.abs(REAL), None, "[0.0434783, 1]", "0 or 1", "not a log-probability"),
+        (bernoulli(affine(3)), REAL, AS_GIVEN, "[-1, 1] (as given)", "0 or 1", "Scale them to 0 .. 255"),
+        (bernoulli(affine(3)), np.abs(REAL), AS_GIVEN, "[0.0434783, 1]", "0 or 1", "not a log-probability"),
         (
             discretised_logistic(shaped(3, 2)),
             EIGHT_BIT,
@@ -174,10 +182,17 @@ def test_parameters_made_for_other_data(test):
             "integers in [0, 31]",
             "preprocess=",
         ),
-        (discretised_logistic(shaped(3, 6), components=2), REAL, None, "[-1, 1]", "integers in [0, 255]", "preprocess"),
-        (categorical(shaped(3, 16)), EIGHT_BIT, None, "[0, 230]", "integers in [0, 15]", "another likelihood"),
-        (poisson(3), REAL, None, "[-1, 1]", "integers >= 0", "another likelihood"),
-        (poisson(3), np.abs(REAL), None, "[0.0434783, 1]", "integers >= 0", "another likelihood"),
+        (
+            discretised_logistic(shaped(3, 6), components=2),
+            REAL,
+            AS_GIVEN,
+            "[-1, 1]",
+            "integers in [0, 255]",
+            "preprocess",
+        ),
+        (categorical(shaped(3, 16)), EIGHT_BIT, AS_GIVEN, "[0, 230]", "integers in [0, 15]", "another likelihood"),
+        (poisson(3), REAL, AS_GIVEN, "[-1, 1]", "integers >= 0", "another likelihood"),
+        (poisson(3), np.abs(REAL), AS_GIVEN, "[0.0434783, 1]", "integers >= 0", "another likelihood"),
     ],
 )
 def test_values_outside_the_support(train, test, likelihood, ys, preprocess, got, wanted, advice):
@@ -200,13 +215,13 @@ def test_one_value_outside_the_support_is_found_wherever_it_is(train):
 @pytest.mark.parametrize(
     ("likelihood", "ys", "preprocess"),
     [
-        (bernoulli(affine(3)), BINARY, None),
-        (bernoulli(affine(3)), BINARY.astype(bool), None),
+        (bernoulli(affine(3)), BINARY, AS_GIVEN),
+        (bernoulli(affine(3)), BINARY.astype(bool), AS_GIVEN),
         (bernoulli(affine(3)), EIGHT_BIT, dynamic_binarisation()),
         (discretised_logistic(shaped(3, 2)), EIGHT_BIT, eight_bit()),
-        (categorical(shaped(3, 256)), EIGHT_BIT, None),
-        (poisson(3), EIGHT_BIT, None),
-        (l2(affine(3), "learned"), REAL, None),
+        (categorical(shaped(3, 256)), EIGHT_BIT, AS_GIVEN),
+        (poisson(3), EIGHT_BIT, AS_GIVEN),
+        (l2(affine(3), "learned"), REAL, AS_GIVEN),
     ],
 )
 def test_values_inside_the_support_pass(train, likelihood, ys, preprocess):

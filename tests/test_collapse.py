@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize, minimize_scalar
-from systems import EIGENVALUES, expected_terms, linear_gaussian_model, linear_vae_optimum, sigma_points
 
 from vae_jax.evaluation import collapse, rate_distortion
+from vae_jax.selfcheck.quadrature import expected_terms, sigma_points
+from vae_jax.selfcheck.solvable import EIGENVALUES, linear_gaussian_model, linear_vae_optimum
 
 
 def best_loss(eigenvalues, beta, variance, units):
@@ -37,9 +38,8 @@ def test_what_collapses_at_a_fixed_sigma(beta, active, rate):
 @pytest.mark.parametrize(("units", "variance", "beta"), [(5, 0.7, 1.0), (2, 0.3, 1.0), (3, 0.3, 4.0), (4, 2.0, 3.0)])
 def test_prediction_is_the_optimal_linear_vae(x64, units, variance, beta):
     """Rate and distortion of the optimum as the library itself measures them, and no linear VAE does better."""
-    ys, enc, weights = linear_vae_optimum(units, variance, beta)
+    ys, params = linear_vae_optimum(units, variance, beta)
     model = linear_gaussian_model(5, units, float(np.sqrt(variance)))
-    params = {"enc": enc, "pri": {}, "gen": weights}
     terms = expected_terms(model, params, ys, sigma_points(units))
     found = collapse(EIGENVALUES, beta=beta, variance=variance, units=units)
     assert found.rate == pytest.approx(float(terms.rate.mean()), rel=1e-10, abs=1e-12)

@@ -7,6 +7,7 @@ import pytest
 from reported import check_report
 
 from experiments import em_mixture, em_routes, gmm_prior
+from experiments.shared.training import Training
 from vae_jax.data import unit_scale
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -35,7 +36,7 @@ def test_the_routes_end_at_one_optimum():
     """Three clusters on a line: EM, VAE and gradient meet; hard EM ends below in ln p, above in its own bound."""
     rng = np.random.default_rng(0)
     ys = (rng.normal(size=(300, 1)) + 3.0 * rng.integers(0, 3, (300, 1))).astype(np.float32)
-    routes = em_routes.four_routes(ys, 3, jax.random.key(1), passes=60, batch_size=50, learning_rate=0.05)
+    routes = em_routes.four_routes(ys, 3, jax.random.key(1), Training(60, 50, 0.05))
     end = {name: values[-1] for name, values in routes.log_p.items()}
     starts = [values[0] for values in routes.log_p.values()]
     assert np.ptp(starts) == 0

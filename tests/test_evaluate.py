@@ -6,13 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
-from systems import affine, affine_normal, linear_gaussian
 
 from vae_jax import Evaluation, analytic, bernoulli, evaluate, gaussian, l2, standard_normal, vae
 from vae_jax.data import dequantisation, dynamic_binarisation, unit_scale
 from vae_jax.em import mixture_of_gaussians
 from vae_jax.evaluation import active_units, bits_per_dimension, mean
 from vae_jax.evaluation.whole_split import values_of
+from vae_jax.selfcheck.solvable import affine, affine_normal, linear_gaussian
 
 KEY = jax.random.key(3)
 RNG = np.random.default_rng(0)

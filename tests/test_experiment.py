@@ -17,7 +17,8 @@ import pytest
 import tyro
 from PIL import Image
 
-from experiments.vae import Config, build, build_objective, build_optimizer, load_splits, main
+from experiments.shared.images import load_splits
+from experiments.vae import Config, build, build_objective, build_optimizer, main
 from vae_jax import init_state, make_train_step
 from vae_jax.data.check import check_data
 
@@ -158,7 +159,7 @@ def check_page(page, config, numbers, printed):
 def test_builds(options, tmp_path):
     """The training step in the abstract: scalars for a batch, and a state of the same form."""
     config = config_of(options, tmp_path)
-    train, *_ = load_splits(config)
+    train, *_ = load_splits(config.data, conditional=config.conditional, smoke=config.smoke)
     model, pictured = build(config, train)
     check_data(model, train.ys, train.cs, pictured.preprocess)
     optimizer, key = build_optimizer(config, 10), jax.random.key(0)

@@ -9,7 +9,6 @@ import pytest
 from scipy.stats import multivariate_normal
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
-from systems import EIGENVALUES, data_with_covariance, sigma_points
 
 from vae_jax.em import (
     as_vae,
@@ -21,6 +20,8 @@ from vae_jax.em import (
     ppca,
     ppca_closed_form,
 )
+from vae_jax.selfcheck.quadrature import sigma_points
+from vae_jax.selfcheck.solvable import EIGENVALUES, data_with_covariance
 
 NAN = float("nan")
 D, Q = 5, 2

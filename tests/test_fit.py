@@ -16,7 +16,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental.compilation_cache import compilation_cache
 from jax.sharding import Mesh
-from systems import affine, affine_normal
 
 from vae_jax import (
     Conditional,
@@ -32,6 +31,7 @@ from vae_jax import (
 )
 from vae_jax.core import lift
 from vae_jax.evaluation import mean
+from vae_jax.selfcheck.solvable import affine, affine_normal
 from vae_jax.training import checkpoint
 from vae_jax.training.loop import call_sizes
 

@@ -9,13 +9,13 @@ import optax
 import pytest
 from scipy import stats
 from scipy.special import logsumexp
-from systems import affine, affine_normal, linear_gaussian
 
 from vae_jax import bernoulli, gaussian, init_state, l2, make_train_step, sampled, standard_normal, sticking, vae
 from vae_jax.core import importance_weighted_bound, lift
 from vae_jax.em import mixture_of_gaussians
 from vae_jax.parts.flows import Flow, autoregressive_flow, coupling_flow, inverse_autoregressive_flow
 from vae_jax.parts.flows.masked import init_net, log_scale_and_shift, made_masks
+from vae_jax.selfcheck.solvable import affine, affine_normal, linear_gaussian
 
 KINDS = {"coupling": coupling_flow, "MAF": autoregressive_flow, "IAF": inverse_autoregressive_flow}
 every_kind = pytest.mark.parametrize("kind", KINDS.values(), ids=KINDS)

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh
-from laws import BATCH, REPRESENTATIVE, SYSTEMS, System, compiled
+from laws import BATCH, ON_DEVICES, REPRESENTATIVE, SYSTEMS, System, compiled
 
 from vae_jax import evaluate, init_state, make_train_step
 from vae_jax.core.objectives import batch_terms
@@ -99,8 +99,8 @@ def case(request):
     return Case(SYSTEMS[request.param])
 
 
-@pytest.fixture(scope="module", params=REPRESENTATIVE)
-def representative(request):
+@pytest.fixture(scope="module", params=ON_DEVICES)
+def on_devices(request):
     return Case(SYSTEMS[request.param])
 
 
@@ -169,6 +169,7 @@ def test_values_and_gradients_are_finite(case):
             assert np.all(np.isfinite(x)), name
 
 
+@pytest.mark.over(REPRESENTATIVE)
 def test_gradients_are_derivatives(case, x64):
     """Central differences along one random direction for each leaf of the parameters."""
     rng = np.random.default_rng(0)
@@ -213,6 +214,7 @@ def test_rows_do_not_touch_each_other(case):
     assert before[1].nats[1] != after[1].nats[1]
 
 
+@pytest.mark.over(REPRESENTATIVE)
 def test_nothing_is_compiled_twice(case):
     """Other parameters, keys and data of the same shapes: no new trace. Nor for a state that the step made itself."""
     case.at(seed=1)
@@ -249,6 +251,7 @@ def test_samples_follow_the_density(case):
         assert_mean(wave(samples @ frequencies.T), weights @ wave(points @ frequencies.T), wave.__name__)
 
 
+@pytest.mark.over(REPRESENTATIVE)
 def test_loss_falls(case):
     """30 steps of Adam; the same 20 draws before and after."""
 
@@ -258,9 +261,9 @@ def test_loss_falls(case):
     assert loss(case.trained(case.fresh(), 30).params) < loss(case.params) - 0.05
 
 
-def test_restored_run_equals_the_uninterrupted(representative, tmp_path):
+def test_restored_run_equals_the_uninterrupted(on_devices, tmp_path):
     """Bit for bit, the optimiser's state included."""
-    case = representative
+    case = on_devices
     state = case.trained(case.fresh(), 2)
     checkpoint.save(tmp_path, 2, state, {}, best=False)
     restored = checkpoint.restore(tmp_path, case.fresh(seed=1)).state
@@ -268,9 +271,9 @@ def test_restored_run_equals_the_uninterrupted(representative, tmp_path):
     assert_identical(case.trained(restored, 1), case.trained(state, 1))
 
 
-def test_devices_agree(representative):
+def test_devices_agree(on_devices):
     """One device, a batch sharded over two, and pmap over two: the same parameters after a step."""
-    case = representative
+    case = on_devices
     key, two, sgd = jax.random.key(3), jax.devices()[:2], optax.sgd(0.1)
     state = init_state(case.model, sgd, jax.random.key(0), case.y, case.c)
     step = compiled(make_train_step(case.model, sgd))

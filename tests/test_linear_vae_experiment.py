@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from experiments import linear_vae, linear_ways
+from experiments.shared.linear import load_blocks
+from experiments.shared.training import Training
 
-TRAINING = linear_ways.Training(epochs=60, batch_size=50, learning_rate=0.02)
+TRAINING = Training(epochs=60, batch_size=50, learning_rate=0.02)
 
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -72,7 +74,7 @@ def test_blocks_are_means_in_their_place(tmp_path):
     """4 x 4 images to 2 x 2 blocks: the plain loop, centred, on one scale."""
     images = np.random.default_rng(0).integers(0, 256, (30, 4, 4), dtype=np.uint8)
     np.savez(tmp_path / "images.npz", train_image=images, test_image=images)
-    ys, _ = linear_vae.load_blocks(linear_vae.Config(data=str(tmp_path / "images.npz"), side=2))
+    ys, _ = load_blocks(str(tmp_path / "images.npz"), 2)
     corners = [(i, j) for i in (0, 2) for j in (0, 2)]
     wanted = np.stack([images[:, i : i + 2, j : j + 2].mean(axis=(1, 2)) for i, j in corners], axis=1)
     wanted = wanted - wanted.mean(axis=0)[None]

@@ -18,24 +18,6 @@ from scipy.integrate import quad
 from scipy.optimize import minimize
 from scipy.special import expit, rel_entr, softmax
 from scipy.stats import multivariate_normal, norm
-from systems import (
-    EIGENVALUES,
-    affine,
-    affine_normal,
-    at_nodes,
-    data_with_covariance,
-    discrete,
-    expected_terms,
-    hermite_nodes,
-    linear_gaussian,
-    linear_gaussian_model,
-    linear_vae_optimum,
-    sigma_points,
-    table,
-    table_of,
-    toy,
-    two_layers,
-)
 
 from vae_jax import (
     analytic,
@@ -55,17 +37,28 @@ from vae_jax.core import importance_weighted_bound, multi_sample, objectives
 from vae_jax.core.distributions import DiscretisedLogistic, bounded_log_std, raw_log_std
 from vae_jax.core.model import log_prob
 from vae_jax.parts import vampprior
+from vae_jax.selfcheck.quadrature import at_nodes, expected_terms, hermite, sigma_points
+from vae_jax.selfcheck.solvable import (
+    EIGENVALUES,
+    LN_P,
+    NEAR,
+    POSTERIOR,
+    affine,
+    affine_normal,
+    data_with_covariance,
+    discrete,
+    linear_gaussian,
+    linear_gaussian_model,
+    linear_vae_optimum,
+    normal_kl,
+    table,
+    table_of,
+    toy,
+    two_layers,
+)
 
-LN_P = -4.161859340430404
-POSTERIOR = (-2 / 11, 1 / 11)
-NEAR = (0.3, 0.2)
 ENCODERS = [NEAR, (0.0, 1.0), POSTERIOR, (-0.5, 0.05), (0.4, 0.3)]
-HERMITE = hermite_nodes()
-
-
-def normal_kl(mean, variance, mean_p=0.0, variance_p=1.0):
-    """numpy: KL(N(mean, variance) || N(mean_p, variance_p))."""
-    return 0.5 * (np.log(variance_p / variance) + (variance + (mean - mean_p) ** 2) / variance_p - 1)
+HERMITE = hermite()
 
 
 def toy_reconstruction(mean, variance):
@@ -229,7 +222,7 @@ def gradients_at_nodes(model, params, y):
     """d L / d(mean, ln std) of the encoder at every node of the noise: (nodes, 2)."""
 
     def loss(enc, eps):
-        return model.terms({**params, "enc": {**enc, "eps": eps}}, jax.random.key(0), y).nats
+        return model.terms({**params, "enc": {**enc, "noise": eps}}, jax.random.key(0), y).nats
 
     gradient = jax.vmap(jax.grad(loss), in_axes=(None, 0))(params["enc"], jnp.asarray(HERMITE[0]))
     return jnp.concatenate([gradient["bias"], gradient["log_std"]], axis=1)
@@ -333,9 +326,9 @@ def test_optimal_linear_vae_is_probabilistic_pca(x64, eigenvalues, q, expected):
     """The optimal linear VAE with a diagonal encoder has the maximum likelihood, in every draw."""
     exact, variance = ppca_log_likelihood(eigenvalues, q)
     assert expected is None or exact == pytest.approx(expected, abs=5e-9)
-    ys, enc, gen = linear_vae_optimum(q, variance, eigenvalues=eigenvalues)
+    ys, params = linear_vae_optimum(q, variance, eigenvalues=eigenvalues)
     model = linear_gaussian_model(len(eigenvalues), q, float(np.sqrt(variance)))
-    nats = each(model.terms, {"enc": enc, "pri": {}, "gen": gen}, jax.random.key(8), ys).nats
+    nats = each(model.terms, params, jax.random.key(8), ys).nats
     assert nats.mean() == pytest.approx(-exact, rel=1e-12)
 
 
@@ -546,7 +539,7 @@ def test_rate_is_mutual_information_plus_marginal_kl(x64, means, variance, expec
     gen = {"weights": jnp.eye(1), "bias": jnp.zeros(1)}
     rates = [
         expected_terms(
-            vae(encoder, prior, l2(affine(1), 1.0)), {"enc": enc, "pri": pri, "gen": gen}, ys, hermite_nodes(150)
+            vae(encoder, prior, l2(affine(1), 1.0)), {"enc": enc, "pri": pri, "gen": gen}, ys, hermite(150)
         ).rate.mean()
         for prior, pri in ((standard_normal(1), {}), (vampprior(encoder, ys), {"pseudo": ys, "enc": enc}))
     ]

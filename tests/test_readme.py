@@ -18,7 +18,7 @@ def test_the_first_example_is_short():
 
 def test_every_block_of_code_runs(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("vae_jax.training.loop.tqdm.monitor_interval", 0)
+    monkeypatch.setattr("tqdm.tqdm.monitor_interval", 0)
     names: dict[str, object] = {}
     for number, code in enumerate(blocks()):
         exec(compile(code, f"README.md, block {number + 1}", "exec"), names)

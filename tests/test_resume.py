@@ -17,14 +17,16 @@ PATIENCE_SECONDS = 200
 
 
 def start(folder):
-    """A process that has imported everything and waits for a line."""
+    """A process that has imported everything and waits for a line; those of one folder share what they compile."""
     folder.mkdir(exist_ok=True)
     command = [sys.executable, HERE / "resumable_run.py", folder, str(EPOCHS)]
-    path = os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    environment = {
+        "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+    }
     pipe = subprocess.PIPE
-    return subprocess.Popen(
-        command, env={**os.environ, "PYTHONPATH": path}, stdin=pipe, stdout=pipe, stderr=pipe, text=True
-    )
+    return subprocess.Popen(command, env=os.environ | environment, stdin=pipe, stdout=pipe, stderr=pipe, text=True)
 
 
 def go(child):
@@ -94,6 +96,7 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
     try:
         first, second, third, fourth, last = children
 
+        go(uninterrupted)  # beside the others
         go(first)  # killed before there is a checkpoint
         wait_until(lambda: epochs_done(run) == 0, first)
         time.sleep(moments.uniform(0, 0.2))
@@ -116,7 +119,6 @@ def test_killed_and_resumed_equals_uninterrupted(tmp_path):
         written, leftovers, damaged = epochs_done(run), unfinished(run), damage_newest(run)
         assert written < EPOCHS - 1 and len(leftovers) >= 2
 
-        go(uninterrupted)
         go(last)
         for child in (uninterrupted, last):
             _, errors = child.communicate(timeout=PATIENCE_SECONDS)

@@ -7,10 +7,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.stats import multivariate_normal
-from systems import sigma_points
 
 from vae_jax.em import as_vae, fit_em, linear_gaussian_state_space
 from vae_jax.em.sequences.noisy_chains import filter_sequence
+from vae_jax.selfcheck.quadrature import sigma_points
 
 NAN = float("nan")
 D, Q, T, N = 3, 2, 5, 6

@@ -3,7 +3,9 @@
 Every term is then quadratic in (y, eps), so its expectation over Gaussians is the average over four corners.
 """
 
+import functools
 import itertools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -22,15 +24,14 @@ START, END = -13.3, 5.0
 VARIANCES = (0.3, 1.0, 4.0)
 
 
-def exact(spread: float, **options: Any) -> Denoiser:
-    """The denoiser of data N(0, spread), E[x|z]."""
+def exact(**options: Any) -> Denoiser:
+    """The denoiser of data N(0, spread), E[x|z]; that variance is its parameter."""
 
-    def apply(params, z, gamma):
-        del params
+    def apply(spread, z, gamma):
         signal = jax.nn.sigmoid(-gamma)
         return jnp.sqrt(signal) * spread * z / (signal * spread + jax.nn.sigmoid(gamma))
 
-    return denoiser((lambda key, z, gamma: {}, apply), (1,), prediction=predict_data, **options)
+    return denoiser((lambda key, z, gamma: jnp.ones(()), apply), (1,), prediction=predict_data, **options)
 
 
 def corners(variance: float) -> tuple[jax.Array, jax.Array]:
@@ -39,16 +40,16 @@ def corners(variance: float) -> tuple[jax.Array, jax.Array]:
     return floats(pairs[:, :1] * np.sqrt(variance)), floats(pairs[:, 1:])
 
 
-def diffused(d: Denoiser, gen: Any, variance: float, count: int) -> jax.Array:
-    """E of the diffusion's rate: all T steps, or a midpoint rule."""
-    ys, eps = corners(variance)
+def diffused(d: Denoiser) -> Callable[..., jax.Array]:
+    """`(gen, ys, eps) -> rate`, the mean over all of them and over all T steps, compiled."""
+    middles = (d.times()[1:] + d.times()[:-1]) / 2
 
     @jax.jit
-    def mean(gen, ys, eps, times):
+    def rate(gen, ys, eps):
         each = lambda t: jax.vmap(lambda y, e: step_terms(d, {}, gen, e, y, t, None).nats)(ys, eps)  # noqa: E731
-        return jnp.mean(jax.vmap(each)(times))
+        return jnp.mean(jax.vmap(each)(middles))
 
-    return mean(gen, ys, eps, floats((np.arange(count) + 0.5) / count))
+    return rate
 
 
 def limit(variance: float) -> float:
@@ -85,7 +86,7 @@ def chained(process: Any) -> Any:
 
 
 def run_26() -> list[Row]:
-    d = exact(0.5, schedule=linear(-3.0, 2.0), steps=4)
+    d = exact(schedule=linear(-3.0, 2.0), steps=4)
     x, eps = floats(np.array([0.7])), floats(np.array([0.3]))
     a, s = np.sqrt(1 / (1 + np.exp(-0.5))), np.sqrt(1 / (1 + np.exp(0.5)))
     z = a * 0.7 + s * 0.3
@@ -95,29 +96,29 @@ def run_26() -> list[Row]:
     part = -np.expm1(-1.25)
     variance = part / (1 + np.exp(1.75))
     gaussians = part**2 / (1 + np.exp(-1.75)) * (0.7 - guess) ** 2 / (2 * variance)
-    ours = jax.jit(lambda eps, x, t: step_terms(d, {}, {"net": {}}, eps, x, t, None).nats / 4)(eps, x, floats(0.3))
+    ours = jax.jit(functools.partial(step_terms, d, {}, c=None))({"net": floats(0.5)}, eps, x, floats(0.3)).nats / 4
     return [Row("weighted error of x", weighted, ours), Row("KL of Gaussians", gaussians, ours)]
 
 
 def run_27() -> list[Row]:
     rows = [Row("L_inf, l = 1", 6.646643, limit(1.0))]
     for steps, wanted in ((10, 17.70785), (100, 7.24379), (1000, 6.70325)):
-        d = exact(1.0, schedule=linear(START, END), steps=steps)
-        rows.append(Row(f"T = {steps}", wanted, diffused(d, {"net": {}}, 1.0, steps)))
+        d = exact(schedule=linear(START, END), steps=steps)
+        rows.append(Row(f"T = {steps}", wanted, diffused(d)({"net": floats(1.0)}, *corners(1.0))))
     return rows
 
 
 def measured(d: Denoiser, spread: float) -> Any:
     """The generator's parameters, its variance the right one: l / (1 + l SNR)."""
-    snr = jax.jit(lambda times: jnp.exp(-jax.vmap(lambda t: d.gamma({}, t))(times)))(d.times())
-    return {"net": {}, "variance": floats(spread / (1 + spread * np.asarray(snr)))}
+    gamma = START + (END - START) * np.asarray(d.times())
+    return {"net": floats(spread), "variance": floats(spread / (1 + spread * np.exp(-gamma)))}
 
 
-def both_ends(d: Denoiser) -> Any:
-    """E of the prior's rate and of the last step's distortion."""
+def both_ends(d: Denoiser) -> Callable[..., jax.Array]:
+    """The same of the prior's rate and of the last step's distortion."""
 
     @jax.jit
-    def run(gen, ys, eps):
+    def nats(gen, ys, eps):
         first, last = d.level({}, jnp.zeros(())), variance_preserving(END)
 
         def one(y, e):
@@ -126,15 +127,15 @@ def both_ends(d: Denoiser) -> Any:
 
         return jnp.mean(jax.vmap(one)(ys, eps))
 
-    return run
+    return nats
 
 
 def run_28() -> list[Row]:
-    rows = []
+    rows, d = [], exact(schedule=linear(START, END), steps=5, variance="analytic", observation=denoised())
+    steps, ends = diffused(d), both_ends(d)
     for spread in VARIANCES:
-        d = exact(spread, schedule=linear(START, END), steps=5, variance="analytic", observation=denoised())
-        gen = measured(d, spread)
-        total = diffused(d, gen, spread, 5) + both_ends(d)(gen, *corners(spread))
+        at = (measured(d, spread), *corners(spread))
+        total = np.asarray(steps(*at)) + np.asarray(ends(*at))
         signal = 1 / (1 + np.exp(END))
         end = signal * spread + 1 - signal
         entropy = 0.5 * np.log(2 * np.pi * np.e * spread)
@@ -143,14 +144,10 @@ def run_28() -> list[Row]:
 
 
 def run_29() -> list[Row]:
-    rows = []
-    for spread in VARIANCES:
-        found = []
-        for steps in (1, 3, 10):
-            d = exact(spread, schedule=linear(START, END), steps=steps, variance="analytic")
-            found.append(diffused(d, measured(d, spread), spread, steps))
-        rows.append(Row(f"T = 1, 3, 10; l = {spread:g}", limit(spread), jnp.stack(found)))
-    return rows
+    ds = [exact(schedule=linear(START, END), steps=steps, variance="analytic") for steps in (1, 3, 10)]
+    rates = [(d, diffused(d)) for d in ds]
+    of = lambda spread: np.stack([rate(measured(d, spread), *corners(spread)) for d, rate in rates])  # noqa: E731
+    return [Row(f"T = 1, 3, 10; l = {spread:g}", limit(spread), of(spread)) for spread in VARIANCES]
 
 
 CHECKS = [

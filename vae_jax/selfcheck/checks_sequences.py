@@ -41,7 +41,7 @@ def sentences() -> list[Row]:
     rows = []
     for name, net in networks().items():
         model = lift(autoregressive(net, 4, LEVELS, end=0))
-        params = floats(model.init(jax.random.key(1), jnp.zeros(4, jnp.int32)))
+        params = floats(jax.jit(model.init)(jax.random.key(1), jnp.zeros(4, jnp.int32)))
         nats = jax.jit(jax.vmap(lambda y, m=model, p=params: m.terms(p, jax.random.key(0), y).nats))
         longer = lift(autoregressive(net, 7, LEVELS, end=0))
         padded = jax.jit(lambda y, m=longer, p=params: m.terms(p, jax.random.key(0), y).nats)
@@ -63,8 +63,8 @@ def collapse() -> list[Row]:
         language, generator = (autoregressive(n, 4, LEVELS, end=0) for n in (net, silent))
         model = vae(gaussian(affine(4)), standard_normal(2), generator, estimator=analytic)
         y = jnp.array([2.0, 1.0, 1.0, 0.0])
-        params = floats(model.init(jax.random.key(2), y))
-        params["enc"] = jax.tree.map(jnp.zeros_like, params["enc"])
+        params = floats(jax.jit(model.init)(jax.random.key(2), y))
+        params["enc"] = floats(jax.tree.map(np.zeros_like, params["enc"]))
         terms = jax.jit(model.terms)(params, jax.random.key(3), y)
         alone = jax.jit(lift(language).terms)(params["gen"], jax.random.key(0), y)
         rows += [Row(f"{name}: rate", 0.0, terms.rate), Row(f"{name}: nats", alone.nats, terms.nats)]

@@ -1,0 +1,1 @@
+"""What several experiments share. Nothing here runs by itself, and no experiment imports another."""

@@ -1,0 +1,64 @@
+"""What reports on images show: images as pictures, draws of a model, the bound by epoch."""
+
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+import vae_jax
+from experiments.shared.results import by_epoch, over_batch
+from vae_jax import Fitted
+from vae_jax.data import Preprocess
+from vae_jax.report import page, pictures
+
+
+class Pictured(NamedTuple):
+    """A model whose generator gives means, with its parts and how data reach it.
+
+    `white` is the value of y that is shown as white.
+    """
+
+    encoder: vae_jax.Conditional
+    generator: vae_jax.Model
+    model: vae_jax.Model
+    preprocess: Preprocess
+    white: float
+
+
+def enlarged(image: np.ndarray, height: int) -> bytes:
+    """A grid of images of this height as a PNG, in which small ones are large enough to be seen."""
+    return pictures.png(image, max(1, 56 // height))
+
+
+def picture(images: np.ndarray, columns: int, alt: str, caption: str = "") -> page.Picture:
+    """Images (n, h, w, channels) in rows of so many."""
+    return page.Picture(enlarged(pictures.grid(images, columns), images.shape[1]), alt, caption)
+
+
+def show(pictured: Pictured, means: Any) -> np.ndarray:
+    """Means in the model's units as pictures in [0, 1]."""
+    return np.clip(np.asarray(means, np.float32) / pictured.white, 0, 1)
+
+
+def in_turn(cs: np.ndarray | None, n: int) -> np.ndarray | None:
+    """(n, classes): the classes in turn, as conditions of n draws; None where a model has none."""
+    return None if cs is None else np.eye(cs.shape[1], dtype=np.float32)[np.arange(n) % cs.shape[1]]
+
+
+def draw_samples(pictured: Pictured, params: Any, key: jax.Array, cs: np.ndarray | None, n: int = 60) -> np.ndarray:
+    """n pictures (n, h, w, channels): the generator's means at z from the prior."""
+    return show(pictured, over_batch(pictured.model.sample, params, jax.random.split(key, n), in_turn(cs, n)))
+
+
+def learning_curve(fitted: Fitted) -> page.Section:
+    """-ELBO by epoch, and its two parts."""
+    bound = {"training": by_epoch(fitted.history, "elbo", -1), "validation": by_epoch(fitted.history, "valid_elbo", -1)}
+    parts = {name: by_epoch(fitted.history, f"valid_{name}") for name in ("rate", "distortion")}
+    return page.Section(
+        "Learning curve",
+        "The bound -ELBO in nats per image (lower is better), and its two parts on the validation images.",
+        [
+            page.Picture(pictures.curves(bound, y="-ELBO, nats per image"), "bound by epoch"),
+            page.Picture(pictures.curves(parts, y="nats per image"), "rate and distortion by epoch"),
+        ],
+    )

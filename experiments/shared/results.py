@@ -1,0 +1,25 @@
+"""From what was trained to numpy: a function of every example of a batch, and a number of every epoch of a run."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def over_batch(
+    function: Callable[..., Any], params: Any, keys: jax.Array, *batch: Any, at_once: int | None = None
+) -> Any:
+    """`function(params, key, *example)` of every example, all or some at once; None where an input is None."""
+    axes = (None, 0, *(None if x is None else 0 for x in batch))
+    compiled = jax.jit(jax.vmap(function, in_axes=axes))
+    size = at_once or len(keys)
+    cuts = [slice(i, i + size) for i in range(0, len(keys), size)]
+    parts = [compiled(params, keys[cut], *(None if x is None else x[cut] for x in batch)) for cut in cuts]
+    return jax.tree.map(lambda *xs: np.concatenate(xs), *map(jax.device_get, parts))
+
+
+def by_epoch(history: Iterable[dict[str, Any]], name: str, sign: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """(epochs, values) of a number that `fit` kept, times `sign`, where it was taken: an epoch can be all skipped."""
+    rows = [row for row in history if np.isfinite(row.get(name, np.nan))]
+    return np.array([row["epoch"] for row in rows]), np.array([sign * row[name] for row in rows])
