@@ -23,17 +23,6 @@ from vae_jax.data.preprocess import (
 from vae_jax.data.tables import Table, load_table
 
 __all__ = [
-    "NAMES",
-    "Dataset",
-    "Preprocess",
-    "Table",
-    "dequantisation",
-    "dynamic_binarisation",
-    "eight_bit",
-    "identity",
-    "load",
-    "load_table",
-    "static_binarisation",
-    "threshold_binarisation",
-    "unit_scale",
-]
+    "NAMES", "Dataset", "Preprocess", "Table", "dequantisation", "dynamic_binarisation", "eight_bit", "identity",
+    "load", "load_table", "static_binarisation", "threshold_binarisation", "unit_scale",
+]  # fmt: skip

@@ -12,22 +12,7 @@ from vae_jax.evaluation.refinement import Refined, elbo_draws, refine
 from vae_jax.evaluation.whole_split import Evaluation, Mean, active_units, bits_per_dimension, evaluate, mean
 
 __all__ = [
-    "Certificate",
-    "Collapse",
-    "Evaluation",
-    "Gaps",
-    "Mean",
-    "RateSplit",
-    "Refined",
-    "active_units",
-    "bits_per_dimension",
-    "certified",
-    "collapse",
-    "elbo_draws",
-    "evaluate",
-    "gaps",
-    "mean",
-    "rate_distortion",
-    "rate_split",
-    "refine",
-]
+    "Certificate", "Collapse", "Evaluation", "Gaps", "Mean", "RateSplit", "Refined", "active_units",
+    "bits_per_dimension", "certified", "collapse", "elbo_draws", "evaluate", "gaps", "mean", "rate_distortion",
+    "rate_split", "refine",
+]  # fmt: skip

@@ -16,23 +16,7 @@ from vae_jax.nets.transformer import Transformer, TransformerEncoder
 from vae_jax.nets.unet import UNet
 
 __all__ = [
-    "LSTM",
-    "MLP",
-    "Conv",
-    "ConvDecoder",
-    "ConvEncoder",
-    "ConvTranspose",
-    "DenoisingMLP",
-    "FromGrid",
-    "PatchDiscriminator",
-    "PixelCNN",
-    "ResBlock",
-    "ResDecoder",
-    "ResEncoder",
-    "SequenceEncoder",
-    "Transformer",
-    "TransformerEncoder",
-    "UNet",
-    "conv_rungs",
-    "mlp_rungs",
-]
+    "LSTM", "MLP", "Conv", "ConvDecoder", "ConvEncoder", "ConvTranspose", "DenoisingMLP", "FromGrid",
+    "PatchDiscriminator", "PixelCNN", "ResBlock", "ResDecoder", "ResEncoder", "SequenceEncoder", "Transformer",
+    "TransformerEncoder", "UNet", "conv_rungs", "mlp_rungs",
+]  # fmt: skip

@@ -5,15 +5,6 @@ from vae_jax.systems.gans import Game, adversarial, gan, hinge, non_saturating, 
 from vae_jax.systems.ladders import Rung, ladder, ladder_latents, ladder_sample
 
 __all__ = [
-    "Game",
-    "Rung",
-    "adversarial",
-    "chain",
-    "gan",
-    "hinge",
-    "ladder",
-    "ladder_latents",
-    "ladder_sample",
-    "non_saturating",
-    "with_discriminator",
-]
+    "Game", "Rung", "adversarial", "chain", "gan", "hinge", "ladder", "ladder_latents", "ladder_sample",
+    "non_saturating", "with_discriminator",
+]  # fmt: skip

@@ -12,18 +12,6 @@ from vae_jax.text.scores import evaluate_by_length, perplexity
 from vae_jax.text.vocabulary import END, UNKNOWN, Vocabulary, characters, subwords, utf8_bytes, words
 
 __all__ = [
-    "END",
-    "UNKNOWN",
-    "Text",
-    "Vocabulary",
-    "by_length",
-    "characters",
-    "cut_to_length",
-    "evaluate_by_length",
-    "lengths",
-    "load",
-    "perplexity",
-    "subwords",
-    "utf8_bytes",
-    "words",
-]
+    "END", "UNKNOWN", "Text", "Vocabulary", "by_length", "characters", "cut_to_length", "evaluate_by_length", "lengths",
+    "load", "perplexity", "subwords", "utf8_bytes", "words",
+]  # fmt: skip

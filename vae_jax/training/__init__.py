@@ -17,14 +17,6 @@ from vae_jax.training.step import (
 )
 
 __all__ = [
-    "Fitted",
-    "TrainState",
-    "Turns",
-    "batch_sharding",
-    "fit",
-    "init_state",
-    "lagging",
-    "make_scan",
-    "make_train_step",
+    "Fitted", "TrainState", "Turns", "batch_sharding", "fit", "init_state", "lagging", "make_scan", "make_train_step",
     "replicated",
-]
+]  # fmt: skip

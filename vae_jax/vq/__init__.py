@@ -14,23 +14,7 @@ from vae_jax.vq.quantiser import Quantised, Quantiser, code_perplexity, rotation
 from vae_jax.vq.scalar import fsq, lfq
 
 __all__ = [
-    "Quantised",
-    "Quantiser",
-    "by_gradient",
-    "code_perplexity",
-    "codebook",
-    "cosine_distance",
-    "ema",
-    "encode",
-    "euclidean_distance",
-    "fsq",
-    "grouped",
-    "lfq",
-    "projected",
-    "residual",
-    "rotation",
-    "straight_through",
-    "uniform_codes",
-    "usage",
-    "vq_vae",
-]
+    "Quantised", "Quantiser", "by_gradient", "code_perplexity", "codebook", "cosine_distance", "ema", "encode",
+    "euclidean_distance", "fsq", "grouped", "lfq", "projected", "residual", "rotation", "straight_through",
+    "uniform_codes", "usage", "vq_vae",
+]  # fmt: skip
