@@ -52,7 +52,8 @@ def load(
 
     1. `fashion_mnist_mini` or `emoji_mini`: carried by the package.
     2. A file: npz with `train_image`, `test_image` (and `train_label`, `test_label`, `label_names`;
-       Keras's `x_train`, `y_train`, ... too), or any of npz with one array `image`, npy and IDX (raw or gz).
+       Keras's `x_train`, `y_train`, ... too), or any of npz with one array `image`, npy and IDX
+       (raw or gz).
     3. A folder: MNIST's four IDX files, or images (png, jpg, ...). Subfolders `train/` and `test/`
        are the splits, subfolders of another name are classes and give the labels.
     4. `fashion_mnist`: the files of Debian's package dataset-fashion-mnist, unless `data_dir` is

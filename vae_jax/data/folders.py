@@ -13,9 +13,10 @@ SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", "
 def read_image_folder(folder: Path, split: str, size: tuple[int, int] | None) -> Found:
     """One split of a folder of images.
 
-    Where the folder has `train/` or `test/`, these are the splits; else every tenth image in the order of its file name
-    is "test". Subfolders are classes, labelled in the order of their names. Images are grey, or all RGB where one of
-    them has colour; transparency is laid on white; of an animation the first picture is taken.
+    Where the folder has `train/` or `test/`, these are the splits; else every tenth image in the
+    order of its file name is "test". Subfolders are classes, labelled in the order of their names.
+    Images are grey, or all RGB where one of them has colour; transparency is laid on white; of an
+    animation the first picture is taken.
 
     Raises:
         FileNotFoundError: the folder has one of `train/` and `test/`, and the other was asked for.

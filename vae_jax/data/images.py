@@ -53,7 +53,8 @@ def as_dataset(found: Found, name: str, split: str, size: tuple[int, int] | None
 def as_images(array: Shaped[np.ndarray, "..."], where: str) -> UInt8[np.ndarray, "n h w channels"]:
     """The images as uint8 of rank 4; grey images of rank 3 get a channel.
 
-    Integers within 0..255 are taken as they are. Floats are refused: the scale that was meant cannot be known.
+    Integers within 0..255 are taken as they are. Floats are refused: the scale that was meant
+    cannot be known.
 
     Raises:
         ValueError: not numbers, float, out of range, wrong rank, empty, or channels first.

@@ -126,7 +126,8 @@ def read_idx_folder(folder: Path, split: str, source: str, label_names: tuple[st
     """One split from `train-images-idx3-ubyte[.gz]`, `train-labels-idx1-ubyte[.gz]`, `t10k-...`.
 
     Raises:
-        FileNotFoundError: one of the two files of the split is missing. ValueError: one of them is damaged.
+        FileNotFoundError: one of the two files of the split is missing.
+        ValueError: one of them is damaged.
     """
     arrays = []
     for kind in ("images-idx3", "labels-idx1"):

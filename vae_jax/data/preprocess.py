@@ -1,8 +1,9 @@
 """From stored 8-bit levels to what a model sees: pure functions of (key, y) for one example.
 
-They run inside jit under vmap, so the noise is drawn anew at every step at no cost in memory. Each carries the name of
-its data convention, which is printed beside every number: bounds of different conventions must not be compared. Equal
-arguments give the same object: what was compiled for it is found again.
+They run inside jit under vmap, so the noise is drawn anew at every step at no cost in memory. Each
+carries the name of its data convention, which is printed beside every number: bounds of different
+conventions must not be compared. Equal arguments give the same object: what was compiled for it is
+found again.
 
 | convention | y becomes | nats to add per dimension for 8-bit levels |
 |---|---|---|
@@ -33,7 +34,8 @@ class Preprocess(NamedTuple):
             own key. Where it wants levels and y is not uint8 it raises TypeError.
         name: the data convention, to be printed beside every number.
         log_volume: nats to ADD per dimension to the model's -ln p to get nats per 8-bit level; 0
-            where the modelled values are discrete themselves; None where bits per dimension do not apply.
+            where the modelled values are discrete themselves; None where bits per dimension do not
+            apply.
     """
 
     apply: Callable[[jax.Array, Any], Any]

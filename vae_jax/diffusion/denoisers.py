@@ -153,7 +153,8 @@ def denoiser(
             network, on the second half of its last axis.
 
     Raises:
-        ValueError: a shape or a T that makes no sense, or a variance without steps. TypeError: `net` is no network.
+        ValueError: a shape or a T that makes no sense, or a variance without steps.
+        TypeError: `net` is no network.
     """
     if not shape or min(shape) < 1:
         raise ValueError(f"shape is that of one example, (28, 28, 1) or (2,); got {shape}")

@@ -26,9 +26,10 @@ class Gaps(NamedTuple):
     """ln P(y) - ELBO and its two parts, in nats, averaged over the examples, with standard errors.
 
     Fields:
-        total: ln P(y) - ELBO = approximation + amortisation, example by example. approximation: ln P(y) - ELBO(q*), q*
-        the best member of the encoder's family for that y: what the family costs. amortisation: ELBO(q*) - ELBO: what
-        it costs that one network serves all y. elbo, refined_elbo: ELBO of the encoder and of q*.
+        total: ln P(y) - ELBO = approximation + amortisation, example by example.
+        approximation: ln P(y) - ELBO(q*), q* the best member of the encoder's family for that y: what the family costs.
+        amortisation: ELBO(q*) - ELBO: what it costs that one network serves all y.
+        elbo, refined_elbo: ELBO of the encoder and of q*.
     """
 
     total: Mean

@@ -3,8 +3,9 @@
     conv(x, k)[o]       = sum_i x[s o + i - p] k[i]             x is 0 outside; p pixels of padding
     transposed(x, k)[m] = sum_{o, i : s o + i - p = m} x[o] k[i]
 
-XLA's convolution is fast on GPU and TPU. On CPU its gradients are not: inside `lax.scan`, where training runs, they
-reach 1-8 GFLOP/s on cores where a matrix product reaches 200. There the sum is written as patches times a matrix.
+XLA's convolution is fast on GPU and TPU. On CPU its gradients are not: inside `lax.scan`, where
+training runs, they reach 1-8 GFLOP/s on cores where a matrix product reaches 200. There the sum is
+written as patches times a matrix.
 """
 
 from collections.abc import Callable
@@ -136,8 +137,9 @@ def _conv_transpose(x, kernel, *, stride, size):
 class Conv(nn.Module):
     """Convolution with SAME padding: (n, h, w, a) to (n, ceil(h / stride), ..., features).
 
-    Parameters are float32 and the same on every platform: `kernel` (kh, kw, a, features) and `bias` (features,). The
-    input, of any number type, and the parameters are cast to `dtype`, which the output has.
+    Parameters are float32 and the same on every platform: `kernel` (kh, kw, a, features) and `bias`
+    (features,). The input, of any number type, and the parameters are cast to `dtype`, which the
+    output has.
 
     Raises:
         ValueError: the input is not a batch of images.

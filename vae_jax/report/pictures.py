@@ -1,7 +1,8 @@
 """Arrays to pictures: image grids as PNG; curves, maps and bars as SVG.
 
-Pure functions: arrays in, an array or the bytes of a file out. The same input gives the same bytes. Figures have no
-background and draw their text and axes in the reader's ink, so that they sit on a light and on a dark page alike.
+Pure functions: arrays in, an array or the bytes of a file out. The same input gives the same
+bytes. Figures have no background and draw their text and axes in the reader's ink, so that they
+sit on a light and on a dark page alike.
 """
 
 import io

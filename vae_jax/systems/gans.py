@@ -40,7 +40,8 @@ class Game(NamedTuple):
     """Losses of the two players as functions of logits.
 
     Fields:
-        real, fake: the discriminator's, at data and at what was generated. fool: the generator's.
+        real, fake: the discriminator's, at data and at what was generated.
+        fool: the generator's.
     """
 
     real: Callable[[Array], Array]
@@ -77,7 +78,8 @@ def adversarial(
         adaptive: multiply the weight by the ratio.
 
     Raises:
-        TypeError: the generator is no Conditional; or, when first called, has no mean. ValueError: a negative weight.
+        TypeError: the generator is no Conditional; or, when first called, has no mean.
+        ValueError: a negative weight.
     """
     if not isinstance(generator, Conditional):
         raise TypeError(f"adversarial wants a generator with a mean, a Conditional; got {type(generator).__name__}")

@@ -26,8 +26,9 @@ def claim(directory: PathLike, config: dict[str, Any], *, resume: bool, ignore: 
         ignore: fields that may differ ("epochs", nested "optimiser.rate", or a whole "optimiser").
 
     Raises:
-        FileExistsError: the directory holds other things, or this run and `resume` is False. ValueError: it holds a run
-        with another configuration; the differing fields are listed. TypeError: `config` is not plain JSON.
+        FileExistsError: the directory holds other things, or this run and `resume` is False.
+        ValueError: it holds a run with another configuration; the differing fields are listed.
+        TypeError: `config` is not plain JSON.
     """
     text = to_json("config", config)
     if jax.process_index() != 0:
