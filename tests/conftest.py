@@ -4,7 +4,11 @@ The environment is set here, before jax is imported. Shapes in annotations are e
 beartype as its checker, in the tests only.
 """
 
+import ctypes
+import gc
+import math
 import os
+from collections import Counter
 from pathlib import Path
 
 # Nearly all of the time of these tests is compiling, and what they compile is too small to profit from being optimised.
@@ -32,8 +36,12 @@ import jax
 import pytest
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
+from thorough import INSTANCES
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
+jax.config.update("jax_traceback_in_locations_limit", 0)  # nothing here reads where an operation was written
+gc.set_threshold(100_000, 50, 50)  # traces are many small objects that live for a moment
+MOST_BYTES, MOST_MAPS = 3 * 2**29, 20_000
 
 # Where shapes are written, and nowhere else: the checker decorates inner functions anew at each call of the outer one.
 checked = [f"vae_jax.{room}" for room in ("nets", "data", "report", "text", "evaluation.accounting")]
@@ -47,10 +55,17 @@ settings.load_profile("house")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """A test that is marked `over(names)` is thorough for the other parameters."""
+    """Mark as thorough what `thorough.py` leaves to `make test-all`: the further instances of a test, or all of it."""
+    seen = Counter()
     for item in items:
+        name = f"{item.path.name}::{item.originalname}"
         over = item.get_closest_marker("over")
-        if over and not set(item.callspec.params.values()) & set(over.args[0]):
+        if over:
+            further = not set(item.callspec.params.values()) & set(over.args[0])
+        else:
+            further = seen[name] >= INSTANCES.get(name, math.inf)
+        seen[name] += 1
+        if further:
             item.add_marker("thorough")
 
 
@@ -78,9 +93,14 @@ def quickly_compiled():
 
 @pytest.fixture(scope="module", autouse=True)
 def few_programs():
-    """Let go of compiled programs before they are too many: each takes memory maps, of which Linux allows a process
-    65,530, and beyond that the compiler crashes."""
+    """Let go of compiled programs before they are too many: they take memory, and each takes memory maps, of which
+    Linux allows a process 65,530; beyond that the compiler crashes."""
     yield
-    maps = Path("/proc/self/maps")
-    if maps.exists() and maps.read_bytes().count(b"\n") > 20_000:
+    maps, sizes = Path("/proc/self/maps"), Path("/proc/self/statm")
+    if not maps.exists():
+        return
+    resident = int(sizes.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    if resident > MOST_BYTES or maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
+        gc.collect()
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed goes back to the system

@@ -232,7 +232,7 @@ def test_names_with_an_underscore_are_in_the_legend():
 
 def test_drawing_libraries_are_imported_only_when_used():
     code = (
-        "import sys, numpy as np; from vae_jax import pictures, report\n"
+        "import sys, numpy as np; from vae_jax.report import page, pictures\n"
         "assert not {'matplotlib', 'PIL'} & set(sys.modules)\n"
         "pictures.bars(np.ones(2)); assert 'matplotlib.pyplot' not in sys.modules"
     )

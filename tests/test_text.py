@@ -116,7 +116,7 @@ def test_subwords_without_their_package(monkeypatch):
 
     def importing(name, *args):
         if name == "tokenizers":
-            raise ImportError("no such package")
+            raise ModuleNotFoundError("no such package", name="tokenizers")
         return without(name, *args)
 
     monkeypatch.setattr(builtins, "__import__", importing)

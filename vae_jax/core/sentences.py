@@ -23,4 +23,5 @@ def lengths(ys: Any, end: int) -> Any:
 
 def counts(ys: Any, end: int) -> Any:
     """(..., T) which positions are part of the sentence."""
-    return np.arange(ys.shape[-1]) < lengths(ys, end)[..., None]
+    length = lengths(ys, end)[..., None]
+    return np.arange(ys.shape[-1]).reshape((1,) * (ys.ndim - 1) + (-1,)) < length

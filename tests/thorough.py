@@ -1,0 +1,153 @@
+"""What `make test` leaves to `make test-all`, for its time: every test runs there at least once, but for two."""
+
+# Of these tests, whose instances take seconds each, the first instance runs in `make test`.
+FIRST_OF = {
+    "test_annealed.py": ("test_weights_are_unbiased_however_badly_chains_mix",),
+    "test_autoregressive.py": (
+        "test_probabilities_sum_to_one_and_samples_follow_them",
+        "test_adjusted_logits_give_the_distribution_worked_out_by_hand",
+    ),
+    "test_bounds.py": (
+        "test_leave_one_out_is_unbiased",
+        "test_vimco_is_unbiased",
+        "test_score_function_is_unbiased",
+        "test_bounds_meet_the_elbo_and_the_importance_weighted_bound",
+        "test_expected_value_with_two_samples",
+        "test_doubly_reparameterised_is_noiseless_at_the_posterior",
+        "test_doubly_reparameterised_with_shared_and_nested_parts",
+    ),
+    "test_certify.py": ("test_an_example_has_its_number_whatever_the_batches",),
+    "test_collapse_experiments.py": ("test_every_way_is_a_model_with_the_same_parameters_in_training",),
+    "test_diffusion.py": (
+        "test_continuous_rate_depends_on_the_ends_alone",
+        "test_optimal_reverse_variance_makes_every_step_count_exact",
+        "test_the_whole_bound_of_gaussian_data",
+        "test_a_random_step_has_the_expectation_of_the_folded_chain",
+        "test_importance_samples_average_to_the_likelihood",
+    ),
+    "test_diffusion_experiments.py": (
+        "test_diffusion",
+        "test_latent_diffusion",
+    ),
+    "test_diffusion_samplers.py": (
+        "test_order_of_convergence",
+        "test_both_processes_are_one_on_the_scale_of_variance_one",
+        "test_ancestral_variances",
+        "test_ddim_with_all_noise_anew_is_ancestral",
+        "test_draws_have_the_moments_of_the_mixture",
+        "test_guidance_of_a_gaussian",
+        "test_likelihood_of_a_gaussian",
+        "test_likelihood_of_a_mixture",
+    ),
+    "test_discrete_experiment.py": ("test_exact_gradients",),
+    "test_discrete_families.py": (
+        "test_the_distribution_of_one_example_is_the_same",
+        "test_weighted_fit",
+        "test_the_fixed_point_has_gradient_zero",
+    ),
+    "test_distributions.py": (
+        "test_extreme_outputs_are_finite_in_value_and_gradient",
+        "test_samples_follow_the_probabilities",
+    ),
+    "test_em.py": (
+        "test_equals_scikit_learn",
+        "test_never_falls",
+        "test_density_and_e_step_agree_with_scipy",
+        "test_e_and_m_step_are_the_two_halves_of_the_lecture",
+        "test_fisher_identity",
+        "test_the_maximum_is_stationary",
+        "test_degenerate_data_stay_finite",
+    ),
+    "test_experiment.py": (
+        "test_trains_evaluates_and_reports",
+        "test_what_cannot_be_run_is_an_error_without_a_traceback",
+    ),
+    "test_factor_analysis.py": (
+        "test_log_prob_against_scipy",
+        "test_the_posterior_is_exact",
+        "test_em_equals_numpy",
+        "test_oracle_13",
+        "test_the_fixed_point_has_gradient_zero",
+        "test_stats_about_another_fit_give_the_same_m_step",
+        "test_mixtures_rise_to_a_fixed_point",
+        "test_degenerate_data_end_at_the_floor",
+    ),
+    "test_fit.py": ("test_a_directory_takes_one_run",),
+    "test_flow_experiment.py": ("test_toys",),
+    "test_flows.py": ("test_density_is_that_of_the_jacobian",),
+    "test_ladder.py": ("test_convolutional_rungs",),
+    "test_lecture.py": ("test_reparameterised_gradient_is_the_exact_gradient",),
+    "test_linalg.py": ("test_values_and_derivatives_are_those_of_jax",),
+    "test_nets.py": (
+        "test_matrix_form_is_the_native_convolution",
+        "test_gradients_are_finite_differences",
+        "test_examples_do_not_mix",
+        "test_types_of_inputs_and_computation",
+    ),
+    "test_objectives.py": (
+        "test_importance_weighted_loss_is_minus_the_log_of_the_mean_weight",
+        "test_reported_bound_does_not_change_with_the_objective",
+    ),
+    "test_oracles.py": (
+        "test_beta_decides_what_collapses",
+        "test_learned_sigma_with_beta",
+        "test_training_reaches_probabilistic_pca_from_a_random_start",
+        "test_rate_is_mutual_information_plus_marginal_kl",
+    ),
+    "test_preprocess.py": ("test_batches_keep_shape_and_equal_single_examples",),
+    "test_priors.py": ("test_mixture_of_gaussians",),
+    "test_rate_distortion.py": ("test_smoke",),
+    "test_relaxed.py": (
+        "test_one_model_whatever_the_estimator",
+        "test_gumbel_by_quadrature",
+        "test_bias_vanishes_with_the_temperature",
+        "test_unbiased",
+        "test_extreme_numbers_stay_finite",
+    ),
+    "test_report.py": ("test_figures_are_safe_repeatable_and_follow_the_page",),
+    "test_sequence_nets.py": (
+        "test_logits_depend_on_what_came_before_and_on_nothing_else",
+        "test_the_gradient_of_a_loss_with_respect_to_later_inputs_is_zero",
+        "test_steps_give_the_logits_of_the_whole",
+        "test_examples_do_not_mix_and_conditions_count",
+        "test_a_longer_array_has_the_same_logits_at_its_start",
+        "test_types_of_the_computation",
+        "test_gradients_are_finite_differences",
+        "test_an_encoder_sees_the_sentence_and_not_its_padding",
+    ),
+    "test_state_space.py": (
+        "test_filter_and_smoother_against_the_dense_gaussian",
+        "test_parallel_equals_sequential",
+        "test_em_equals_numpy",
+        "test_every_draw_of_the_exact_bound_is_ln_p_and_fishers_identity",
+        "test_float32_at_small_noise_and_constant_columns",
+    ),
+    "test_text_lengths.py": ("test_loss_and_gradient_are_those_of_the_whole_width",),
+    "test_train.py": (
+        "test_pmap_equals_one_device",
+        "test_clip_norm_is_that_of_optax_over_the_parts_that_train",
+        "test_culprit_is_the_first_leaf_that_is_not_finite",
+        "test_share_names_the_path_that_is_not_there",
+    ),
+    "test_unet.py": ("test_number_of_parameters",),
+    "test_vq.py": (
+        "test_decay_0_on_a_full_batch_is_one_step_of_lloyd",
+        "test_codes_stand_for_the_vectors",
+        "test_the_gradient_reaches_the_encoder_and_is_finite",
+        "test_fsq_codes_and_values_are_in_bijection",
+        "test_uniform_codes_cost_n_ln_k",
+    ),
+}
+
+# And these run in `make test-all` alone.
+LATER = {
+    "test_selfcheck.py": ("test_command_passes_in_double_precision",),  # `make test` runs all identities in float32
+    "test_two_steps_experiment.py": ("test_a_small_diffusion_recovers_the_density",),  # a minute of training
+}
+
+INSTANCES = {
+    f"{file}::{test}": most
+    for most, table in ((1, FIRST_OF), (0, LATER))
+    for file, tests in table.items()
+    for test in tests
+}
