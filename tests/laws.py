@@ -542,3 +542,6 @@ ON_DEVICES = (
     "VampPrior, l2 sigma predicted",
     "conditional, l2 sigma optimal",
 )
+
+# Further shapes of a system above whose programs take long to compile: in `make test-all`.
+LARGER = ("dense ladder, conditional", "convolutional ladder")

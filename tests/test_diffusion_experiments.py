@@ -11,6 +11,7 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     "options",
     [
+        {"network": "mlp", "width": 16, "repeat": 2, "keep": "last", "steps": 5, "sampler": "ancestral"},
         {},
         {
             "data": "emoji_mini",
@@ -22,7 +23,6 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
             "prediction": "noise",
             "sampler": "ddim",
         },
-        {"network": "mlp", "width": 16, "repeat": 2, "keep": "last", "steps": 5, "sampler": "ancestral"},
     ],
 )
 def test_diffusion(tmp_path, options):

@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh
-from laws import BATCH, ON_DEVICES, REPRESENTATIVE, SYSTEMS, System, compiled
+from laws import BATCH, LARGER, ON_DEVICES, REPRESENTATIVE, SYSTEMS, System, compiled
 
 from vae_jax import evaluate, init_state, make_train_step
 from vae_jax.core.objectives import batch_terms
@@ -94,7 +94,10 @@ class Case:
         return state
 
 
-@pytest.fixture(scope="module", params=SYSTEMS)
+@pytest.fixture(
+    scope="module",
+    params=[pytest.param(name, marks=pytest.mark.thorough if name in LARGER else ()) for name in SYSTEMS],
+)
 def case(request):
     return Case(SYSTEMS[request.param])
 

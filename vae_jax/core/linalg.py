@@ -1,9 +1,9 @@
 """Small matrices: products at full precision; factorisations, one LAPACK call per matrix on CPU.
 
 jaxlib's batched LAPACK calls wait for the thread pool that runs them: on a machine with two cores, two of them that do
-not depend on each other can wait for ever (seen with jax 0.10: a Cholesky factorisation beside an eigenvalue problem,
-two triangular solves, each of 50 matrices of 50 x 50). Calls for single matrices do not wait. Elsewhere than on CPU
-these are jax's batched functions.
+not depend on each other can wait for ever (jax 0.10.2: a Cholesky factorisation beside an eigenvalue problem, of 50
+matrices of 50 x 50, within the first hundred calls). Calls for single matrices do not wait. Elsewhere than on CPU these
+are jax's batched functions; where those no longer wait on the oldest jax that is supported, `_one_by_one` can go.
 
 Matrices are the last two axes; `lower` means that what is above the diagonal is not read.
 """

@@ -179,8 +179,8 @@ def _content_key(seed: int, y: Stored) -> jax.Array:
 def _bits(key: jax.Array, shape: tuple[int, ...]) -> UInt32[Array, "..."]:
     """`jax.random.bits(key, shape)`: for a Threefry key the same bits in one fused kernel.
 
-    On CPU jax's own Threefry is a rolled loop that goes through memory at each turn, 4 to 5 times
-    slower: the pixels' noise would take a tenth of a small model's training step.
+    On CPU jax's own Threefry is a rolled loop that goes through memory at each turn: with jax 0.10.2, for 128 images of
+    784 pixels, 0.68 ms against 0.15 here, which is 7 % of the FC-VAE's training step. To be deleted when they are even.
     """
     if str(jax.random.key_impl(key)) != "threefry2x32":
         return jax.random.bits(key, shape, jnp.uint32)
