@@ -44,6 +44,8 @@ FIRST_OF = {
         "test_the_distribution_of_one_example_is_the_same",
         "test_weighted_fit",
         "test_the_fixed_point_has_gradient_zero",
+        "test_em_equals_numpy",
+        "test_options_that_are_refused",
     ),
     "test_distributions.py": (
         "test_extreme_outputs_are_finite_in_value_and_gradient",
@@ -71,13 +73,35 @@ FIRST_OF = {
         "test_stats_about_another_fit_give_the_same_m_step",
         "test_mixtures_rise_to_a_fixed_point",
         "test_degenerate_data_end_at_the_floor",
+        "test_what_is_refused",
     ),
     "test_fit.py": ("test_a_directory_takes_one_run",),
     "test_flow_experiment.py": ("test_toys",),
-    "test_flows.py": ("test_density_is_that_of_the_jacobian",),
+    "test_flows.py": (
+        "test_density_is_that_of_the_jacobian",
+        "test_density_integrates_to_one_and_draws_follow_it",
+        "test_starts_as_its_base",
+        "test_a_draw_and_its_own_density",
+        "test_vmap_is_a_loop",
+        "test_in_a_vae",
+        "test_finite_at_extremes",
+        "test_one_flow_in_both_precisions",
+    ),
+    "test_gan.py": (
+        "test_gradients_go_where_they_should",
+        "test_patches",
+    ),
+    "test_hidden_markov.py": (
+        "test_inference_is_the_sum_over_all_paths",
+        "test_the_posterior_is_a_distribution_over_paths",
+        "test_gaussian_model_equals_hmmlearn",
+        "test_left_to_right_models_are_exact_in_float32",
+        "test_options_out_of_range",
+    ),
     "test_ladder.py": ("test_convolutional_rungs",),
     "test_lecture.py": ("test_reparameterised_gradient_is_the_exact_gradient",),
     "test_linalg.py": ("test_values_and_derivatives_are_those_of_jax",),
+    "test_linear_vae_experiment.py": ("test_what_cannot_be_run_is_an_error_in_words",),
     "test_nets.py": (
         "test_matrix_form_is_the_native_convolution",
         "test_gradients_are_finite_differences",
@@ -103,8 +127,10 @@ FIRST_OF = {
         "test_bias_vanishes_with_the_temperature",
         "test_unbiased",
         "test_extreme_numbers_stay_finite",
+        "test_what_is_refused",
     ),
     "test_report.py": ("test_figures_are_safe_repeatable_and_follow_the_page",),
+    "test_selfcheck.py": ("test_a_likelihood_without_ln_z_is_seen",),
     "test_sequence_nets.py": (
         "test_logits_depend_on_what_came_before_and_on_nothing_else",
         "test_the_gradient_of_a_loss_with_respect_to_later_inputs_is_zero",
@@ -129,14 +155,19 @@ FIRST_OF = {
         "test_culprit_is_the_first_leaf_that_is_not_finite",
         "test_share_names_the_path_that_is_not_there",
     ),
-    "test_unet.py": ("test_number_of_parameters",),
+    "test_unet.py": (
+        "test_number_of_parameters",
+        "test_sizes_that_work",
+    ),
     "test_vq.py": (
         "test_decay_0_on_a_full_batch_is_one_step_of_lloyd",
         "test_codes_stand_for_the_vectors",
         "test_the_gradient_reaches_the_encoder_and_is_finite",
         "test_fsq_codes_and_values_are_in_bijection",
         "test_uniform_codes_cost_n_ln_k",
+        "test_straight_through_and_which_term_moves_what",
     ),
+    "test_vq_vae_experiment.py": ("test_both_stages",),
 }
 
 # And these run in `make test-all` alone: what they show is shown, in less time, by the test that is named.
