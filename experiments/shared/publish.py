@@ -8,8 +8,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import tyro
-
+from vae_jax.core.extras import extra
 from vae_jax.report import page
 
 
@@ -52,6 +51,8 @@ def command(name: str) -> str:
 def run(main: Callable[[Any], Any], config: type) -> None:
     """`main` with the options of the command line; what cannot be run ends with one line that says why."""
     try:
+        with extra("cli", "the command line"):
+            import tyro
         main(tyro.cli(config))
-    except (ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except (ImportError, ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
         sys.exit(f"error: {error}")

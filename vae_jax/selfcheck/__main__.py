@@ -18,9 +18,9 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tyro
 
 from vae_jax._version import __version__
+from vae_jax.core.extras import extra
 from vae_jax.selfcheck import (
     checks_bayes,
     checks_bounds,
@@ -122,4 +122,6 @@ def line(label: str, expected: str, obtained: str, difference: str, tolerance: s
 
 
 if __name__ == "__main__":
+    with extra("cli", "the command line"):
+        import tyro
     sys.exit(main(tyro.cli(Config)))
