@@ -104,7 +104,7 @@ def em_of(model: Any) -> EM:
     if em is None:
         raise TypeError(
             f"EM needs an exact posterior, which this {type(model).__name__} does not offer (its em is None). "
-            "Models of vae_jax.em do; others are trained by gradient, with vae_jax.training.loop"
+            "Models of vae_jax.em do; others are trained by gradient, with vae_jax.fit"
         )
     return em
 

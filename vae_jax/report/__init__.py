@@ -1,3 +1,1 @@
 """What a person sees: pictures as PNG, and one self-contained page. Drawing wants the extra `report` (matplotlib)."""
-
-__all__ = []
