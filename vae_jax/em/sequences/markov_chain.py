@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from vae_jax.em.family import Family
-from vae_jax.em.sequences.forward_backward import Filtered, Smoothed, backward, forward, ratio, real_steps
+from vae_jax.em.sequences.forward_backward import Filtered, Smoothed, backward, came_from, forward, real_steps
 
 
 class MarkovChain(dist.Distribution):
@@ -57,13 +57,12 @@ class MarkovChain(dist.Distribution):
     @property
     def filtered(self) -> Filtered:
         """What each step's evidence and those before it tell."""
-        initial, transition = jnp.exp(self.initial), jnp.exp(self.transition)
-        return forward(initial, transition, self._evidence, self._real, parallel=self.parallel)
+        return forward(self.initial, self.transition, self._evidence, self._real, parallel=self.parallel)
 
     @property
     def smoothed(self) -> Smoothed:
         """What all the evidence tells of each step."""
-        return backward(jnp.exp(self.transition), self.filtered, self._real, parallel=self.parallel)
+        return backward(self.transition, self.filtered, self._real, parallel=self.parallel)
 
     @property
     def marginals(self) -> Array:
@@ -91,7 +90,7 @@ class MarkovChain(dist.Distribution):
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Forward filtering, backward sampling: exact draws of whole paths, (*sample_shape, T)."""
-        log_filtered = jnp.log(self.filtered.filtered)
+        log_filtered = self.filtered.log_filtered
         real_next = self._real[1:]
 
         def one(key):
@@ -137,12 +136,12 @@ class MarkovChain(dist.Distribution):
         return jnp.append(path, last), log_p
 
     def entropy(self) -> Array:
-        """The entropy of the path in nats: that of z_1 and of each z_t given z_{t-1}."""
-        known, transition = self.filtered, jnp.exp(self.transition)
-        marginals = backward(transition, known, self._real, parallel=self.parallel).marginals
-        pairs = known.filtered[:-1, :, None] * transition[None] * ratio(marginals, known.predicted)[1:, None]
-        moves = entr(pairs).sum(axis=(1, 2)) - entr(marginals[:-1]).sum(axis=1)
-        return entr(marginals[0]).sum() + jnp.sum(jnp.where(self._real[1:], moves, 0.0))
+        """The entropy of the path in nats: that of z_T, and of each z_{t-1} given z_t."""
+        known = self.filtered
+        marginals = backward(self.transition, known, self._real, parallel=self.parallel).marginals
+        back = came_from(self.transition[None], known.log_filtered[:-1], known.log_predicted[1:], axis=1)
+        moves = jnp.sum(entr(back).sum(axis=1) * marginals[1:], axis=1)
+        return entr(marginals[-1]).sum() + jnp.sum(jnp.where(self._real[1:], moves, 0.0))
 
     @property
     def _real(self) -> Array:
