@@ -42,6 +42,7 @@ class LevelsOrMissing(Levels):
 class Discrete(dist.CategoricalLogits):
     """Independent values 0 .. levels - 1 from logits (..., levels), which can be mixed; NaN counts for nothing."""
 
+    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  numpyro refuses -inf
     pytree_aux_fields = ("missing",)
 
     def __init__(self, logits: Array, *, missing: bool = False, validate_args=None):

@@ -58,7 +58,7 @@ def mixture(
     def distribution(params, c=None):
         del c
         each = jax.vmap(family.dist, in_axes=(None, 0))(params["gen"], jnp.arange(components))
-        return dist.MixtureSameFamily(dist.CategoricalLogits(params["pri"]["logits"]), promote_batch_shape(each))
+        return dist.MixtureSameFamily(_chosen(params["pri"]["logits"]), promote_batch_shape(each))
 
     def joint(params, ys):
         """ln P(y, k), (n, K)."""
@@ -96,7 +96,7 @@ def mixture(
 
     def posterior(params, y, c=None):
         del c
-        return dist.CategoricalLogits(joint(params, jnp.asarray(y)[None])[0])
+        return _chosen(joint(params, jnp.asarray(y)[None])[0])
 
     def recentre(stats, old, new):
         return {**stats, "gen": family.recentre(stats["gen"], old["gen"], new["gen"])}
@@ -113,7 +113,7 @@ def mixture(
 
     prior = Conditional(
         lambda key, c=None: {"logits": jnp.zeros(components)},
-        lambda params, c=None: dist.CategoricalLogits(params["logits"]),
+        lambda params, c=None: _chosen(params["logits"]),
     )
     generator = Conditional(lambda key, z: family.init(key, components), family.dist)
     em = EM(start_at, expect, maximise, posterior, prior, generator, recentre, log_prior, check)
@@ -140,6 +140,11 @@ def mixture_of_gaussians(
     """
     family = gaussians(size, covariance, spread=spread, floor=floor, missing=missing, prior=prior)
     return mixture(family, components, start=start, concentration=concentration, hard=hard)
+
+
+def _chosen(logits):
+    """P(k); numpyro, if it may validate them, refuses logits of -inf."""
+    return dist.CategoricalLogits(logits, validate_args=False)
 
 
 def _centres(key, rows, components, start):
