@@ -42,10 +42,10 @@ class LevelsOrMissing(Levels):
 class Discrete(dist.CategoricalLogits):
     """Independent values 0 .. levels - 1 from logits (..., levels), which can be mixed; NaN counts for nothing."""
 
-    arg_constraints: dict[str, constraints.Constraint] = {}  # noqa: RUF012  numpyro refuses -inf
     pytree_aux_fields = ("missing",)
 
-    def __init__(self, logits: Array, *, missing: bool = False, validate_args=None):
+    def __init__(self, logits: Array, *, missing: bool = False, validate_args=False):
+        """By default without numpyro's check, which refuses logits of -inf."""
         self.missing = missing
         super().__init__(logits, validate_args=validate_args)
 

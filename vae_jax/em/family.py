@@ -68,11 +68,11 @@ def fitted_logits(counts: Array, old: Array, added: ArrayLike = 0.0, floor: floa
     """ln of the normalised counts (..., K), at least that of the floor or of the smallest float: an M-step.
 
     What is impossible in the old logits (..., K) stays so: a count of 0 does not raise it, and it has no share in the
-    pseudo-counts that are added. Where nothing was counted the old logits stay.
+    pseudo-counts that are added. -inf takes no counts either. Where nothing was counted the old logits stay.
     """
     before, possible = log_probabilities(old)
     tiny = float(jnp.finfo(counts.dtype).tiny)
-    counts = counts + jnp.where(possible, added, 0.0)
+    counts = jnp.where(before > -jnp.inf, counts, 0.0) + jnp.where(possible, added, 0.0)
     total = counts.sum(axis=-1, keepdims=True)
     known = total > tiny * 1e12
     share = counts / jnp.where(known, total, 1.0)

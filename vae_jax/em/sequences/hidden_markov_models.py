@@ -98,14 +98,17 @@ def hidden_markov(
         evidence = jnp.swapaxes(family.log_prob(params["gen"], rows).reshape(length, n, states), 1, 2)
         evidence = jnp.where(real[:, None], evidence, 0.0)
         known = forward(initial, transition, evidence, real, parallel=parallel)
+        log_p = known.log_p.sum(axis=0)
+        real = real & (log_p > -jnp.inf)[None]  # what is impossible counts for nothing
         marginals, moves = backward(transition, known, real, parallel=parallel)
-        weights = jnp.swapaxes(jnp.where(real[:, None], marginals, 0.0), 1, 2).reshape(length * n, states)
+        marginals = jnp.where(real[:, None], marginals, 0.0)
+        weights = jnp.swapaxes(marginals, 1, 2).reshape(length * n, states)
         sums = {
             "initial": marginals[0].sum(axis=1),
             "transition": moves,
             "gen": family.stats(params["gen"], rows, weights),
         }
-        return known.log_p.sum(axis=0), jax.tree.map(lambda s: s / n, sums)
+        return log_p, jax.tree.map(lambda s: s / n, sums)
 
     def maximise(params, stats, n):
         pri = {

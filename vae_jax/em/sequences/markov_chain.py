@@ -140,8 +140,8 @@ class MarkovChain(dist.Distribution):
         known = self.filtered
         marginals = backward(self.transition, known, self._real, parallel=self.parallel).marginals
         back = came_from(self.transition[None], known.log_filtered[:-1], known.log_predicted[1:], axis=1)
-        moves = jnp.sum(entr(back).sum(axis=1) * marginals[1:], axis=1)
-        return entr(marginals[-1]).sum() + jnp.sum(jnp.where(self._real[1:], moves, 0.0))
+        moves = jnp.sum(_entropy(back, axis=1) * marginals[1:], axis=1)
+        return _entropy(marginals[-1], axis=0) + jnp.sum(jnp.where(self._real[1:], moves, 0.0))
 
     @property
     def _real(self) -> Array:
@@ -240,6 +240,11 @@ def without_padding(ys: Array, real: Array) -> Array:
 
 def _beside(x: Array, axes: int) -> Array:
     return x.reshape(x.shape + (1,) * axes)
+
+
+def _entropy(p, *, axis):
+    """-sum p ln p along an axis; with a gradient of 0, not NaN, where p is 0."""
+    return entr(jnp.where(p > 0, p, 1.0)).sum(axis=axis)
 
 
 def _rows_in_support(family, params):
