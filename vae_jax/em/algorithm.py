@@ -141,7 +141,7 @@ def _named(tree: Any) -> dict[str, Any]:
 
 
 def _is_real(x: Any) -> bool:
-    dtype = jnp.result_type(x) if hasattr(x, "dtype") else np.asarray(x).dtype
+    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
     return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
 
 
