@@ -495,7 +495,7 @@ def test_params_of_another_model_are_refused():
         ({"gen": params["gen"]}, r"pri/logits holds nothing, and the model wants \(3,\)"),
         ({**params, "enc": {"w": np.ones(2)}}, r"enc/w holds \(2,\), and the model wants nothing"),
         ({**params, "pri": {"logits": np.array(["a", "b", "c"])}}, "pri/logits holds no numbers"),
-        (np.ones(3), r"gen/covariances holds nothing"),
+        (np.ones(3), r"params holds \(3,\), and the model wants nothing"),
         ({**params, "pri": params["pri"]["logits"]}, r"pri holds \(3,\)"),
     ]
     for other, message in others:
