@@ -13,6 +13,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import promote_shapes
 
 from vae_jax.core.linalg import inverse_of_lower
+from vae_jax.core.numbers import is_number
 
 MAX_LOG_STD = 7.0
 MAX_ENUMERATED = 65_536
@@ -110,7 +111,7 @@ class GumbelSoftmax(dist.Distribution):
 
 def check_temperature(temperature: ArrayLike) -> None:
     """Raise a ValueError for a temperature of relaxed classes that is known and not positive."""
-    if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) > 0:
+    if not isinstance(temperature, jax.core.Tracer) and not (is_number(temperature) and temperature > 0):
         raise ValueError(f"the temperature of relaxed classes must be positive; got {temperature}")
 
 

@@ -201,10 +201,12 @@ class Model(NamedTuple):
             estimator `terms` uses. None where the model has no such estimate.
         maximise: `(params, stats) -> params`: the M-step of those parameters that have one in closed form, from the
             batch average of `Terms.stats`. By default nothing.
-        support: `(params, c) -> numpyro constraint` that y has to satisfy, or None where it is not known.
+        support: `(params, c) -> numpyro constraint` that y has to satisfy (a tree of them where y is one), or None
+            where it is not known.
         pathwise: `(params, key, y, c, scale=1.0) -> Terms`: as `importance`, with a gradient that reaches the encoder
             only through z, times `scale`: ln P_enc is differentiated at constant parameters. None where z is not
             reparameterised.
+        classes: c is a class, 0 .. classes - 1, or -1 for no condition (`labelled`); None where c is anything else.
     """
 
     init: Callable[..., Params]
@@ -214,6 +216,7 @@ class Model(NamedTuple):
     maximise: Callable[[Params, Any], Params] = _keep
     support: Callable[..., Any] | None = None
     pathwise: Callable[..., Terms] | None = None
+    classes: int | None = None
 
 
 def join(x: Any, c: Any) -> Any:
@@ -262,7 +265,8 @@ def log_prob(distribution: dist.Distribution, x: Any) -> jax.Array:
     """`distribution.log_prob(x)`, checked to be one number.
 
     Raises:
-        ValueError: the log-probability is not a scalar, or x has another shape than the distribution's event.
+        ValueError: the log-probability is not a scalar, or x has another shape than the distribution's event. (The
+            shapes of an x that is a dict or tuple of arrays are for its distribution to check.)
     """
     name = _describe(distribution)
     if distribution.batch_shape != ():
@@ -270,7 +274,7 @@ def log_prob(distribution: dist.Distribution, x: Any) -> jax.Array:
             f"{name} has batch shape {distribution.batch_shape}, so its log_prob is not a scalar: did you forget "
             f".to_event({len(distribution.batch_shape)})? One example is one event"
         )
-    if jnp.shape(x) != distribution.event_shape:
+    if jax.tree_util.all_leaves([x]) and jnp.shape(x) != distribution.event_shape:
         raise ValueError(
             f"{name} is a distribution over arrays of shape {distribution.event_shape}, and was given one of shape "
             f"{jnp.shape(x)}: does the network's output have the shape of one example?"

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from vae_jax.core.conditions import quantities
 from vae_jax.core.network import Network
 from vae_jax.nets.conv import Conv, ConvTranspose, as_images
 from vae_jax.nets.mlp import MLP, Batch, check_sizes, dense, flat, output
@@ -156,7 +157,7 @@ class ResidualMLP(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "n d"], *inputs: Batch) -> Float[Array, "n d"]:
-        x = h + dense(flat(*inputs, dtype=self.dtype), h.shape[-1], self.dtype)
+        x = h + dense(flat(*quantities(*inputs), dtype=self.dtype), h.shape[-1], self.dtype)
         x = x + MLP(self.hidden, h.shape[-1], self.activation, self.dtype)(x)
         # Squares of what is far out would overflow, and a norm does not see the scale.
         scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 1e3, 1.0)
@@ -274,5 +275,5 @@ def _residual(features: int, activation: Activation, dtype: Any) -> Bottleneck:
 
 def _of_conditions(conditions: Sequence[Batch], features: int, axes: int, dtype: Any) -> Array:
     """(n, 1, ..., features) with `axes` axes behind the first; for use inside a compact module."""
-    h = dense(flat(*conditions, dtype=dtype), features, dtype)
+    h = dense(flat(*quantities(*conditions), dtype=dtype), features, dtype)
     return h.reshape(h.shape[0], *(1,) * (axes - 1), features)

@@ -15,13 +15,14 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from vae_jax.core.model import Conditional
-from vae_jax.core.network import shape_of
-from vae_jax.parts.conditionals import conditional
+from vae_jax.core.numbers import is_whole
+from vae_jax.parts.conditionals import of_array
+from vae_jax.parts.priors import positive_shape
 
 
 def one_hot(net: Any) -> Conditional:
     """Independent classes as rows of the identity matrix; the network gives logits in the shape of z, (..., K)."""
-    return conditional(net, lambda logits: OneHot(logits).to_event(logits.ndim - 1))
+    return of_array(net, "one_hot", lambda logits: OneHot(logits).to_event(logits.ndim - 1))
 
 
 def learned_classes(shape: int | tuple[int, ...], classes: int) -> Conditional:
@@ -30,9 +31,9 @@ def learned_classes(shape: int | tuple[int, ...], classes: int) -> Conditional:
     Raises:
         ValueError: fewer than two classes.
     """
-    if classes < 2:
+    if not is_whole(classes, 2):
         raise ValueError(f"learned_classes wants at least two classes to choose from; got {classes}")
-    shape = shape_of(shape)
+    shape = positive_shape("learned_classes", shape)
 
     def init(key, c=None):
         del key, c

@@ -44,8 +44,8 @@ def evaluate_by_length(
     """
     ys = np.asarray(ys)
     whole = build(ys.shape[-1])
-    check_data(whole, ys, cs, identity(), params=params)
-    check_options(whole, k, samples, at_once)
+    ys, cs = check_data(whole, ys, cs, identity(), params=params)
+    check_options(whole, k, samples, at_once, batch_size)
     batch_size = min(batch_size, len(ys))
     widths = widths_of(columns, ys.shape[-1])
     order = np.argsort(lengths(ys), kind="stable")

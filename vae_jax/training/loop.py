@@ -125,9 +125,9 @@ def fit(
         raise ValueError(
             f"validation wants a pair (ys, cs), cs None without conditions; got {type(validation).__name__}"
         )
-    check_data(model, ys, cs, preprocess, batch_size=batch_size)
+    ys, cs = check_data(model, ys, cs, preprocess, batch_size=batch_size)
     if validation is not None:
-        check_data(model, *validation, preprocess, where="validation ")
+        validation = check_data(model, *validation, preprocess, where="validation ")
     train_step = make_train_step(model, optimizer, preprocess=preprocess, **step_options)
     k_init, k_train, k_valid = jax.random.split(key, 3)
     y, c = jax.tree.map(lambda x: jnp.asarray(x[0]), (ys, cs))
