@@ -456,6 +456,8 @@ def test_what_cannot_be_fitted_is_refused():
         ((np.where(ys > 1, np.nan, ys),), {"key": key}, "missing=True if NaN means"),
         ((np.where(ys > 1, np.inf, ys),), {"key": key}, "infinity in"),
         ((ys, np.zeros(9)), {"key": key}, "takes no condition"),
+        ((ys + np.array([0.0, 1e9]),), {"key": key}, "ys, column 1, lies between .* subtract the column's mean"),
+        ((ys * [1.0, 1e39],), {"key": key}, "ys, column 1, .* beyond the range of float32"),
         ((ys,), {}, "give one of them"),
         ((ys,), {"key": key, "params": model.init(key)}, "give one of them"),
         ((ys,), {"params": model.init(key), "restarts": 2}, "would all be the same"),

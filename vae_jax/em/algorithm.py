@@ -17,6 +17,7 @@ from jax.typing import ArrayLike
 from vae_jax.core.combinator import vae
 from vae_jax.core.estimators import enumerated, fixed_encoder, sampled
 from vae_jax.core.model import EM, Conditional, Model, Params, example_of, parted
+from vae_jax.data.arrays import as_arrays
 
 
 class FittedEM(NamedTuple):
@@ -71,7 +72,7 @@ def fit_em(
         raise ValueError(f"restarts={restarts} from the same params would all be the same: pass key= instead")
     if iterations < 1 or restarts < 1 or chunk < 1:
         raise ValueError(f"want iterations, restarts and chunk >= 1; got {iterations}, {restarts} and {chunk}")
-    ys, cs = jax.tree.map(lambda x: _widened(np.asarray(x)), (ys, cs))
+    ys, cs = jax.tree.map(np.asarray, (as_arrays("ys", ys), as_arrays("cs", cs)))
     n = len(jax.tree.leaves(ys)[0]) if jax.tree.leaves(ys) else 0
     if n == 0:
         raise ValueError("ys is empty: want an array (n, *example) with at least one example")
