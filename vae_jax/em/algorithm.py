@@ -58,7 +58,7 @@ def fit_em(
         params: start here instead.
         iterations: at most so many.
         tolerance: stop as soon as an iteration gains less than this, in nats per example; None: never stop early.
-        restarts: independent starts, one after the other; the best is returned.
+        restarts: independent starts, run side by side; the best is returned.
         chunk: examples that are held at once with everything that belongs to them.
 
     Raises:
@@ -193,7 +193,7 @@ def _loop(em: EM, iterations: int, chunk: int) -> Callable[..., Any]:
         looks, params, _, history = jax.lax.while_loop(unfinished, iterate, (0, params, params, history))
         return params, history, looks - 1
 
-    return jax.jit(lambda starts, *others: jax.lax.map(lambda params: run(params, *others), starts))
+    return jax.jit(jax.vmap(run, in_axes=(0, None, None, None)))
 
 
 def expect_in_chunks(em: EM, params: Params, ys: Any, cs: Any, chunk: int) -> tuple[Array, Any]:

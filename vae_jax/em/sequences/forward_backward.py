@@ -13,6 +13,7 @@ in which no state is so improbable takes products of matrices instead, several t
 
 import functools
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -86,106 +87,140 @@ def forward(initial: Array, transition: Array, evidence: Array, real: Array, *, 
     if evidence.ndim == 2:
         known = forward(initial, transition, evidence[..., None], real[:, None], parallel=parallel)
         return Filtered(*(x[..., 0] for x in known))
+    quick, exact = _passes(initial, transition, evidence, real, parallel)
+    return jax.lax.cond(_held(quick), lambda: _in_logs(quick, evidence), exact)
+
+
+def smooth(
+    initial: Array, transition: Array, evidence: Array, real: Array, *, parallel: bool | None
+) -> tuple[Filtered, Smoothed]:
+    """`forward`, and what all the evidence tells (Rauch, Tung & Striebel's form: backwards without the data).
+
+    A sequence that is impossible makes no moves.
+    """
+    if evidence.ndim == 2:
+        known, later = smooth(initial, transition, evidence[..., None], real[:, None], parallel=parallel)
+        return Filtered(*(x[..., 0] for x in known)), Smoothed(later.marginals[..., 0], later.moves)
+    quick, exact = _passes(initial, transition, evidence, real, parallel)
     if in_parallel(parallel, *evidence.shape[:2]):
-        one = functools.partial(_parallel_forward, initial, transition)
-        return jax.vmap(one, -1, -1)(evidence, real)
+        known = jax.lax.cond(_held(quick), lambda: _in_logs(quick, evidence), exact)
+        return known, _parallel_backward(transition, known, _possible(real, known.log_p))
 
-    def scan(product):
-        def step(predicted, inputs):
-            log_likelihood, real_now, real_next = inputs
-            filtered, log_p = condition(predicted, log_likelihood, axis=0)
-            following = jnp.where(real_next[None], product(transition.T, filtered), filtered)
-            return following, Filtered(predicted, filtered, jnp.where(real_now, log_p[0], 0.0))
+    def both():
+        known = exact()
+        return known, _backward(transition, known, _possible(real, known.log_p))
 
-        start = jnp.broadcast_to(initial[:, None], evidence.shape[1:])
-        return jax.lax.scan(step, start, (evidence, real, _next(real)))[1]
+    def quick_both():
+        return _in_logs(quick, evidence), _quick_backward(transition, quick, _possible(real, quick[2]))
 
-    quick = scan(_quick_product)
-    return jax.lax.cond(_held(quick), lambda: quick, lambda: scan(log_product))
+    return jax.lax.cond(_held(quick), quick_both, both)
 
 
-def _parallel_forward(initial, transition, evidence, real):
-    """Elements: ln P(z_t = k | y_s .. y_t, z_{s-1} = j) and ln P(y_s .. y_t | z_{s-1} = j), in column j."""
+def _passes(initial, transition, evidence, real, parallel):
+    """What `forward` finds by products of matrices, as probabilities, and how it is found whatever they are."""
+    one = _parallel_forward if in_parallel(parallel, *evidence.shape[:2]) else _forward
+    exact = jax.checkpoint(lambda: Filtered(*one(_LOGS, initial, transition, evidence, real)))
+    return one(_PROBABILITIES, initial, transition, evidence, real), exact
+
+
+def _forward(numbers, initial, transition, evidence, real):
+    """(predicted, filtered, log_p) in these numbers."""
+    columns = numbers.of(transition.T)
+
+    def step(predicted, inputs):
+        log_likelihood, real_now, real_next = inputs
+        filtered, log_p = numbers.condition(predicted, log_likelihood, axis=0)
+        following = jnp.where(real_next[None], numbers.product(columns, filtered), filtered)
+        return following, (predicted, filtered, jnp.where(real_now, log_p[0], 0.0))
+
+    start = jnp.broadcast_to(numbers.of(initial)[:, None], evidence.shape[1:])
+    return jax.lax.scan(step, start, (evidence, real, _next(real)))[1]
+
+
+@functools.partial(jax.vmap, in_axes=(None, None, None, -1, -1), out_axes=-1)
+def _parallel_forward(numbers, initial, transition, evidence, real):
+    """Elements: P(z_t = k | y_s .. y_t, z_{s-1} = j) and ln P(y_s .. y_t | z_{s-1} = j), in column j."""
     first = (jnp.arange(len(evidence)) == 0)[:, None, None]
-    prior = jnp.where(first, initial[None, :, None], transition.T[None])
-    columns, log_p = condition(prior, evidence[:, :, None], axis=1)
-    stay = jnp.log(jnp.eye(len(initial), dtype=columns.dtype))
+    initial, moves = numbers.of(initial), numbers.of(transition.T)
+    columns, log_p = numbers.condition(jnp.where(first, initial[:, None], moves), evidence[:, :, None], axis=1)
+    stay = numbers.of(jnp.log(jnp.eye(len(initial), dtype=columns.dtype)))
     columns = jnp.where(real[:, None, None], columns, stay[None])
     log_p = jnp.where(real[:, None, None], log_p, 0.0)
 
     def join(earlier, later):
-        weights, log_p = condition(earlier[0], jnp.swapaxes(later[1], 1, 2), axis=1)
-        return log_product(later[0], weights), earlier[1] + log_p
+        weights, log_p = numbers.condition(earlier[0], jnp.swapaxes(later[1], 1, 2), axis=1)
+        return numbers.product(later[0], weights), earlier[1] + log_p
 
     joined, _ = jax.lax.associative_scan(join, (columns, log_p))
     before = joined[:-1, :, 0]
-    predicted = jnp.where(real[1:, None], log_product(transition.T, before.T).T, before)
+    predicted = jnp.where(real[1:, None], numbers.product(moves, before.T).T, before)
     predicted = jnp.concatenate([initial[None], predicted])
-    filtered, log_p = condition(predicted, evidence, axis=1)
-    return Filtered(predicted, filtered, jnp.where(real, log_p[:, 0], 0.0))
+    filtered, log_p = numbers.condition(predicted, evidence, axis=1)
+    return predicted, filtered, jnp.where(real, log_p[:, 0], 0.0)
 
 
-def backward(transition: Array, known: Filtered, real: Array, *, parallel: bool | None) -> Smoothed:
-    """Smooth what `forward` has filtered (Rauch, Tung & Striebel's form: the data are not needed again).
+def _possible(real, log_p):
+    """The real steps of sequences that are possible."""
+    return real & (log_p.sum(axis=0) > -jnp.inf)[None]
 
-    P(z_{t-1} = j, z_t = k | y) = P(z_{t-1} = j | z_t = k, y_1 .. y_{t-1}) P(z_t = k | y).
-    """
-    if real.ndim == 1:
-        known = Filtered(*(x[..., None] for x in known))
-        marginals, moves = backward(transition, known, real[:, None], parallel=parallel)
-        return Smoothed(marginals[..., 0], moves)
-    if in_parallel(parallel, *known.log_filtered.shape[:2]):
-        marginals, moves = jax.vmap(functools.partial(_parallel_backward, transition), -1, -1)(known, real)
-        return Smoothed(marginals, moves.sum(axis=-1))
 
-    def scan(back):
-        def step(carry, inputs):
-            later, moves = carry
-            filtered, predicted, real = inputs
-            earlier, moved = back(transition, filtered, predicted, later, real)
-            earlier = jnp.where(real[None], earlier, later)
-            earlier = earlier / earlier.sum(axis=0, keepdims=True)  # they sum to 1 but for rounding, which adds up
-            return (earlier, moves + moved), earlier
+def _backward(transition, known, real):
+    def step(carry, inputs):
+        later, moves = carry
+        filtered, predicted, real = inputs
+        pairs = came_from(transition[:, :, None], filtered, predicted, axis=0) * later[None]
+        moves += jnp.where(real[None, None], pairs, 0.0).sum(axis=-1)
+        earlier = jnp.where(real[None], pairs.sum(axis=1), later)
+        earlier = earlier / earlier.sum(axis=0, keepdims=True)  # they sum to 1 but for rounding, which adds up
+        return (earlier, moves), earlier
 
-        last = known.filtered[-1]
-        inputs = known.log_filtered[:-1], known.log_predicted[1:], real[1:]
-        (_, moves), earlier = jax.lax.scan(step, (last, jnp.zeros_like(transition)), inputs, reverse=True)
-        return Smoothed(jnp.concatenate([earlier, last[None]]), moves)
+    last = known.filtered[-1]
+    inputs = known.log_filtered[:-1], known.log_predicted[1:], real[1:]
+    (_, moves), earlier = jax.lax.scan(step, (last, jnp.zeros_like(transition)), inputs, reverse=True)
+    return Smoothed(jnp.concatenate([earlier, last[None]]), moves)
 
-    return jax.lax.cond(_held(known), lambda: scan(_quick_back), lambda: scan(_back))
+
+def _quick_backward(transition, known, real):
+    """The same of probabilities: of P(z_t | y) / P(z_t | y_1 .. y_{t-1}), by products of matrices."""
+    moves = jnp.exp(transition)
+
+    def step(later, inputs):
+        predicted, filtered, real_next = inputs
+        marginal = filtered * jnp.where(real_next[None], matmul(moves, later), later)
+        ratio = marginal / (predicted * marginal.sum(axis=0, keepdims=True))
+        return ratio, ratio
+
+    predicted, filtered, _ = known
+    last = jnp.ones_like(predicted[0])
+    _, ratios = jax.lax.scan(step, last, (predicted, filtered, _next(real)), reverse=True)
+    counted = jnp.where(real[1:, None], ratios[1:], 0.0)
+    pairs = matmul(filtered[:-1], jnp.swapaxes(counted, 1, 2)).sum(axis=0)
+    return Smoothed(ratios * predicted, moves * pairs)
 
 
 def _parallel_backward(transition, known, real):
     """Elements: P(z_t = j | z_{t+1} = k, y), in column k; their products take the last step's marginals back."""
-    back = came_from(transition[None], known.log_filtered[:-1], known.log_predicted[1:], axis=1)
-    stay = jnp.eye(len(transition), dtype=back.dtype)
-    back = jnp.where(real[1:, None, None], back, stay[None])
-    products = jax.lax.associative_scan(lambda later, earlier: matmul(earlier, later), back, reverse=True)
-    last = known.filtered[-1]
-    marginals = jnp.concatenate([matmul(products, last), last[None]])
-    marginals = marginals / marginals.sum(axis=1, keepdims=True)
-    pairs = jnp.where(real[1:, None, None], back * marginals[1:, None], 0.0)
-    return Smoothed(marginals, pairs.sum(axis=0))
+
+    @functools.partial(jax.vmap, in_axes=-1, out_axes=-1)
+    def one(known, real):
+        back = came_from(transition[None], known.log_filtered[:-1], known.log_predicted[1:], axis=1)
+        stay = jnp.eye(len(transition), dtype=back.dtype)
+        back = jnp.where(real[1:, None, None], back, stay[None])
+        products = jax.lax.associative_scan(lambda later, earlier: matmul(earlier, later), back, reverse=True)
+        last = known.filtered[-1]
+        marginals = jnp.concatenate([matmul(products, last), last[None]])
+        marginals = marginals / marginals.sum(axis=1, keepdims=True)
+        pairs = jnp.where(real[1:, None, None], back * marginals[1:, None], 0.0)
+        return Smoothed(marginals, pairs.sum(axis=0))
+
+    marginals, moves = one(known, real)
+    return Smoothed(marginals, moves.sum(axis=-1))
 
 
 def came_from(transition: Array, filtered: Array, predicted: Array, *, axis: int) -> Array:
     """P(z_{t-1} = j | z_t = k, y_1 .. y_{t-1}), of logarithms: j along `axis`, k next to it; 0 where k cannot be."""
     predicted = jnp.where(predicted > -jnp.inf, predicted, 0.0)
     return jnp.exp(jnp.expand_dims(filtered, axis + 1) + transition - jnp.expand_dims(predicted, axis))
-
-
-def _back(transition, filtered, predicted, later, real):
-    """(P(z_{t-1} = j | y) (K, n), the moves of all real steps (K, K))."""
-    pairs = came_from(transition[:, :, None], filtered, predicted, axis=0) * later[None]
-    return pairs.sum(axis=1), jnp.where(real[None, None], pairs, 0.0).sum(axis=-1)
-
-
-def _quick_back(transition, filtered, predicted, later, real):
-    """`_back` by products of matrices, where `_held`."""
-    ratio = later * jnp.exp(-jnp.maximum(predicted, _least(predicted)))
-    before, moves = jnp.exp(filtered), jnp.exp(transition)
-    counted = jnp.where(real[None], ratio, 0.0)
-    return before * matmul(moves, ratio), moves * matmul(before, counted.T)
 
 
 def condition(prior: Array, log_likelihood: Array, *, axis: int) -> tuple[Array, Array]:
@@ -205,22 +240,58 @@ def log_product(a: Array, b: Array) -> Array:
     return log_sum(a[..., :, :, None] + b[..., None, :, :], axis=-2)
 
 
-def _quick_product(a, b):
-    """`log_product` by a product of matrices, which loses what is too small: see `_held`."""
-    top = jax.lax.stop_gradient(b.max(axis=0, keepdims=True))
-    total = matmul(jnp.exp(a), jnp.exp(b - top))
-    some = total > 0
-    return jnp.where(some, jnp.log(jnp.where(some, total, 1.0)) + top, -jnp.inf)
+def quick_condition(prior: Array, log_likelihood: Array, *, axis: int) -> tuple[Array, Array]:
+    """`condition` of probabilities; the likelihoods remain logarithms."""
+    top = jax.lax.stop_gradient(jnp.max(log_likelihood, axis=axis, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    joint = prior * jnp.exp(log_likelihood - top)
+    total = jnp.sum(joint, axis=axis, keepdims=True)
+    possible = total > float(jnp.finfo(total.dtype).tiny)
+    log_p = jnp.log(jnp.where(possible, total, 1.0))
+    # times exp, for the gradient of a quotient has total^2 in it
+    return jnp.where(possible, joint * jnp.exp(-log_p), prior), jnp.where(possible, log_p + top, -jnp.inf)
 
 
-def _held(known: Filtered) -> Array:
-    """Whether every sum was large enough for products of matrices."""
-    return (known.log_predicted > _least(known.log_predicted)).all()
+class _Numbers(NamedTuple):
+    """How probabilities are held: `of` their logarithms, their products, Bayes' rule."""
+
+    of: Callable[[Array], Array]
+    product: Callable[[Array, Array], Array]
+    condition: Callable[..., tuple[Array, Array]]
 
 
-def _least(log_p: Array) -> float:
-    """ln of a probability of which 1e-12 is still a float."""
-    return math.log(jnp.finfo(log_p.dtype).tiny) + 28
+_LOGS = _Numbers(lambda log_p: log_p, log_product, condition)
+_PROBABILITIES = _Numbers(jnp.exp, matmul, quick_condition)
+
+
+def _held(quick: Filtered) -> Array:
+    """Whether all sequences' probabilities were large enough: then what was too small for a float counts for nothing.
+
+    A state at time t whose probability was lost can be left out if all states of t + 1 can be reached from others.
+    """
+    predicted = jax.lax.stop_gradient(quick[0])
+    return _everywhere((predicted > math.sqrt(jnp.finfo(predicted.dtype).tiny)).all())
+
+
+@jax.custom_batching.custom_vmap
+def _everywhere(held: Array) -> Array:
+    """Under `vmap`, whether all of the batch do: so that one branch is run, and not both."""
+    return held
+
+
+@_everywhere.def_vmap
+def _all_everywhere(axis_size, in_batched, held):
+    del axis_size, in_batched
+    return _everywhere(held.all(axis=0)), False
+
+
+def _in_logs(quick, evidence):
+    """What was found in probabilities, in logarithms, where `_held`."""
+    predicted, filtered, log_p = quick
+    log_predicted = jnp.log(predicted)
+    small = filtered < float(jnp.finfo(filtered.dtype).tiny)
+    log_filtered = jnp.where(small, log_predicted + evidence - log_p[:, None], jnp.log(jnp.where(small, 1.0, filtered)))
+    return Filtered(log_predicted, log_filtered, log_p)
 
 
 def _next(real: Array) -> Array:

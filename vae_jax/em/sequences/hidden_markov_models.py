@@ -20,7 +20,7 @@ from vae_jax.em.discrete_families import categoricals
 from vae_jax.em.family import Family, fit_to_weights, fitted_logits, log_dirichlet
 from vae_jax.em.gaussian_families import FLOOR, Covariance, CovariancePrior, gaussians
 from vae_jax.em.kmeans import assign, k_means
-from vae_jax.em.sequences.forward_backward import Filtered, backward, forward, real_steps
+from vae_jax.em.sequences.forward_backward import Filtered, real_steps, smooth
 from vae_jax.em.sequences.markov_chain import Emissions, HiddenMarkov, MarkovChain, without_padding
 
 _START_ROWS = 10_000
@@ -97,11 +97,10 @@ def hidden_markov(
         rows = without_padding(jnp.swapaxes(ys, 0, 1), real).reshape(length * n, *family.shape)
         evidence = jnp.swapaxes(family.log_prob(params["gen"], rows).reshape(length, n, states), 1, 2)
         evidence = jnp.where(real[:, None], evidence, 0.0)
-        known = forward(initial, transition, evidence, real, parallel=parallel)
+        known, (marginals, moves) = smooth(initial, transition, evidence, real, parallel=parallel)
         log_p = known.log_p.sum(axis=0)
-        real = real & (log_p > -jnp.inf)[None]  # what is impossible counts for nothing
-        marginals, moves = backward(transition, known, real, parallel=parallel)
-        marginals = jnp.where(real[:, None], marginals, 0.0)
+        possible = real & (log_p > -jnp.inf)[None]  # what is impossible counts for nothing
+        marginals = jnp.where(possible[:, None], marginals, 0.0)
         weights = jnp.swapaxes(marginals, 1, 2).reshape(length * n, states)
         sums = {
             "initial": marginals[0].sum(axis=1),

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from vae_jax.em.family import Family
-from vae_jax.em.sequences.forward_backward import Filtered, Smoothed, backward, came_from, forward, real_steps
+from vae_jax.em.sequences.forward_backward import Filtered, Smoothed, came_from, forward, real_steps, smooth
 
 
 class MarkovChain(dist.Distribution):
@@ -62,7 +62,11 @@ class MarkovChain(dist.Distribution):
     @property
     def smoothed(self) -> Smoothed:
         """What all the evidence tells of each step."""
-        return backward(self.transition, self.filtered, self._real, parallel=self.parallel)
+        return self._smoothed[1]
+
+    @property
+    def _smoothed(self) -> tuple[Filtered, Smoothed]:
+        return smooth(self.initial, self.transition, self._evidence, self._real, parallel=self.parallel)
 
     @property
     def marginals(self) -> Array:
@@ -137,8 +141,7 @@ class MarkovChain(dist.Distribution):
 
     def entropy(self) -> Array:
         """The entropy of the path in nats: that of z_T, and of each z_{t-1} given z_t."""
-        known = self.filtered
-        marginals = backward(self.transition, known, self._real, parallel=self.parallel).marginals
+        known, (marginals, _) = self._smoothed
         back = came_from(self.transition[None], known.log_filtered[:-1], known.log_predicted[1:], axis=1)
         moves = jnp.sum(_entropy(back, axis=1) * marginals[1:], axis=1)
         return _entropy(marginals[-1], axis=0) + jnp.sum(jnp.where(self._real[1:], moves, 0.0))
