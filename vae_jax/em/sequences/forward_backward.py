@@ -54,7 +54,7 @@ class Smoothed(NamedTuple):
     """What is known at the end.
 
     Fields:
-        marginals: (T, K) P(z_t | y).
+        marginals: (T, K) P(z_t | y); 0 where y is impossible.
         moves: (K, K) expected number of moves from state j to state k, sum_t P(z_{t-1} = j, z_t = k | y), of the
             whole batch together.
     """
@@ -94,24 +94,21 @@ def forward(initial: Array, transition: Array, evidence: Array, real: Array, *, 
 def smooth(
     initial: Array, transition: Array, evidence: Array, real: Array, *, parallel: bool | None
 ) -> tuple[Filtered, Smoothed]:
-    """`forward`, and what all the evidence tells (Rauch, Tung & Striebel's form: backwards without the data).
-
-    A sequence that is impossible makes no moves.
-    """
+    """`forward`, and what all the evidence tells (Rauch, Tung & Striebel's form: backwards without the data)."""
     if evidence.ndim == 2:
         known, later = smooth(initial, transition, evidence[..., None], real[:, None], parallel=parallel)
         return Filtered(*(x[..., 0] for x in known)), Smoothed(later.marginals[..., 0], later.moves)
     quick, exact = _passes(initial, transition, evidence, real, parallel)
     if in_parallel(parallel, *evidence.shape[:2]):
         known = jax.lax.cond(_held(quick), lambda: _in_logs(quick, evidence), exact)
-        return known, _parallel_backward(transition, known, _possible(real, known.log_p))
+        return known, _parallel_backward(transition, known, real)
 
     def both():
         known = exact()
-        return known, _backward(transition, known, _possible(real, known.log_p))
+        return known, _backward(transition, known, real)
 
     def quick_both():
-        return _in_logs(quick, evidence), _quick_backward(transition, quick, _possible(real, quick[2]))
+        return _in_logs(quick, evidence), _quick_backward(transition, quick, real)
 
     return jax.lax.cond(_held(quick), quick_both, both)
 
@@ -159,11 +156,6 @@ def _parallel_forward(numbers, initial, transition, evidence, real):
     return predicted, filtered, jnp.where(real, log_p[:, 0], 0.0)
 
 
-def _possible(real, log_p):
-    """The real steps of sequences that are possible."""
-    return real & (log_p.sum(axis=0) > -jnp.inf)[None]
-
-
 def _backward(transition, known, real):
     def step(carry, inputs):
         later, moves = carry
@@ -171,10 +163,10 @@ def _backward(transition, known, real):
         pairs = came_from(transition[:, :, None], filtered, predicted, axis=0) * later[None]
         moves += jnp.where(real[None, None], pairs, 0.0).sum(axis=-1)
         earlier = jnp.where(real[None], pairs.sum(axis=1), later)
-        earlier = earlier / earlier.sum(axis=0, keepdims=True)  # they sum to 1 but for rounding, which adds up
+        earlier = earlier / _total(earlier)
         return (earlier, moves), earlier
 
-    last = known.filtered[-1]
+    last = jnp.where(_possible(known.log_p), known.filtered[-1], 0.0)
     inputs = known.log_filtered[:-1], known.log_predicted[1:], real[1:]
     (_, moves), earlier = jax.lax.scan(step, (last, jnp.zeros_like(transition)), inputs, reverse=True)
     return Smoothed(jnp.concatenate([earlier, last[None]]), moves)
@@ -187,15 +179,26 @@ def _quick_backward(transition, known, real):
     def step(later, inputs):
         predicted, filtered, real_next = inputs
         marginal = filtered * jnp.where(real_next[None], matmul(moves, later), later)
-        ratio = marginal / (predicted * marginal.sum(axis=0, keepdims=True))
+        ratio = marginal / (predicted * _total(marginal))
         return ratio, ratio
 
-    predicted, filtered, _ = known
-    last = jnp.ones_like(predicted[0])
+    predicted, filtered, log_p = known
+    last = jnp.broadcast_to(_possible(log_p), predicted[0].shape).astype(predicted.dtype)
     _, ratios = jax.lax.scan(step, last, (predicted, filtered, _next(real)), reverse=True)
     counted = jnp.where(real[1:, None], ratios[1:], 0.0)
     pairs = matmul(filtered[:-1], jnp.swapaxes(counted, 1, 2)).sum(axis=0)
     return Smoothed(ratios * predicted, moves * pairs)
+
+
+def _possible(log_p):
+    """Whether each sequence is: what is impossible counts for nothing."""
+    return log_p.sum(axis=0) > -jnp.inf
+
+
+def _total(marginals, axis=0):
+    """1 but for rounding, which would add up."""
+    total = marginals.sum(axis=axis, keepdims=True)
+    return jnp.where(total > 0, total, 1.0)
 
 
 def _parallel_backward(transition, known, real):
@@ -207,9 +210,9 @@ def _parallel_backward(transition, known, real):
         stay = jnp.eye(len(transition), dtype=back.dtype)
         back = jnp.where(real[1:, None, None], back, stay[None])
         products = jax.lax.associative_scan(lambda later, earlier: matmul(earlier, later), back, reverse=True)
-        last = known.filtered[-1]
+        last = jnp.where(_possible(known.log_p), known.filtered[-1], 0.0)
         marginals = jnp.concatenate([matmul(products, last), last[None]])
-        marginals = marginals / marginals.sum(axis=1, keepdims=True)
+        marginals = marginals / _total(marginals, axis=1)
         pairs = jnp.where(real[1:, None, None], back * marginals[1:, None], 0.0)
         return Smoothed(marginals, pairs.sum(axis=0))
 

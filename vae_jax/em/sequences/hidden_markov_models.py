@@ -98,16 +98,14 @@ def hidden_markov(
         evidence = jnp.swapaxes(family.log_prob(params["gen"], rows).reshape(length, n, states), 1, 2)
         evidence = jnp.where(real[:, None], evidence, 0.0)
         known, (marginals, moves) = smooth(initial, transition, evidence, real, parallel=parallel)
-        log_p = known.log_p.sum(axis=0)
-        possible = real & (log_p > -jnp.inf)[None]  # what is impossible counts for nothing
-        marginals = jnp.where(possible[:, None], marginals, 0.0)
+        marginals = jnp.where(real[:, None], marginals, 0.0)
         weights = jnp.swapaxes(marginals, 1, 2).reshape(length * n, states)
         sums = {
             "initial": marginals[0].sum(axis=1),
             "transition": moves,
             "gen": family.stats(params["gen"], rows, weights),
         }
-        return log_p, jax.tree.map(lambda s: s / n, sums)
+        return known.log_p.sum(axis=0), jax.tree.map(lambda s: s / n, sums)
 
     def maximise(params, stats, n):
         pri = {
