@@ -70,21 +70,22 @@ def full_precision(output: Any) -> Any:
 
 
 def of_array(net: Any, name: str, make: Callable[[Array], dist.Distribution]) -> Conditional:
-    """`conditional(net, make)` for a network that has to give one array.
+    """`conditional(net, make)` for a network that has to give one array; errors as `one_array` has them."""
+    return conditional(net, lambda output: make(one_array(output, name)))
+
+
+def one_array(output: Any, name: str) -> Array:
+    """The output of a network that has to give one array.
 
     Raises:
-        ValueError: it gives something else (when first called).
+        ValueError: it gives something else.
     """
-
-    def made(output):
-        if not isinstance(output, Array):
-            raise ValueError(
-                f"{name} wants one array from its network; got a {type(output).__name__} of "
-                f"{len(jax.tree.leaves(output))} arrays. Pairs are for gaussian, or for conditional(net, make)"
-            )
-        return make(output)
-
-    return conditional(net, made)
+    if not isinstance(output, Array):
+        raise ValueError(
+            f"{name} wants one array from its network; got a {type(output).__name__} of "
+            f"{len(jax.tree.leaves(output))} arrays. A pair is for gaussian, other trees are for conditional(net, make)"
+        )
+    return output
 
 
 def pair_of(output: Any, name: str) -> tuple[Array, Array]:
@@ -96,11 +97,7 @@ def pair_of(output: Any, name: str) -> tuple[Array, Array]:
                 f"{name} wants a pair (mean, log_std) of one shape; got {jnp.shape(mean)} and {jnp.shape(second)}"
             )
         return mean, second
-    if not isinstance(output, Array):
-        raise ValueError(
-            f"{name} wants one array from its network, or a pair (mean, log_std); got a {type(output).__name__} of "
-            f"{len(jax.tree.leaves(output))} arrays"
-        )
+    one_array(output, name)
     if output.ndim == 0 or output.shape[-1] % 2:
         raise ValueError(
             f"{name} splits its network's output in two along the last axis; got shape {output.shape}. For a latent "
