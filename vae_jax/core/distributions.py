@@ -111,7 +111,7 @@ class GumbelSoftmax(dist.Distribution):
 
 def check_temperature(temperature: ArrayLike) -> None:
     """Raise a ValueError for a temperature of relaxed classes that is known and not positive."""
-    if not isinstance(temperature, jax.core.Tracer) and not (is_number(temperature) and temperature > 0):
+    if not isinstance(temperature, jax.core.Tracer) and not (is_number(temperature, 0) and temperature != 0):
         raise ValueError(f"the temperature of relaxed classes must be positive; got {temperature}")
 
 
