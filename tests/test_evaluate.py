@@ -222,7 +222,7 @@ def test_a_prior_that_does_not_factorise_has_no_rate_per_unit():
     ("options", "message"),
     [
         ({"k": -1}, "k >= 0 and samples >= 1; got .*k=-1"),
-        ({"k": 2.5}, "whole numbers, k >= 0 .*k=2.5"),
+        ({"k": 2.5}, "want k >= 0 .*k=2.5, samples=1 .want whole numbers"),
         ({"k": True}, "k=True"),
         ({"samples": 0}, "k >= 0 and samples >= 1; got .*samples=0"),
         ({"samples": 1.5}, "samples=1.5"),

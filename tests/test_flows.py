@@ -213,8 +213,8 @@ def test_context_network(x64):
     params = moved_flow(flow, c)
     h = net.apply(params["context"], c)
     assert float(flow.dist(params, c).log_prob(x)) == float(plain.dist(params, h).log_prob(x))
-    joined = plain.init(jax.random.key(0), (c, jnp.array(2)))  # an integer beside floats
-    assert plain.dist(joined, (c, jnp.array(2))).h.tolist() == [1.0, -0.5, 2.0]
+    joined = plain.init(jax.random.key(0), (c, jnp.array(True)))  # a truth value beside floats
+    assert plain.dist(joined, (c, jnp.array(True))).h.tolist() == [1.0, -0.5, 1.0]
     pair = (lambda key, y, c: {}, lambda params, y, c: jnp.append(y, c))
     flow = coupling_flow(2, layers=2, hidden=(4,), context=pair)
     np.testing.assert_array_equal(flow.dist(flow.init(jax.random.key(0), (c, c)), (c, c)).h, jnp.append(c, c))

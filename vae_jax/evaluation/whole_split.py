@@ -110,7 +110,7 @@ def evaluate(
 def check_options(model: Model, k: int, samples: int, at_once: int, batch_size: int) -> None:
     """Raise a ValueError for options of `evaluate` that are out of range, or that this model does not offer."""
     if not is_whole(k, 0) or not is_whole(samples):
-        raise ValueError(f"want whole numbers, k >= 0 and samples >= 1; got k={k}, samples={samples}")
+        raise ValueError(f"want k >= 0 and samples >= 1; got k={k}, samples={samples} (want whole numbers)")
     if not is_whole(at_once):
         raise ValueError(f"at_once is how many importance samples are in memory, at least 1; got {at_once}")
     if not is_whole(batch_size):
