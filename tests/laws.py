@@ -535,6 +535,18 @@ REPRESENTATIVE = (
     "convolutional",
 )
 
+# The same for laws that train: one more program each, the step.
+TRAINED = (
+    "sampled",
+    "score function, classes",
+    "mixture of Gaussians, as a VAE",
+    "hidden Markov model",
+    "diffusion, learned schedule",
+    "VQ-VAE",
+    "adversarial term",
+    "text VAE",
+)
+
 # The same for laws that compile for several devices, or write to the disk.
 ON_DEVICES = (
     "analytic",

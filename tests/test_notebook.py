@@ -38,7 +38,6 @@ def test_it_implements_no_loss_of_its_own(name):
 @pytest.mark.parametrize("name", NOTEBOOKS)
 def test_it_runs(name, monkeypatch):
     monkeypatch.setenv("VAE_JAX_SMOKE", "1")
-    monkeypatch.setenv("XLA_FLAGS", "--xla_backend_optimization_level=0")
     notebook = nbformat.read(FOLDER / name, as_version=4)
     notebook.cells = [cell for cell in notebook.cells if "install" not in cell.metadata.get("tags", [])]
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(FOLDER.parent)}}).execute()
