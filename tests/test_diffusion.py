@@ -422,7 +422,7 @@ def weighted_terms():
 def test_the_bounds_own_weight_gives_the_bound(x64):
     model, params, keys, ys = weighted_terms()
     losses = [
-        jax.value_and_grad(lambda p, o=objective: o(model, p, keys, ys, None, 0)[0])(params)
+        jax.jit(jax.value_and_grad(lambda p, o=objective: o(model, p, keys, ys, None, 0)[0]))(params)
         for objective in (objectives.elbo(), weighted(lambda gamma, slope: slope))
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), *losses)
@@ -453,12 +453,13 @@ def test_learned_schedule_lowers_the_variance_and_nothing_else(x64):
     d = denoiser(small(), (2,), learned(-6.0, 5.0, ends="learned"))
     model, y, key = diffusion(d), jnp.array([0.7, -1.0]), jax.random.key(3)
     params = model.init(jax.random.key(1), y)
-    bound = jax.grad(lambda p: model.terms(p, key, y).nats)(params)["enc"]
+    bound = jax.jit(jax.grad(lambda p: model.terms(p, key, y).nats))(params)["enc"]
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(bound["curve"]))
     assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(bound["ends"]))
-    penalty, slope = jax.value_and_grad(lambda p: model.terms(p, key, y).penalty)(params)
+    penalty, slope = jax.jit(jax.value_and_grad(lambda p: model.terms(p, key, y).penalty))(params)
     assert penalty == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(slope["gen"]))
 
+    @jax.jit
     def squared(shift):
         moved = jax.tree.map(lambda x: x, params)
         moved["enc"]["curve"]["middle"] = params["enc"]["curve"]["middle"].at[3].add(shift)

@@ -115,7 +115,7 @@ def test_what_is_never_seen_costs_the_floor_and_is_never_nan():
         infinite = {"logits": jnp.where(jnp.isfinite(fitted["logits"] * 2), jnp.inf * fitted["logits"], 0.0)}
         if levels == 3:  # one level certain, the others impossible
             infinite = {"logits": jnp.full((1, 2, 3), -jnp.inf).at[:, :, 0].set(0.0)}
-        value, gradient = jax.value_and_grad(lambda p, f=family, ys=ys: f.log_prob(p, ys).sum())(infinite)
+        value, gradient = jax.jit(jax.value_and_grad(lambda p, f=family, ys=ys: f.log_prob(p, ys).sum()))(infinite)
         assert np.isfinite(value) and np.isfinite(gradient["logits"]).all()
         assert np.isfinite(family.dist(infinite, 0).log_prob(ys[1]))
 
@@ -199,8 +199,11 @@ def test_the_posterior_by_enumeration(x64):
     joint = softmax(params["pri"]["logits"]) * np.exp(log_tables(categoricals(2, 3), params["gen"]))[:, 0, 2]
     joint = joint * np.exp(log_tables(categoricals(2, 3), params["gen"]))[:, 1, 1]
     y = jnp.array([2, 1])
-    np.testing.assert_allclose(model.em.posterior(params, y, None).probs, joint / joint.sum(), rtol=1e-12)
-    assert model.dist(params, None).log_prob(y) == pytest.approx(np.log(joint.sum()), rel=1e-12)
+    posterior, log_p = jax.jit(lambda p: (model.em.posterior(p, y, None).probs, model.dist(p, None).log_prob(y)))(
+        params
+    )
+    np.testing.assert_allclose(posterior, joint / joint.sum(), rtol=1e-12)
+    assert log_p == pytest.approx(np.log(joint.sum()), rel=1e-12)
 
 
 def test_gradient_of_the_logits_against_the_formula(x64):
