@@ -83,7 +83,7 @@ def diffused(d, params, variance: float, count: int) -> float:
         each = jax.vmap(lambda y, e: step_terms(d, params["enc"], params["gen"], e, y, t, None).nats)(ys, eps)
         return jnp.mean(each)
 
-    return float(jnp.mean(jax.vmap(at)(ts)))
+    return float(jax.jit(lambda: jnp.mean(jax.vmap(at)(ts)))())
 
 
 def limit(variance: float, start: float, end: float) -> float:
@@ -203,7 +203,7 @@ def test_processes_differ_in_scale_only(x64):
     both = [diffusion(denoiser(small(), (2,), linear(-3.0, 2.0), process=p, steps=3)) for p in PROCESSES]
     params = both[0].init(jax.random.key(0), y)
     for name in ("terms", "importance"):
-        one, other = (getattr(model, name)(params, key, y).nats for model in both)
+        one, other = (jax.jit(getattr(model, name))(params, key, y).nats for model in both)
         np.testing.assert_allclose(one, other, rtol=1e-9)
 
 

@@ -310,11 +310,11 @@ def test_a_condition_reaches_every_network(x64):
     moved = {**params, "pri": [_with_bias(of_rung, 0.7) for of_rung in params["pri"]]}
     model = ladder(given, l2(taking_c(yhat()), SIGMA))
     key, c = jax.random.key(3), jnp.array([0.7])
-    want = CHAIN_MODEL.importance(moved, key, y)
-    got = model.importance(params, key, y, c)
+    want = jit(CHAIN_MODEL.importance)(moved, key, y)
+    got = jit(model.importance)(params, key, y, c)
     np.testing.assert_allclose(got.rates, want.rates, rtol=1e-12)
     np.testing.assert_allclose(got.nats, want.nats, rtol=1e-12)
-    np.testing.assert_allclose(model.sample(params, key, c), CHAIN_MODEL.sample(moved, key), rtol=1e-12)
+    np.testing.assert_allclose(jit(model.sample)(params, key, c), jit(CHAIN_MODEL.sample)(moved, key), rtol=1e-12)
     with pytest.raises(TypeError, match="argument"):
         model.terms(params, key, y)
 

@@ -68,7 +68,7 @@ def at_keys(estimator, params, n, objective=None, seed=0, classes=8):
 
 
 def exact_gradients(params, classes=8):
-    return jax.grad(lambda p: model_with(enumerated, classes).terms(p, jax.random.key(0), Y).nats)(params)
+    return compiled(jax.grad(lambda p: model_with(enumerated, classes).terms(p, jax.random.key(0), Y).nats))(params)
 
 
 def gap(values, want):
