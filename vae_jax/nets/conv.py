@@ -106,11 +106,8 @@ def transposed(
     <form(y, k'), x> = <y, transposed(form, x, k)>, where k' is k with its last two axes exchanged.
     """
 
-    def forward(y: Array) -> Array:
-        return form(y, kernel.swapaxes(2, 3), stride=stride)
-
     y = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[3]), x.dtype)
-    return jax.linear_transpose(forward, y)(x)[0]
+    return jax.linear_transpose(lambda y: form(y, kernel.swapaxes(2, 3), stride=stride), y)(x)[0]
 
 
 def _conv_matrix_rebuilt(x: Array, kernel: Array, *, stride: int = 1) -> Array:
@@ -155,8 +152,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, "n oh ow b"]:
         x = as_images(x, self.dtype, "Conv")
-        shape = (*self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
         y = _conv(x, kernel.astype(self.dtype), stride=self.stride)
         return _add_bias(self, y) if self.use_bias else y
 
