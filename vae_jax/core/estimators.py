@@ -38,8 +38,8 @@ class Estimator(NamedTuple):
     Fields:
         terms: the bound, what is trained and reported.
         importance: one importance sample of P(y|c).
-        pathwise: `(parts, params, key, y, c=None, scale=1.0)`, as `importance`, with a gradient that reaches the
-            encoder only through z, times `scale`; or None where z is not reparameterised.
+        pathwise: `(parts, params, key, y, c=None, scale=None)`, as `importance`, with a gradient that reaches the
+            encoder only through z, times `scale`, 1 by default; or None where z is not reparameterised.
     """
 
     terms: Callable[..., Terms]
@@ -161,11 +161,12 @@ def at_z(
 
 
 def _sampled_terms(chain_of, *, stick: bool = False):
-    def terms(parts, params, key, y, c):
+    def terms(parts, params, key, y, c=None, scale=None):
         k_z, k_parts = jax.random.split(key)
         q = _posterior(parts, params, y, c, reparameterised=True)
         density = jax.lax.stop_gradient(q) if stick else q
-        return at_z(chain_of(parts), parts, params, k_parts, density, q.rsample(k_z), y, c)
+        z = q.rsample(k_z) if scale is None else _scaled_gradient(q.rsample(k_z), scale)
+        return at_z(chain_of(parts), parts, params, k_parts, density, z, y, c)
 
     return terms
 
@@ -181,13 +182,6 @@ def _scaled_gradient(x: Array, scale: ArrayLike) -> Array:
 def _scaled_gradient_jvp(primals, tangents):
     x, scale = primals
     return x, jnp.asarray(scale, x.dtype) * tangents[0]
-
-
-def _pathwise(parts, params, key, y, c=None, scale=1.0):
-    k_z, k_parts = jax.random.split(key)
-    q = _posterior(parts, params, y, c, reparameterised=True)
-    z = _scaled_gradient(q.rsample(k_z), scale)
-    return at_z(importances(parts), parts, params, k_parts, jax.lax.stop_gradient(q), z, y, c)
 
 
 def _analytic_terms(parts, params, key, y, c):
@@ -256,7 +250,7 @@ def _fixed_encoder_terms(chain_of):
     return terms
 
 
-_one_sample = _sampled_terms(importances)
+_one_sample, _pathwise = _sampled_terms(importances), _sampled_terms(importances, stick=True)
 
 sampled = Estimator(_sampled_terms(bounds), _one_sample, _pathwise)
 """z = z_enc(y, eps), one sample; every term at that z (Kingma & Welling 2014, equation 6)."""
