@@ -4,6 +4,7 @@
 are compiled: `fit(..., order=by_length(ys, batch_size), objective=cut_to_length(build, (16, 32)))`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -88,14 +89,12 @@ def cut_to_length(build: Callable[[int], Model], columns: Sequence[int], objecti
         del model
         widths = widths_of(columns, ys.shape[-1])
 
-        def at(width):
-            def branch(params, ys):
-                loss, terms = objective(build(width), params, keys, ys[:, :width], cs, step)
-                return loss, Terms(terms.distortion, terms.rate, terms.penalty, terms.stats)
+        def at(width, params, ys):
+            loss, terms = objective(build(width), params, keys, ys[:, :width], cs, step)
+            return loss, Terms(terms.distortion, terms.rate, terms.penalty, terms.stats)
 
-            return branch
-
-        return jax.lax.switch(branch_of(widths, lengths(ys).max()), [at(width) for width in widths], params, ys)
+        branches = [functools.partial(at, width) for width in widths]
+        return jax.lax.switch(branch_of(widths, lengths(ys).max()), branches, params, ys)
 
     return cut
 

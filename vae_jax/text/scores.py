@@ -56,15 +56,8 @@ def evaluate_by_length(
         values = values_of(models[width], identity(), k, samples, max(1, at_once // batch_size), cs is not None)
         return values(params, key, jnp.asarray(order[places]), ys[:, :width], cs)
 
-    by_length = over_split(
-        of_batch,
-        params,
-        key,
-        ys[order],
-        jax.tree.map(lambda c: np.asarray(c)[order], cs),
-        batch_size=batch_size,
-        progress=progress,
-    )
+    ordered = jax.tree.map(lambda x: np.asarray(x)[order], (ys, cs))
+    by_length = over_split(of_batch, params, key, *ordered, batch_size=batch_size, progress=progress)
     back = np.argsort(order)
     return evaluation_of(jax.tree.map(lambda x: x[back], by_length), k, ys.shape[-1], identity())
 
