@@ -84,17 +84,14 @@ def vq_vae(
     def vectors_of(enc, y, c):
         return full_precision(network.apply(enc, *arguments(join(y, c))))
 
-    def placed(key, enc, codes):
-        inputs = jax.tree.map(jnp.asarray, arguments(start))
-        vectors = jax.lax.map(lambda one: full_precision(network.apply(enc, *one)), inputs, batch_size=AT_ONCE)
-        return quantiser.start(key, codes, vectors)
-
     def init(key, y, c=None):
         k_enc, k_codes, k_start, k_pri, k_gen = jax.random.split(key, 5)
         enc = network.init(k_enc, *arguments(join(y, c)))
         codes = quantiser.init(k_codes, example_of(vectors_of, enc, y, c))
         if start is not None:
-            codes = placed(k_start, enc, codes)
+            inputs = jax.tree.map(jnp.asarray, arguments(start))
+            vectors = jax.lax.map(lambda one: full_precision(network.apply(enc, *one)), inputs, batch_size=AT_ONCE)
+            codes = quantiser.start(k_start, codes, vectors)
         z = example_of(lambda: quantiser.quantise(codes, vectors_of(enc, y, c)))
         return {
             "enc": enc,
@@ -133,14 +130,12 @@ def vq_vae(
             "gen": generator.maximise(params["gen"], stats["gen"]),
         }
 
-    support_of_generator = generator.support
-
     def support(params, c=None):
         codes = prior.sample(params["pri"], jax.random.key(0), c)
         vectors = quantiser.embed(params["codes"], codes)
-        return None if support_of_generator is None else support_of_generator(params["gen"], join(vectors, c))
+        return generator.support and generator.support(params["gen"], join(vectors, c))
 
-    return Model(init, terms, sample, None, maximise, support if support_of_generator else None)
+    return Model(init, terms, sample, None, maximise, generator.support and support)
 
 
 def encode(model: Model, params: Params, y: Any, c: Any = None) -> Array:

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.scipy.special import entr
 from jax.typing import ArrayLike
 
 from vae_jax.core.model import Params, Scatter
@@ -72,8 +73,8 @@ def rotation(vectors: Array, nearest: Array) -> Array:
     e_unit, q_unit = unit(e), unit(q)
     axis = unit(e_unit + q_unit)
     rotated = vectors - 2 * _dot(axis, vectors) * axis + 2 * _dot(e_unit, vectors) * q_unit
-    length = _length(e)
-    scale = jnp.where(length > 0, _length(q) / jnp.where(length > 0, length, 1.0), 0.0)
+    length, wanted = (jnp.linalg.norm(v, axis=-1, keepdims=True) for v in (e, q))
+    scale = jnp.where(length > 0, wanted / jnp.where(length > 0, length, 1.0), 0.0)
     return q + _nothing(scale * rotated)
 
 
@@ -87,10 +88,6 @@ def unit(vectors: Array) -> Array:
     squared = jnp.sum(vectors**2, axis=-1, keepdims=True)
     some = squared > 0
     return jnp.where(some, vectors * jax.lax.rsqrt(jnp.where(some, squared, 1.0)), 0.0)
-
-
-def _length(vectors: Array) -> Array:
-    return jnp.sqrt(jnp.sum(vectors**2, axis=-1, keepdims=True))
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -122,9 +119,7 @@ def usage(codes: Any, levels: int) -> np.ndarray:
 
 def code_perplexity(counts: Any) -> Array:
     """exp(entropy) of the last axis, counts or fractions: as many codes, used equally often, would be as surprising."""
-    p = fractions(jnp.asarray(counts))
-    some = p > 0
-    return jnp.exp(-jnp.sum(jnp.where(some, p * jnp.log(jnp.where(some, p, 1.0)), 0.0), axis=-1))
+    return jnp.exp(jnp.sum(entr(fractions(jnp.asarray(counts))), axis=-1))
 
 
 def check_codes(codes: Any, levels: int) -> None:
