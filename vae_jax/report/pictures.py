@@ -183,8 +183,7 @@ def scatter(
             "a larger latent space wants two of its units, or a projection"
         )
     _check_finite("codes", codes)
-    everyone = [("", np.ones(len(codes), bool))]
-    groups = everyone if labels is None else _classes(labels, names, len(codes))
+    groups = [("", np.ones(len(codes), bool))] if labels is None else _classes(labels, names, len(codes))
 
     def draw(axes: Axes) -> list[Any]:
         size = float(np.clip(16000 / len(codes), 5, 30))
@@ -351,8 +350,7 @@ def _svg(draw: Callable[[Axes], list[Any]], names: list[str], height: float, pan
         import matplotlib
         from matplotlib.figure import Figure
 
-    inked = ("text", "xtick", "ytick", "grid")
-    style: dict[Any, Any] = {f"{part}.color": _INK for part in inked} | {
+    style: dict[Any, Any] = {f"{part}.color": _INK for part in ("text", "xtick", "ytick", "grid")} | {
         "axes.axisbelow": True,
         "axes.edgecolor": _INK,
         "axes.labelcolor": _INK,
