@@ -56,10 +56,7 @@ def autoregressive(net: Any, shape: int | tuple[int, ...], levels: int, *, end: 
     def init(key, c=None):
         return network.init(key, jnp.zeros(shape, jnp.int32), *_given(c))
 
-    def distribution(params, c=None):
-        return Autoregressive(network, params, _given(c), shape, levels, end)
-
-    return Conditional(init, distribution)
+    return Conditional(init, lambda params, c=None: Autoregressive(network, params, _given(c), shape, levels, end))
 
 
 def _given(c: Any) -> tuple[Any, ...]:
