@@ -54,12 +54,10 @@ def conv_matrix(
         [grid.reshape(n, rows, columns, a) for grid in lax.split(row, ones, axis=4)]
         for row in lax.split(x, ones, axis=2)
     ]
-    taps = []
-    for i in range(kh):
-        for j in range(kw):
-            top, left = i // stride, j // stride
-            grid = grids[i % stride][j % stride]
-            taps.append(grid[:, top : top + oh, left : left + ow])
+    taps = [
+        grids[i % stride][j % stride][:, i // stride : i // stride + oh, j // stride : j // stride + ow]
+        for i, j in np.ndindex(kh, kw)
+    ]
     return rows_times_matrix(jnp.concatenate(taps, axis=-1), kernel.reshape(kh * kw * a, b))
 
 

@@ -109,8 +109,7 @@ class ResBlock(nn.Module):
             x = Conv(self.features, (1, 1), self.stride, use_bias=False, dtype=self.dtype)(h)
         h = Conv(self.features, self.kernel, self.stride, dtype=self.dtype)(h)
         h = self.activation(GroupNorm(self.dtype)(h))
-        zeros = nn.initializers.zeros
-        return x + Conv(self.features, self.kernel, dtype=self.dtype, kernel_init=zeros)(h)
+        return x + Conv(self.features, self.kernel, dtype=self.dtype, kernel_init=nn.initializers.zeros)(h)
 
 
 class GroupNorm(nn.Module):
