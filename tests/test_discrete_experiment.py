@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from reported import check_report
-from scipy.special import log_softmax, logsumexp
+from scipy.special import expit, log_softmax, logsumexp
 from scipy.stats import bernoulli
 
 from experiments import discrete
@@ -24,7 +24,7 @@ PARTS = routes.build(3, 4, (2, 2, 1))
 
 @pytest.fixture(scope="module")
 def params():
-    return {**PARTS.start(jax.random.key(0), YS), "pri": {"logits": jnp.array([0.3, -0.2, 0.5])}}
+    return {**jax.jit(PARTS.start)(jax.random.key(0), YS), "pri": {"logits": jnp.array([0.3, -0.2, 0.5])}}
 
 
 def test_it_runs(tmp_path):
@@ -35,16 +35,19 @@ def test_it_runs(tmp_path):
     assert numbers["bias, exact enumeration"] < 1e-3
 
 
+encoder_logits = jax.jit(lambda enc, y: PARTS.encoder.dist(enc, y).logits)
+
+
 def log_weights(params, y):
     """ln q (3,) and ln w (3,) by scipy."""
-    log_q = np.asarray(jax.nn.log_softmax(PARTS.encoder.dist(params["enc"], y).logits), np.float64)
-    log_pri = np.asarray(jax.nn.log_softmax(params["pri"]["logits"]), np.float64)
-    means = np.asarray(jax.nn.sigmoid(params["gen"]["logits"]), np.float64)
+    log_q = log_softmax(np.asarray(encoder_logits(params["enc"], y), np.float64))
+    log_pri = log_softmax(np.asarray(params["pri"]["logits"], np.float64))
+    means = expit(np.asarray(params["gen"]["logits"], np.float64))
     return log_q, log_pri + bernoulli.logpmf(y, means).sum(axis=(1, 2, 3)) - log_q
 
 
 def test_the_exact_elbo(params):
-    got = routes.exact_elbo(PARTS, YS)(params)
+    got = jax.jit(routes.exact_elbo(PARTS, YS))(params)
     for y, value in zip(YS, got, strict=True):
         log_q, log_w = log_weights(params, y)
         np.testing.assert_allclose(value, np.exp(log_q) @ log_w, rtol=1e-5)
@@ -64,9 +67,12 @@ def test_exact_gradients(params, k):
         log_q, log_w = log_weights(params, y)
         return [(loss(log_q + s, log_q + log_w) - loss(log_q - s, log_q + log_w)) / 2e-6 for s in 1e-6 * np.eye(3)]
 
-    _, back = jax.vjp(lambda enc: jax.vmap(lambda y: PARTS.encoder.dist(enc, y).logits)(YS), params["enc"])
-    (want,) = back(jnp.asarray([slopes(y) for y in YS], jnp.float32))
-    got = routes.exact_gradient(PARTS, params, YS, k)
+    @jax.jit
+    def back(enc, slopes):
+        return jax.vjp(lambda enc: jax.vmap(lambda y: PARTS.encoder.dist(enc, y).logits)(YS), enc)[1](slopes)
+
+    (want,) = back(params["enc"], np.asarray([slopes(y) for y in YS], np.float32))
+    got = jax.jit(lambda params: routes.exact_gradient(PARTS, params, YS, k))(params)
     jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-3, atol=1e-5), got, want)
 
 

@@ -336,8 +336,8 @@ def test_a_ladder_is_a_model_like_any_other():
     params = jit(optimal.init)(jax.random.key(0), Y[:3])
     key = jax.random.key(1)
     terms = jit(optimal.terms)(params, key, Y[:3])
-    h = ladder_latents(CHAIN, params, jax.random.split(key)[0], Y[:3])[-1]
-    log_sigma = optimal.maximise(params, terms.stats)["gen"]["log_sigma"]
+    h = jit(lambda p: ladder_latents(CHAIN, p, jax.random.split(key)[0], Y[:3])[-1])(params)
+    log_sigma = jit(optimal.maximise)(params, terms.stats)["gen"]["log_sigma"]
     away = Y[:3] - params["gen"]["net"] @ h
     np.testing.assert_allclose(bounded_log_std(log_sigma), 0.5 * np.log(np.mean(away**2)), rtol=1e-5)
 
@@ -412,7 +412,7 @@ def test_what_is_no_ladder():
 
 def test_networks_that_do_not_fit_together():
     def init_with(**fields):
-        ladder([CHAIN[0], CHAIN[1]._replace(**fields)], GENERATOR).init(jax.random.key(0), Y)
+        jax.eval_shape(ladder([CHAIN[0], CHAIN[1]._replace(**fields)], GENERATOR).init, jax.random.key(0), Y)
 
     with pytest.raises(ValueError, match=r"rung 1 .*prior gives z of shape \(1,\) and its posterior of shape \(2,\)"):
         init_with(posterior=nets.MLP((), 4))
