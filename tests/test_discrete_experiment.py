@@ -24,7 +24,7 @@ PARTS = routes.build(3, 4, (2, 2, 1))
 
 @pytest.fixture(scope="module")
 def params():
-    return {**jax.jit(PARTS.start)(jax.random.key(0), YS), "pri": {"logits": jnp.array([0.3, -0.2, 0.5])}}
+    return {**PARTS.start(jax.random.key(0), YS), "pri": {"logits": jnp.array([0.3, -0.2, 0.5])}}
 
 
 def test_it_runs(tmp_path):
