@@ -186,7 +186,7 @@ def _scaled_gradient_jvp(primals, tangents):
 def _pathwise(parts, params, key, y, c=None, scale=1.0):
     k_z, k_parts = jax.random.split(key)
     q = _posterior(parts, params, y, c, reparameterised=True)
-    z = _scaled_gradient(q.rsample(k_z), scale)
+    z = jax.tree.map(lambda x: _scaled_gradient(x, scale), q.rsample(k_z))
     return at_z(importances(parts), parts, params, k_parts, jax.lax.stop_gradient(q), z, y, c)
 
 

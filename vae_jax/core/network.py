@@ -14,11 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 def shape_of(size: int | Sequence[int]) -> tuple[int, ...]:
     """A shape, which may be said as the one number of a vector's size."""
-    return (size,) if isinstance(size, int) else tuple(size)
+    return (size,) if np.ndim(size) == 0 else tuple(size)
 
 
 class Network(NamedTuple):
