@@ -567,7 +567,7 @@ def test_expected_reconstruction_is_the_average_over_z(x64):
         (lambda: denoiser(small(), (2,), steps=0), "T >= 1"),
         (
             lambda: denoiser(small(), (2,), steps=2.5),
-            "or None for continuous time; got steps=2.5: a whole number is wanted",
+            "or None for continuous time; got steps=2.5: a whole",
         ),
         (lambda: denoiser(small(), (2,), steps=-1), "got steps=-1"),
         (lambda: denoiser(small(), ()), "shape is that of one example"),

@@ -123,7 +123,7 @@ class GumbelSoftmax(dist.Distribution):
         self.logits, self.temperature = jnp.asarray(logits), temperature
         super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
 
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> SimplexPoint:
         noise = jax.random.gumbel(key, (*sample_shape, *self.logits.shape), self.logits.dtype)
         noisy = jnp.broadcast_to(self.logits, noise.shape) + noise
         noisy -= jax.lax.stop_gradient(noisy.max(axis=-1, keepdims=True))  # no large numbers but those that count

@@ -194,7 +194,7 @@ def _check_widths(d: Denoiser, enc: Params, sampler: Sampler, steps: int) -> Non
     if sampler.widest == math.inf or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(enc)):
         return
     with jax.ensure_compile_time_eval():
-        gammas = np.asarray(jax.vmap(lambda t: d.gamma(enc, t))(jnp.linspace(0, 1, steps + 1)))
+        gammas: np.ndarray = np.asarray(jax.vmap(lambda t: d.gamma(enc, t))(jnp.linspace(0, 1, steps + 1)))
     widest = np.diff(gammas).max()
     if widest > sampler.widest:
         raise ValueError(

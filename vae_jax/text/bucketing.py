@@ -100,7 +100,7 @@ def cut_to_length(build: Callable[[int], Model], columns: Sequence[int], objecti
     return cut
 
 
-def check_columns(columns: Sequence[int]) -> None:
+def check_columns(columns: Any) -> None:
     """Raise a ValueError unless these are lengths to cut at."""
     if np.ndim(columns) != 1 or len(columns) == 0 or not all(map(is_whole, columns)):
         raise ValueError(

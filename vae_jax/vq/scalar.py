@@ -45,7 +45,7 @@ def fsq(levels: tuple[int, ...] = (8, 5, 5, 5)) -> Quantiser:
     levels = shape_of(levels)
     if not levels or not all(is_whole(n, 2) and n <= 256 for n in levels) or math.prod(levels) > MOST_CODES:
         raise ValueError(
-            f"levels wants numbers from 2 to 256, {MOST_CODES:,} codes at most; got {levels}: whole numbers"
+            f"levels wants numbers from 2 to 256, {MOST_CODES:,} codes at most; got {levels}: whole numbers are wanted"
         )
     counts = np.array(levels, np.int32)
     half = counts // 2
