@@ -422,7 +422,7 @@ def test_keys_are_used_once(one_use_keys):
 
 @pytest.mark.parametrize("make", [gumbel, straight_through_gumbel])
 def test_what_is_refused(make):
-    for t in (0.0, -1.0, float("nan"), jnp.float32(0)):
+    for t in (0.0, -1.0, float("nan"), float("inf"), jnp.float32(0)):
         with pytest.raises(ValueError, match="temperature of relaxed classes must be positive; got"):
             make(t)
     prior, y, params = (

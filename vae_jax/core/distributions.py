@@ -141,9 +141,9 @@ class GumbelSoftmax(dist.Distribution):
 
 
 def check_temperature(temperature: ArrayLike) -> None:
-    """Raise a ValueError for a temperature of relaxed classes that is known and not positive."""
-    if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) > 0:
-        raise ValueError(f"the temperature of relaxed classes must be positive; got {temperature}")
+    """Raise a ValueError for a temperature of relaxed classes that is known and not positive, or infinite."""
+    if not isinstance(temperature, jax.core.Tracer) and not 0 < np.asarray(temperature) < math.inf:
+        raise ValueError(f"the temperature of relaxed classes must be positive; got {temperature}: a finite number")
 
 
 class Levels(constraints.ParameterFreeConstraint):

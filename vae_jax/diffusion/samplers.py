@@ -90,8 +90,8 @@ def ddim(steps: int, eta: float = 0.0) -> Sampler:
 def heun(steps: int) -> Sampler:
     """Second order for the probability-flow ODE d(z/alpha) = epshat d(sigma/alpha) (Karras et al. 2022, algorithm 1).
 
-    Two calls of the network a step. Where ln SNR rises in steps of 1, 2, 4, the variance of a Gaussian comes out 1.06,
-    1.3 and 3 times too large, so from -13.3 to 13.3 take 30 steps or more; with fewer, `dpm_solver` is closer.
+    Two calls of the network a step. In steps of ln SNR of 0.9, 1.9 and 3.8 the variance of a Gaussian comes out 1.06,
+    1.3 and 3 times as large as it is: from -13.3 to 13.3 take 30 steps or more; with fewer, `dpm_solver` is closer.
 
     Raises:
         ValueError: steps that are no whole number from 1 on; or, when it samples, ln SNR rises by more than 6 in one
