@@ -184,7 +184,8 @@ def guided(d: Denoiser, gen: Params, c: Any, guidance: float) -> Denoise:
         without = d.denoise(gen, z, level, jax.tree.map(jnp.zeros_like, c))
         mixed = jax.tree.map(lambda a, b: b + guidance * (a - b), with_c, without)
         part = min(guidance, 1.0)  # a variance does not go on beyond that with c: it could become negative
-        return mixed._replace(variance=without.variance + part * (with_c.variance - without.variance))
+        one, other = jnp.asarray(with_c.variance), jnp.asarray(without.variance)
+        return mixed._replace(variance=other + part * (one - other))
 
     return denoise
 
@@ -194,7 +195,7 @@ def _check_widths(d: Denoiser, enc: Params, sampler: Sampler, steps: int) -> Non
     if sampler.widest == math.inf or any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(enc)):
         return
     with jax.ensure_compile_time_eval():
-        gammas: np.ndarray = np.asarray(jax.vmap(lambda t: d.gamma(enc, t))(jnp.linspace(0, 1, steps + 1)))
+        gammas = np.asarray(jax.vmap(lambda t: d.gamma(enc, t))(jnp.linspace(0, 1, steps + 1)))
     widest = np.diff(gammas).max()
     if widest > sampler.widest:
         raise ValueError(
