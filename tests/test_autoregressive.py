@@ -9,7 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from flax import linen as nn
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from scipy.stats import chi2
 
 from vae_jax import bernoulli, gaussian, standard_normal, vae
@@ -270,12 +270,34 @@ def test_adjusted_logits_give_the_distribution_worked_out_by_hand(adjust, wanted
     assert np.all(np.abs(shares - wanted) <= 4 * np.sqrt(wanted * (1 - wanted) / 2_000) + 1e-9)
 
 
+def test_top_p_keeps_what_float64_keeps():
+    """Of 50,000 values, also those that float32 cannot tell from 0, and with p next to 1."""
+    logits = np.random.default_rng(0).normal(size=50_000).astype(np.float32) * 3
+    logits[:10] -= 200
+    order = np.argsort(-logits, kind="stable")
+    tail = np.cumsum(softmax(np.float64(logits))[order][::-1])[::-1]
+    adjust = jax.jit(lambda logits, p: top_p(p)(logits), static_argnums=1)
+    for p in (1.0, 1 - 1e-6, 0.999, 0.3):
+        kept, wanted = np.sum(adjust(logits, p) > -np.inf), np.sum((tail > 1 - p) | (p == 1))
+        assert abs(kept - wanted) <= (0 if p == 1 else 2), p
+    np.testing.assert_array_equal(top_k(50_000)(logits), logits)
+
+
+def test_temperatures_at_the_edge_leave_numbers():
+    for t, wanted in ((1e-30, [0, 1, 0]), (1e30, [1 / 3] * 3)):
+        for logits in ([1e-3, 2e-3, -1e-3], [1e9, 2e9, -3e9]):
+            np.testing.assert_allclose(jax.nn.softmax(temperature(t)(jnp.array(logits))), wanted, atol=1e-6)
+    kept = temperature(1e-30)(top_k(1)(jnp.array([1.0, 3.0])))
+    np.testing.assert_array_equal(jax.nn.softmax(kept), [0, 1])
+
+
 def test_ties():
     """All that tie with the k-th stay, of the likeliest the first is taken."""
     flat = jnp.zeros(4)
     np.testing.assert_array_equal(top_k(2)(flat), flat)
     np.testing.assert_array_equal(jax.nn.softmax(greedy(flat)), [1, 0, 0, 0])
-    np.testing.assert_allclose(np.sort(jax.nn.softmax(top_p(0.4)(flat))), [0, 0, 0.5, 0.5])
+    np.testing.assert_allclose(jax.nn.softmax(top_p(0.4)(flat)), [0.5, 0.5, 0, 0])
+    np.testing.assert_allclose(jax.nn.softmax(top_p(0.6)(flat)), [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
 
 
 def test_an_adjusted_model_has_the_density_of_the_conditional():
@@ -299,7 +321,9 @@ def test_an_adjusted_model_has_the_density_of_the_conditional():
         (lambda: temperature(0.0), "temperature wants a positive number, got 0.0; for the likeliest values use greedy"),
         (lambda: temperature(-1.0), "got -1.0"),
         (lambda: temperature(float("nan")), "got nan"),
+        (lambda: temperature(float("inf")), r"got inf; .* none beyond 1e\+30"),
         (lambda: top_k(0), "top_k keeps at least 1 value, got 0"),
+        (lambda: top_k(2.5), "got 2.5: want a whole number"),
         (lambda: top_p(0.0), r"top_p wants a probability in \(0, 1\], got 0.0"),
         (lambda: top_p(1.5), "got 1.5"),
     ],
@@ -408,6 +432,9 @@ def test_it_is_a_pytree():
     [
         (lambda: autoregressive(LSTM(3, 2, 3), 0, 3), r"positive sizes in shape and levels >= 2; got \(0,\) and 3"),
         (lambda: autoregressive(LSTM(3, 2, 3), (), 3), r"got \(\) and 3"),
+        (lambda: autoregressive(LSTM(3, 2, 3), 4.0, 3), r"positive sizes .*got \(4.0,\) and 3: whole numbers"),
+        (lambda: autoregressive(LSTM(3, 2, 3), 4, 2.5), "levels >= 2; got .* and 2.5"),
+        (lambda: autoregressive(LSTM(3, 2, 3), 4, 3, end=0.5), "or None; got 0.5"),
         (lambda: autoregressive(LSTM(1, 2, 3), 4, 1), "levels >= 2; got"),
         (lambda: autoregressive(LSTM(3, 2, 3), 4, 3, end=3), r"end is one of the values 0 .. 2, or None; got 3"),
         (lambda: in_training(autoregressive(LSTM(3, 2, 3), 4, 3), word_dropout=1.5), "does not see; got 1.5"),

@@ -5,6 +5,7 @@ over the corners (+-1, +-1) of both: the oracles of Gaussian data hold to roundi
 """
 
 import itertools
+import re
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ import pytest
 from vae_jax import evaluate
 from vae_jax.core import objectives
 from vae_jax.diffusion import (
+    ancestral,
     continuous,
     cosine,
     ddpm,
@@ -565,16 +567,30 @@ def test_expected_reconstruction_is_the_average_over_z(x64):
         (lambda: linear(5.0, -5.0), "start to end"),
         (lambda: cosine(-1000.0, 5.0), "within"),
         (lambda: learned(hidden=0), "at least 1"),
+        (lambda: learned(hidden=1.5), "at least 1; got 1.5"),
         (lambda: ddpm(1), "steps >= 2"),
+        (lambda: ddpm(2.5), "steps >= 2"),
         (lambda: denoiser(small(), (2,), steps=0), "T >= 1"),
+        (
+            lambda: denoiser(small(), (2,), steps=2.5),
+            "or None for continuous time; got steps=2.5: a whole",
+        ),
+        (lambda: denoiser(small(), (2,), steps=-1), "got steps=-1"),
         (lambda: denoiser(small(), ()), "shape is that of one example"),
+        (lambda: denoiser(small(), 2.5), "shape is that of one example, (28, 28, 1) or (2,); got (2.5,)"),
+        (lambda: denoiser(small(), (2,), steps=3, variance="lerned"), "variance is one of ('fixed', 'learned', 'ana"),
+        (lambda: learned(ends="free"), 'the ends are "fixed" or "learned"; got \'free\''),
+        (lambda: schedule(lambda t: jnp.stack([t, t])), "one number for one t; it has shape (2,)"),
         (lambda: denoiser(small(), (2,), variance="learned"), "needs steps"),
         (lambda: denoiser(small(), (2,), learned(), steps=3, variance="analytic"), "learned schedule moves"),
         (lambda: continuous(0.0), "low < high"),
         (lambda: continuous(1.0, 0.0), "low < high"),
         (lambda: discrete(1), "at least 2 levels"),
+        (lambda: discrete(8.0), "at least 2 levels; got 8.0: a whole"),
         (lambda: times.proposal([1.0, 0.0]), "weight of 0"),
         (lambda: times.stratified(0), "at least one time"),
+        (lambda: times.every(2.5), "at least one time; got 2.5: a whole"),
+        (lambda: measure(None, {}, jax.random.key(0), jnp.zeros((1, 2)), parts=0), "parts of [0, 1): want a whole"),
         (lambda: weighted(simple, bound=-1.0), "at least 0"),
         (lambda: min_snr(0.0), "positive"),
         (lambda: objectives.drop_condition(objectives.elbo(), 2.0), "in [0, 1]"),
@@ -583,7 +599,26 @@ def test_expected_reconstruction_is_the_average_over_z(x64):
     ],
 )
 def test_bad_options(make, message):
-    with pytest.raises(ValueError, match=message.replace("[", r"\[").replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: denoiser(small(), (2,), lambda t: 10 * t - 5),
+            r"schedule\(function\) of a function of t; got function",
+        ),
+        (lambda: denoiser(small(), (2,), cosine), "ddpm.*called.*got function"),
+        (lambda: denoiser(small(), (2,), observation=discrete), "observation wants .* called; got function"),
+        (lambda: schedule(5.0), "wants a function of t.*got float"),
+        (lambda: diffusion(small()), r"wants denoiser\(net, shape, \.\.\.\); got tuple"),
+        (lambda: diffusion(denoiser(small(), (2,)), sampler=ancestral), "sampler wants .* called; got function"),
+    ],
+)
+def test_what_is_none_of_these(make, message):
+    with pytest.raises(TypeError, match=message):
         make()
 
 

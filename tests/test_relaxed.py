@@ -15,6 +15,7 @@ from scipy.special import expit, log_expit, log_softmax, logsumexp, softmax
 from scipy.stats import logistic
 
 from vae_jax import (
+    Conditional,
     bernoulli,
     categorical,
     conditional,
@@ -29,7 +30,7 @@ from vae_jax import (
 from vae_jax.core import elbo, leave_one_out, lift, of, vimco
 from vae_jax.core.distributions import GumbelSoftmax, enumerate_support
 from vae_jax.core.model import log_prob
-from vae_jax.parts import learned_classes, one_hot
+from vae_jax.parts import gumbel_softmax, learned_classes, one_hot
 from vae_jax.parts.classes import OneHot
 
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -132,6 +133,96 @@ def test_all_values_of_a_vector_of_one_hot_classes(x64):
         enumerate_support(OneHot(jnp.zeros((11, 3))).to_event(1))
 
 
+# A relaxed z
+
+
+def exact_divergence(logits, others):
+    """KL of relaxed classes at one temperature, which it does not depend on: numpy, from the mean of ln sum w b over
+    even weights w, which is a divided difference (Hermite and Genocchi)."""
+    n, b = len(logits), np.exp(others - logits)
+    apart = b[:, None] - b + np.eye(n)
+    mean = np.sum(b ** (n - 1) * (np.log(b) - np.sum(1 / np.arange(1, n))) / apart.prod(axis=1))
+    return np.sum(logits - others) + n * mean
+
+
+def log_density(x, logits, temperature):
+    """Maddison et al. 2017, appendix C.3, of x = ln z, by numpy in float64."""
+    n, inside = x.shape[-1], logits - temperature * x
+    constant = np.log(np.arange(1, n)).sum() + (n - 1) * np.log(temperature)
+    return constant + inside.sum(-1) - n * logsumexp(inside, axis=-1)
+
+
+@functools.partial(compiled, static_argnums=0)
+def relaxed_terms(model_at, params, temperatures, keys):
+    """(terms, nats by `pathwise`, gradient of the rate) of a batch of the one example Y, under every key."""
+
+    def of_one(key):
+        model = model_at(*temperatures)
+        rate = lambda p: model.terms(p, key, Y).rate  # noqa: E731
+        return model.terms(params, key, Y), model.pathwise(params, key, Y).nats, jax.grad(rate)(params)
+
+    return jax.vmap(of_one)(keys)
+
+
+def relaxed_model(temperature, other):
+    prior = Conditional(lambda key, c=None: None, lambda table, c=None: GumbelSoftmax(table, other))
+    return vae(gumbel_softmax(look_up, temperature), prior, GEN)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_the_rate_of_a_relaxed_z_is_right_at_any_temperature(classes):
+    """In float32, draw by draw against float64, and on average against the closed form, within 4 standard errors.
+
+    The generator is given z, and the gradient of the rate is that of the closed form for the noise drawn.
+    """
+    rng = np.random.default_rng(classes)
+    q, p = (np.array([2.0, -1, 0]), np.zeros(3)) if classes == 3 else rng.normal(size=(2, classes))
+    gen = rng.normal(size=(classes, 3)).astype(np.float32)
+    params = {"enc": jnp.tile(jnp.float32(q), (3, 1)), "pri": jnp.float32(p), "gen": jnp.asarray(gen)}
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    noise = np.float64(jax.vmap(lambda key: jax.random.gumbel(jax.random.split(key)[0], (classes,)))(keys))
+    for t, other in ((1.0, 1.0), (0.1, 0.1), (0.05, 0.05), (0.02, 0.02), (0.01, 0.01), (1e-4, 1e-4), (0.01, 0.02)):
+        terms, pathwise, gradient = relaxed_terms(relaxed_model, params, (jnp.float32(t), jnp.float32(other)), keys)
+        x = log_softmax((q + noise) / t, axis=1)
+        rate = log_density(x, q, t) - log_density(x, p, other)
+        np.testing.assert_allclose(terms.rate, rate, rtol=1e-4, atol=1e-3)
+        logits = np.exp(x) @ gen
+        distortion = logsumexp(logits, axis=1) - logits[:, 1]
+        np.testing.assert_allclose(terms.distortion, distortion, atol=1e-4 + 2e-6 / t)  # the noise in float32, over t
+        np.testing.assert_allclose(pathwise, terms.nats, rtol=1e-5, atol=1e-4)
+        if t == other:
+            off, error = gap(np.asarray(terms.rate), exact_divergence(q, p))
+            assert abs(off) < 4 * error
+            share = softmax(p - q - noise, axis=1)  # d/dl of sum(l - l') + n ln sum w exp(l' - l), w = softmax(-noise)
+            np.testing.assert_allclose(gradient["enc"][:, 1], 1 - classes * share, atol=1e-3)
+
+
+def test_a_relaxed_z_is_the_data_of_another_vae():
+    """As the prior a VAE of z: the network of its encoder is given z, too, and ln P(z) is that of the points."""
+    inner = vae(gaussian((lambda key, z: None, lambda w, z: w @ z)), standard_normal(1), gumbel_softmax(weigh, 0.01))
+    model = vae(gumbel_softmax(look_up, 0.01), inner, GEN)
+    rng = np.random.default_rng(0)
+    enc, mid, out, gen = (jnp.float32(rng.normal(size=s)) for s in ((3, 3), (2, 3), (1, 3), (3, 3)))
+    params = {"enc": enc, "pri": {"enc": mid, "pri": {}, "gen": out}, "gen": gen}
+    key = jax.random.key(0)
+    terms = compiled(model.terms)(params, key, Y)
+    k_z, k_parts = jax.random.split(key)
+    x = log_softmax((np.float64(enc[1]) + jax.random.gumbel(k_z, (3,))) / 0.01)
+    k_u, _ = jax.random.split(jax.random.split(k_parts)[0])
+    (mean, raw), noise = np.float64(mid) @ np.exp(x), np.float64(jax.random.normal(k_u, (1,)))
+    std = np.exp(7 * np.tanh(raw / 7))
+    u = mean + std * noise
+    rate = 0.5 * np.sum(u**2 - noise**2) - np.log(std)
+    rate += log_density(x, np.float64(enc[1]), 0.01) - log_density(x, u @ np.float64(out), 0.01)
+    assert terms.rate == pytest.approx(rate, rel=1e-4)
+
+
+def test_a_relaxed_z_wants_a_relaxed_prior():
+    simplex = Conditional(lambda key, c=None: None, lambda _, c=None: dist.Dirichlet(jnp.ones(8)))
+    with pytest.raises(TypeError, match=r"Dirichlet was given a relaxed class.*the prior is another one"):
+        vae(gumbel_softmax(look_up, 0.5), simplex, GEN).terms(tables() | {"pri": None}, jax.random.key(0), Y)
+
+
 # The model
 
 
@@ -224,7 +315,7 @@ def test_straight_through_by_hand(x64):
     of_kl = np.exp(log_q) * (log_q - log_p - kl)
     gen = np.asarray(params["gen"])
     for i, key in enumerate(keys):
-        soft = np.asarray(GumbelSoftmax(params["enc"][1], t).sample(jax.random.split(key)[0]))
+        soft = np.asarray(GumbelSoftmax(params["enc"][1], t).sample(jax.random.split(key)[0]).parts)
         row = gen[soft.argmax()]
         back = gen @ softmax(row) - gen[:, 1]
         through = soft * (back - soft @ back) / t
@@ -239,7 +330,7 @@ def test_the_gumbel_gradient_is_that_of_the_relaxed_loss(x64):
     gradients, losses = at_keys(gumbel(t), params, 50)
 
     def relaxed_loss(params, key):
-        z = GumbelSoftmax(params["enc"][1], t).sample(jax.random.split(key)[0])
+        z = GumbelSoftmax(params["enc"][1], t).sample(jax.random.split(key)[0]).parts
         rate = dist.kl_divergence(OneHot(params["enc"][1]), OneHot(params["pri"]["logits"]))
         return rate - jax.nn.log_softmax(z @ params["gen"])[1]
 
@@ -333,7 +424,7 @@ def test_keys_are_used_once(one_use_keys):
 
 @pytest.mark.parametrize("make", [gumbel, straight_through_gumbel])
 def test_what_is_refused(make):
-    for t in (0.0, -1.0, float("nan"), jnp.float32(0)):
+    for t in (0.0, -1.0, float("nan"), float("inf"), jnp.float32(0)):
         with pytest.raises(ValueError, match="temperature of relaxed classes must be positive; got"):
             make(t)
     prior, y, params = (
@@ -350,5 +441,6 @@ def test_what_is_refused(make):
     ):
         with pytest.raises(TypeError, match=message):
             vae(enc, pri, bernoulli(same), estimator=make(1.0)).terms(params, jax.random.key(0), y)
-    with pytest.raises(ValueError, match="at least two classes to choose from; got 1"):
-        learned_classes(3, 1)
+    for shape, classes in ((3, 1), (3, 2.5), (2.5, 3), ((2, 0), 3)):
+        with pytest.raises(ValueError, match="at least two classes to choose from; got"):
+            learned_classes(shape, classes)

@@ -11,7 +11,7 @@ import pytest
 from jax.sharding import Mesh
 from jax.test_util import check_grads
 from scipy.special import logsumexp
-from scipy.stats import entropy
+from scipy.stats import entropy, norm
 
 from vae_jax import gaussian, init_state, l2, make_train_step
 from vae_jax.core import lift, start_from
@@ -402,6 +402,15 @@ def test_vectors_of_another_size_are_refused(case):
         (lambda: by_gradient(-0.1), r"decay .* got -0.1"),
         (lambda: fsq(()), "levels"),
         (lambda: fsq((8, 1)), "from 2 to 256"),
+        (lambda: fsq((8, 2.5)), r"from 2 to 256.*got \(8, 2.5\): whole numbers"),
+        (lambda: codebook(4.0, 2), "K >= 2; got K=4.0: a whole number"),
+        (lambda: codebook(4, 2.5), "size >= 1"),
+        (lambda: codebook(4, 2, commitment=float("nan")), "commitment >= 0"),
+        (lambda: lfq(2.5), "bits in 1 .. 20, .*got 2.5"),
+        (lambda: residual(codebook(4, 2), 1.5), "depth is .* at least 1; got 1.5: a whole number"),
+        (lambda: grouped(codebook(4, 2), -2), "groups .* got -2"),
+        (lambda: projected(codebook(4, 2), 4, 0), "projected goes from size to inner .* got 4 and 0"),
+        (lambda: uniform_codes(4, (7, 2.5)), r"positive whole sizes in shape; got \(7, 2.5\)"),
         (lambda: lfq(0), "bits in 1"),
         (lambda: lfq(4, decay=2.0), "decay"),
         (lambda: residual(codebook(4, 2), 0), "depth"),
@@ -489,12 +498,27 @@ def test_fsq_codes_and_values_are_in_bijection(levels, x64):
     half = np.array(levels) // 2
     np.testing.assert_allclose(values, (digits - half) / half, rtol=1e-12)
     reach, offset = (np.array(levels) - 1) * 1.001 / 2, (1 - np.array(levels) % 2) / 2
-    before = np.arctanh((values * half + offset) / reach) - np.arctanh(offset / reach)
+    before = np.arctanh((values * half + offset) / reach)
     found = quantised(quantiser, quantiser.init(KEY, values), before)
     np.testing.assert_array_equal(found.codes, codes)
     np.testing.assert_allclose(found.vectors, values, rtol=1e-12)
     ends = quantised(quantiser, quantiser.init(KEY, values), np.array([[-1e9], [1e9]]) * np.ones((1, len(levels))))
     np.testing.assert_array_equal(ends.codes, [0, n - 1])
+
+
+def test_fsq_uses_all_levels_of_normal_numbers_alike(x64):
+    """Thresholds by numpy, shares of N(0, 1) by scipy, and the slope at 0: the entropy is 0.98 of the most or more."""
+    line = np.linspace(-5, 5, 4001)
+    for n in range(2, 257):
+        edges = np.arctanh((2 * np.arange(1, n) - n) / ((n - 1) * 1.001))
+        shares = np.diff(norm.cdf(edges), prepend=0, append=1)
+        np.testing.assert_allclose(shares, shares[::-1], rtol=1e-9)
+        assert entropy(shares) > 0.98 * np.log(n)
+        x = np.where(np.isin(line, edges), 6.0, line)
+        np.testing.assert_array_equal(fsq((n,)).quantise({}, x[:, None]).codes, np.searchsorted(edges, x))
+        if n in (2, 3, 8, 255, 256):
+            slope = jax.grad(lambda x, n=n: fsq((n,)).quantise({}, x[None]).vectors[0])(jnp.zeros(()))
+            assert slope == pytest.approx((n - 1) * 1.001 / 2 / (n // 2), rel=1e-9)
 
 
 def test_lfq_codes_are_signs(x64):

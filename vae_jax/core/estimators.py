@@ -154,7 +154,9 @@ def _sampled_terms(parts, params, key, y, c=None, scale=None, *, stick=False):
     k_z, k_parts = jax.random.split(key)
     q = _posterior(parts, params, y, c, reparameterised=True)
     density = jax.lax.stop_gradient(q) if stick else q
-    z = q.rsample(k_z) if scale is None else _scaled_gradient(q.rsample(k_z), scale)
+    z = q.rsample(k_z)
+    if scale is not None:
+        z = jax.tree.map(lambda x: _scaled_gradient(x, scale), z)
     return at_z(parts, params, k_parts, density, z, y, c)
 
 

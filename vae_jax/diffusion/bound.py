@@ -55,8 +55,13 @@ def diffusion(
 
     Raises:
         ValueError: a negative guidance; or, when first called, guidance without a condition.
+        TypeError: no denoiser, or no sampler.
     """
-    if not guidance >= 0:
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"diffusion wants denoiser(net, shape, ...); got {type(denoiser).__name__}")
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler wants ancestral(), ddim(50), ..., called; got {type(sampler).__name__}")
+    if not 0 <= guidance < math.inf:
         raise ValueError(f"guidance weighs the condition and cannot be negative; got {guidance}")
     d = denoiser
 

@@ -14,6 +14,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from vae_jax.core.distributions import Categorical, Levels
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.diffusion.schedules import Level
 
 
@@ -83,8 +84,8 @@ def discrete(count: int = 256) -> Observation:
     Raises:
         ValueError: fewer than 2 levels.
     """
-    if count < 2:
-        raise ValueError(f"want at least 2 levels; got {count}")
+    if not is_whole(count, 2):
+        raise ValueError(f"want at least 2 levels; got {count}: a whole number is wanted")
 
     def embed(y):
         return (2 * jnp.asarray(y, jnp.result_type(float)) + 1) / count - 1

@@ -73,7 +73,7 @@ def _draw(parts, params, key, y, c, temperature) -> tuple[dist.Distribution, Arr
     if parts.prior_conditional is None:
         raise TypeError("the rate of relaxed classes is a KL in closed form, and this prior is a Model without density")
     _check(parts.prior_conditional.dist(params["pri"], c), "prior")
-    soft = GumbelSoftmax(_classes(q).logits, temperature).sample(key)
+    soft = GumbelSoftmax(_classes(q).logits, temperature).sample(key).parts
     hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), soft.shape[-1], dtype=soft.dtype)
     return q, hard, soft
 

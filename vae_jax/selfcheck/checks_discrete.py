@@ -76,7 +76,7 @@ def bijection() -> list[Row]:
         counts = np.array(levels)
         inside = np.asarray(vectors, np.float64) * (counts // 2) + np.where(counts % 2, 0.0, 0.5)
         reach = (counts - 1) * 1.001 / 2
-        before = np.arctanh(inside / reach) - np.arctanh(np.where(counts % 2, 0.0, 0.5) / reach)
+        before = np.arctanh(inside / reach)
         again = jax.jit(quantiser.quantise)(params, floats(before))
         rows.append(Row(f"codes of {levels}, there and back", codes, again.codes))
         rows.append(Row(f"different vectors of {levels}", len(codes), len(np.unique(vectors, axis=0))))

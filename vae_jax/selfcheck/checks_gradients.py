@@ -150,7 +150,7 @@ def relaxed_codes() -> Row:
     @jax.jit
     def gradients(logits, values, keys):
         def loss(logits, key):
-            return jnp.dot(GumbelSoftmax(logits, 0.02).rsample(key), values, precision="highest") ** 2
+            return jnp.dot(GumbelSoftmax(logits, 0.02).rsample(key).parts, values, precision="highest") ** 2
 
         return jax.vmap(jax.grad(loss), in_axes=(None, 0))(logits, keys)
 

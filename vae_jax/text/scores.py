@@ -12,7 +12,7 @@ from vae_jax.core.model import Model, Params
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import identity
 from vae_jax.evaluation.whole_split import Evaluation, Mean, check_options, evaluation_of, over_split, values_of
-from vae_jax.text.bucketing import branch_of, lengths, widths_of
+from vae_jax.text.bucketing import branch_of, check_columns, lengths, widths_of
 
 
 def evaluate_by_length(
@@ -40,8 +40,9 @@ def evaluate_by_length(
         k, samples, batch_size, at_once, progress: as in `evaluate`.
 
     Raises:
-        ValueError: as `evaluate` does.
+        ValueError: as `evaluate` and `cut_to_length` do.
     """
+    check_columns(columns)
     ys = np.asarray(ys)
     whole = build(ys.shape[-1])
     check_data(whole, ys, cs, identity(), params=params)

@@ -21,6 +21,7 @@ from vae_jax.core.distributions import unit_log_prob
 from vae_jax.core.estimators import latent_terms
 from vae_jax.core.model import Conditional, Model, Params, Units, example_of, join, lift
 from vae_jax.core.network import as_network, shape_of
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.parts.conditionals import arguments, full_precision
 from vae_jax.vq.quantiser import Quantiser, check_levels, code_perplexity
 
@@ -31,10 +32,12 @@ def uniform_codes(levels: int, shape: int | tuple[int, ...]) -> Conditional:
     """All arrays of codes 0 .. levels - 1 of this shape alike: n codes cost n ln levels nats. No parameters.
 
     Raises:
-        ValueError: fewer than two levels.
+        ValueError: fewer than two levels, or a size below 1.
     """
     check_levels(levels)
     shape = shape_of(shape)
+    if not all(map(is_whole, shape)):
+        raise ValueError(f"uniform_codes wants positive whole sizes in shape; got {shape}")
 
     def distribution(params, c=None):
         del params, c

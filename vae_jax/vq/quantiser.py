@@ -15,6 +15,7 @@ from jax.scipy.special import entr
 from jax.typing import ArrayLike
 
 from vae_jax.core.model import Params, Scatter
+from vae_jax.core.whole_numbers import is_whole
 
 Through = Callable[[Array, Array], Array]  # (what was quantised, the nearest vectors) -> the latter, with a gradient
 
@@ -147,5 +148,5 @@ def check_vectors(name: str, vectors: Any, size: int) -> None:
 
 def check_levels(levels: int) -> None:
     """Raise a ValueError unless there are codes to choose from."""
-    if levels < 2:
-        raise ValueError(f"a code is one of K >= 2; got K={levels}")
+    if not is_whole(levels, 2):
+        raise ValueError(f"a code is one of K >= 2; got K={levels}: a whole number is wanted")
