@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from PIL import Image
 from sklearn.datasets import load_iris
 
+from vae_jax import text
 from vae_jax.data import NAMES, Dataset, load, load_table
 from vae_jax.data.datasets import DEBIAN
 from vae_jax.data.images import as_images, held_out, resized
@@ -339,6 +340,7 @@ def test_npz_refusals(tmp_path):
     )
     half = save_npz(tmp_path / "half.npz", train_image=ys)
     refusal(ValueError, ["['train_image']", "test_image"], half, "test")
+    refusal(ValueError, ["nothing.npz", "the keys []", "want train_image"], save_npz(tmp_path / "nothing.npz"))
     objects = save_npz(tmp_path / "objects.npz", image=np.full(3, None))
     refusal(ValueError, ["objects.npz", "Python objects"], objects)
 
@@ -483,21 +485,97 @@ def test_own_table(tmp_path):
     np.testing.assert_array_equal(table.ys, [[1, 2], [3, np.nan], [-1000, 0.5]])
 
 
+NAN, UNNAMED = float("nan"), ("column 1", "column 2")
+TABLES = {  # content: names and numbers, by hand
+    "no names": ("1,2\n3,4\n", UNNAMED, [[1, 2], [3, 4]]),
+    "no names, first is missing": ("NA,2\n3,4\n", UNNAMED, [[NAN, 2], [3, 4]]),
+    "no names, one column": ("1\n\n3", UNNAMED[:1], [[1], [NAN], [3]]),
+    "no names, trailing commas": ("1,2,\n3,4,\n", UNNAMED, [[1, 2], [3, 4]]),
+    "no names, one row": ("1,2", UNNAMED, [[1, 2]]),
+    "a gap in one column": ("\n\na\n1\n\n \n4\n\n\n", "a", [[1], [NAN], [NAN], [4]]),
+    "a comment is no gap": ("a\n1\n# why\n4\n", "a", [[1], [4]]),
+    "a quoted gap at the end": ('a\n1\n""\n', "a", [[1], [NAN]]),
+    "byte-order mark": ("\ufeffa,b\n1,2\n", "ab", [[1, 2]]),
+    "byte-order mark and quotes": ('\ufeff"a","b"\n1,2\n', "ab", [[1, 2]]),
+    "utf-16": ("a\tb\n1\t2\n".encode("utf-16"), "ab", [[1, 2]]),
+    "latin-1": ("h\xf6he,b\n1,2\n".encode("latin-1"), ("h\xf6he", "b"), [[1, 2]]),
+    "Windows-1252": ("price \u20ac,b\n1,2\n".encode("cp1252"), ("price \u20ac", "b"), [[1, 2]]),
+    "trailing commas": ("a,b\n1,2,\n3,4,\n", "ab", [[1, 2], [3, 4]]),
+    "trailing commas everywhere": ("a,b,\n1,2,\n3,4\n", "ab", [[1, 2], [3, 4]]),
+    "a missing last field is no trailing comma": ("a,b\n1,\n3,4\n", "ab", [[1, NAN], [3, 4]]),
+    "names of rows": (",b\n0,2\n1,4\n", ("column 1", "b"), [[0, 2], [1, 4]]),
+    "semicolons": ("a;b\n1.5;2\n", "ab", [[1.5, 2]]),
+    "decimal commas": ("a;b\n1,5;-2,25\n3;,5\n", "ab", [[1.5, -2.25], [3, 0.5]]),
+    "semicolons without names": ("1,5;2\n3;4\n", UNNAMED, [[1.5, 2], [3, 4]]),
+    "tabs": ("a\tb, c\n1\t2\n\t4\n", ("a", "b, c"), [[1, 2], [NAN, 4]]),
+    "a semicolon in quotes": ('"a;b",c\n1,2\n', ("a;b", "c"), [[1, 2]]),
+    "lines in quotes": ('"a\nx","say ""b"""\n"1",2\n', ("a\nx", 'say "b"'), [[1, 2]]),
+    "marks": ("a,b\nNA,-\n?,.\nnull,#N/A\nNaN,n/a\n1e3,inf\n", "ab", [[NAN] * 2] * 4 + [[1000, np.inf]]),
+    "old line ends": ("a,b\r1,2\r3,4\r", "ab", [[1, 2], [3, 4]]),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_tables_as_people_have_them(case, tmp_path):
+    content, columns, ys = TABLES[case]
+    path = tmp_path / "own.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    table = load_table(path)
+    assert table.columns == tuple(columns) and table.ys.dtype == np.float64
+    np.testing.assert_array_equal(table.ys, ys)
+    assert ("without names" in table.source) == ("no names" in case or "without names" in case)
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("content", "message"),
     [
         ("a,b\n", "numbers below; got 1"),
+        ("", "numbers below; got 0"),
+        ("# only\n\n", "numbers below; got 0"),
         ("a,b\n1,2\n1,2,3\n", "line 3: 3 fields, and the first line names 2"),
-        ("a;b\n1;2\n", "line 2: could not convert .* separated by commas"),
+        ("# c\n\na,b\n1,2\n# c\n1,2,3\n", "line 6: 3 fields, and the first line names 2"),
+        ('"a\nx",b\n1,2\n1\n', "line 4: 1 fields, and the first line names 2"),
+        ("a|b\n1|2\n", "line 2, column 'a|b': could not convert .* separated by commas"),
+        ("a,city\n1,2\n3,Paris\n", "line 3, column 'city': could not convert 'Paris' .* no column of words"),
+        ("a,b\n1_000,2\n", "line 2, column 'a': could not convert '1_000'"),
+        ('a,b\n"1,5",2\n', "line 2, column 'a': could not convert '1,5'"),
+        ("a;b\n1.234,5;2\n", "line 2, column 'a': could not convert '1.234,5'"),
+        ("a;b\n1.234;2,5\n", "some numbers have a decimal comma, some a point"),
+        ('a,b\n1,2\n3,"4\n5,6\n', "line 3: .* quotation mark"),
+        ("a,b\n1,2,\n1,2,3\n", "line 3: 3 fields, and the first line names 2"),
+        ("a,b\0\n", "is no text.*np.load.*saved as CSV"),
     ],
 )
-def test_damaged_tables(tmp_path, text, message):
+def test_damaged_tables(tmp_path, content, message):
     path = tmp_path / "damaged.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"damaged.csv.*{message.replace('|', '[|]')}"):
         load_table(path)
 
 
-def test_a_table_that_is_not_there():
+def test_a_table_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="carried tables are geyser, iris"):
         load_table("nowhere.csv")
+    np.save(tmp_path / "own.npy", np.eye(3))
+    with pytest.raises(ValueError, match=r"own.npy is no text.*np\.load"):
+        load_table(tmp_path / "own.npy")
+
+
+def test_what_reads_the_other_kind_is_named(tmp_path):
+    """Tables given to `load`, images given to `load_table`; homes of no one."""
+    (tmp_path / "own.csv").write_text("a,b\n1,2\n")
+    refusal(ValueError, ["own.csv", "neither npz", "load_table"], tmp_path / "own.csv")
+    refusal(ValueError, ["'geysir'", "load_table"], "geysir")
+    with pytest.raises(FileNotFoundError, match=r"'emoji_mini'.*data\.load reads images"):
+        load_table("emoji_mini")
+    for reader in (load, load_table, text.load):
+        with pytest.raises(FileNotFoundError, match=r"'~nobody_here/x\.npz' does not exist: no user"):
+            reader("~nobody_here/x.npz")
+
+
+def test_homes_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.csv").write_text("a,b\n1,2\n")
+    save_pictures(tmp_path / "own", pictures(2))
+    assert load_table("~/own.csv").ys.tolist() == [[1, 2]]
+    assert len(load("~/own", "test").ys) == 1

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from vae_jax.data.folders import read_image_folder
 from vae_jax.data.images import SPLITS, Dataset, Found, as_dataset
-from vae_jax.data.local import is_idx_folder, read_file, read_idx_folder
+from vae_jax.data.local import is_idx_folder, path_of, read_file, read_idx_folder
 from vae_jax.data.prepared import read_prepared
 
 CARRIED = {
@@ -34,7 +34,7 @@ TFDS_NAME = re.compile(r"\w+(/\w[\w.-]*)?(:[\d.*]+)?")  # name/config:version
 POSSIBILITIES = (
     f"known names are {', '.join(NAMES)}; else give the path of an npz, npy or IDX file or of a "
     "folder of images, or the name of a data set that tensorflow-datasets has prepared in data_dir "
-    "(download=True lets it download)"
+    "(download=True lets it download); tables of numbers (geyser, iris, CSV files) are read by load_table"
 )
 
 
@@ -94,9 +94,9 @@ def _find(
 ) -> Found:
     if name in CARRIED:
         return _carried(name, split)
-    path = Path(name).expanduser()
     if not name:
         raise ValueError(f"name is empty; {POSSIBILITIES}")
+    path = path_of(name)
     if path.is_file():
         return read_file(path, split)
     if path.is_dir():
