@@ -120,7 +120,7 @@ def _find(
         return read_idx_folder(DEBIAN, split, source, FASHION_NAMES)
     if not TFDS_NAME.fullmatch(name):
         raise FileNotFoundError(f"{name!r} does not exist; {POSSIBILITIES}")
-    found = read_prepared(name, split, data_dir, download, size)
+    found = read_prepared(name, split, data_dir and path_of(data_dir), download, size)
     if found is None:
         raise ValueError(f"unknown data set {name!r}, and no such file or folder; {POSSIBILITIES}")
     return found
