@@ -50,7 +50,7 @@ class Config(CosineAdam):
     """What to train."""
     flow: Literal["coupling", "maf"] = "maf"
     """Kind of flow, as a model of y and as a prior: affine coupling, or masked autoregressive."""
-    layers: int = 8
+    layers: Annotated[int, at_least(0)] = 8  # 0 is refused by the flows, in their words
     """Layers of the flows."""
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of every network: of each flow layer, of encoder and of generator."""

@@ -138,6 +138,7 @@ ZERO = {  # options that may be 0; all other numbers are refused at 0 and -1, an
         *("blocks", "attention", "patch", "dropout", "epochs", "batch_size", "ema_decay", "drop_condition", "guidance"),
     },
     "em_mixture": {"prior_examples", "tolerance"},
+    "flow": {"layers"},
     "hierarchical": {"warm_up", "ema_decay"},
     "latent_diffusion": {"start"},
     "text_vae": {"dropout"},
@@ -203,6 +204,21 @@ def test_the_default_batch_fits_small_data(capsys):
     assert fitting(vae.Config(batch_size=64, smoke=True), 49).batch_size == 49
     assert fitting(vae.Config(batch_size=64), 49, default=64).batch_size == 49
     assert capsys.readouterr().out.count("\n") == 2
+
+
+@pytest.mark.parametrize(("name", "smoke"), [("vae", True), ("diffusion", True), ("vae", False)])
+def test_a_smoke_run_may_be_repeated(name, smoke, monkeypatch):
+    """What keeps a run goes on with it; a run in earnest is asked to say --resume."""
+    experiment, asked = importlib.import_module(f"experiments.{name}"), {}
+
+    def fit(*arguments, **options):
+        asked.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(experiment, "fit", fit)
+    with pytest.raises(InterruptedError):
+        experiment.main(experiment.Config(smoke=smoke))
+    assert asked["resume"] is smoke
 
 
 def test_splits_that_do_not_match_are_refused(tmp_path):

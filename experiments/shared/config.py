@@ -38,7 +38,8 @@ class Run:
     out: str = "runs"
     """Directory of the report, and of the checkpoints, metrics and TensorBoard events of a run that keeps them."""
     smoke: bool = False
-    """A minute or less in place of many: few examples, one or two epochs, small networks. To see that all works."""
+    """About a minute in place of many: few examples, one or two epochs, small networks. To see that all works. A second
+    one into the same `out` goes on from there."""
 
 
 @dataclasses.dataclass(frozen=True)

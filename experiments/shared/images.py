@@ -46,10 +46,11 @@ def load_splits(
         options: of `vae_jax.data.load`.
     """
     train, test = load_both(name, **options)
-    if conditional and (train.labels is None or test.labels is None):
-        raise ValueError(f"--conditional wants labels, and {name} has none: use a labelled data set")
-    if conditional and (unknown := np.setdiff1d(test.labels, train.labels)).size:
-        raise ValueError(f"{name} has test images of the classes {unknown.tolist()}, and no such training images")
+    if conditional:
+        if train.labels is None or test.labels is None:
+            raise ValueError(f"--conditional wants labels, and {name} has none: use a labelled data set")
+        if (unknown := np.setdiff1d(test.labels, train.labels)).size:
+            raise ValueError(f"{name} has test images of the classes {unknown.tolist()}, and no such training images")
     classes = len(train.label_names or ()) or (0 if train.labels is None else int(train.labels.max()) + 1)
 
     def split(source: data.Dataset, rows: np.ndarray | slice) -> Split:

@@ -130,13 +130,14 @@ def _numbers(path: Path, line: int, fields: list[str], columns: tuple[str, ...],
         fields = fields[:-1]
     if len(fields) != len(columns):
         raise ValueError(f"{path}, line {line}: {len(fields)} fields, and the first line names {len(columns)} columns")
-    numbers = [_number(field, separator) for field in fields]
-    for column, field, number in zip(columns, fields, numbers, strict=True):
-        if number is None:
+    numbers = []
+    for column, field in zip(columns, fields, strict=True):
+        if (number := _number(field, separator)) is None:
             raise ValueError(
                 f"{path}, line {line}, column {column!r}: could not convert {field!r} to a number; want numbers with "
                 "a decimal point, separated by commas (or by semicolons or tabs), and no column of words"
             )
+        numbers.append(number)
     return numbers
 
 
