@@ -11,15 +11,15 @@ along a gradient end where classes have died out, the exact one too.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 
 from experiments import discrete_routes as routes
 from experiments.shared import ascent, publish
-from experiments.shared.config import CosineAdam
-from vae_jax import data
+from experiments.shared.config import CosineAdam, at_least, checked, fitting
+from experiments.shared.images import load_both
 from vae_jax.em.algorithm import em_of
 from vae_jax.evaluation import Mean, mean
 from vae_jax.report import page, pictures
@@ -31,26 +31,30 @@ class Config(CosineAdam):
 
     data: str = "fashion_mnist_mini"
     """Data set: a name or a path that vae_jax.data.load takes. Pixels of 128 and more are white, the others black."""
-    classes: int = 16
+    classes: Annotated[int, at_least(2)] = 16
     """Values of z."""
     hidden: int = 100
     """Width of the encoder's hidden layer."""
     temperatures: tuple[float, ...] = (0.1, 0.3, 1.0)
     """Of the relaxed classes."""
-    draws: int = 4
+    draws: Annotated[int, at_least(2)] = 4
     """Draws of z for each image, where an objective takes several."""
-    epochs: int = 20
+    epochs: Annotated[int, at_least(2)] = 20
     learning_rate: float = 5e-3
-    gradients: int = 1000
+    gradients: Annotated[int, at_least(2)] = 1000
     """Draws of the gradient that bias and spread are measured from."""
     out: str = "runs/discrete"
 
 
-def load(name: str, split: str, n: int | None) -> np.ndarray:
-    """(n, h, w, channels) of zeros and ones; all of them, or some that are drawn."""
-    ys = data.load(name, split).ys
-    chosen = np.random.default_rng(0).permutation(len(ys))[:n]
-    return (ys[chosen] >= 128).astype(np.float32)
+def load(name: str, smoke: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Training and test images (n, h, w, channels) of zeros and ones; all of them, or some that are drawn."""
+
+    def some(ys: np.ndarray, n: int) -> np.ndarray:
+        chosen = np.random.default_rng(0).permutation(len(ys))[: n if smoke else None]
+        return (ys[chosen] >= 128).astype(np.float32)
+
+    train, test = load_both(name)
+    return some(train.ys, 300), some(test.ys, 50)
 
 
 class Result(NamedTuple):
@@ -195,6 +199,7 @@ def main(config: Config) -> dict[str, Any]:
         raise ValueError(
             f"want classes, epochs and gradients >= 2; got {config.classes}, {config.epochs} and {config.gradients}"
         )
+    config = checked(config)
     if config.smoke:
         small: dict[str, Any] = {
             "classes": 4,
@@ -205,10 +210,8 @@ def main(config: Config) -> dict[str, Any]:
             "temperatures": (0.3,),
         }
         config = dataclasses.replace(config, **small)
-    train, test = (
-        load(config.data, "train", 300 if config.smoke else None),
-        load(config.data, "test", 50 if config.smoke else None),
-    )
+    train, test = load(config.data, config.smoke)
+    config = fitting(config, len(train))
     where = f"{len(test)} test images, black and white"
     results = run(config, train, test)
     return publish.write(

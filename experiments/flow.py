@@ -18,7 +18,7 @@ thread between the moons, as f is continuous; vae 0.075 ± 0.006, iaf-encoder 0.
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ from jax.scipy.special import logsumexp
 
 import vae_jax
 from experiments.shared import linear, publish
-from experiments.shared.config import CosineAdam
+from experiments.shared.config import CosineAdam, at_least, checked, fitting
 from experiments.shared.results import by_epoch, over_batch
 from vae_jax import Evaluation, Fitted, core, evaluate, nets
 from vae_jax.evaluation import mean
@@ -50,17 +50,17 @@ class Config(CosineAdam):
     """What to train."""
     flow: Literal["coupling", "maf"] = "maf"
     """Kind of flow, as a model of y and as a prior: affine coupling, or masked autoregressive."""
-    layers: int = 8
+    layers: Annotated[int, at_least(0)] = 8  # 0 is refused by the flows, in their words
     """Layers of the flows."""
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of every network: of each flow layer, of encoder and of generator."""
     latent: int = 2
     """Dimensions of z."""
-    points: int = 10_000
+    points: Annotated[int, at_least(5)] = 10_000
     """Training points of a toy; a fifth as many for testing."""
     epochs: int = 150
     batch_size: int = 250
-    k: int = 500
+    k: Annotated[int, at_least(5)] = 500
     """Importance samples for ln P(y) of the VAEs."""
     out: str = "runs/flow"
 
@@ -250,10 +250,12 @@ def main(config: Config) -> dict[str, Any]:
     """
     if not config.models or config.k < 5 or config.points < 5 or not config.hidden:
         raise ValueError("want at least one model, one hidden layer, k >= 5 and points >= 5")
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, points=1000, epochs=2, layers=2, k=10, batch_size=100)
     k_data, k_train, k_pictures = jax.random.split(jax.random.key(config.seed), 3)
     source = load(config, k_data)
+    config = fitting(config, len(source.train))
     trained = {
         name: train(config, name, model, source, jax.random.fold_in(k_train, i))
         for i, (name, model) in enumerate(build(config, source.train.shape[1]).items())

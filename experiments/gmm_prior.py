@@ -18,6 +18,7 @@ import numpy as np
 
 import vae_jax
 from experiments.shared import publish, two_stages
+from experiments.shared.config import checked
 from experiments.shared.image_report import draw_samples
 from experiments.shared.images import load_splits
 from experiments.shared.results import over_batch
@@ -83,6 +84,7 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ValueError: fewer than two latent dimensions, or options that do not fit the data.
     """
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, epochs=2, components=2, iterations=10)
     train, valid, test, source = load_splits(config.data, smoke=config.smoke)

@@ -16,7 +16,7 @@ Expected with the default settings (1,000 test images, dynamic binarisation): te
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ import optax
 
 import vae_jax
 from experiments.shared import publish
-from experiments.shared.config import Adam, Images
+from experiments.shared.config import SHARE, Adam, Images, at_least, checked, fitting
 from experiments.shared.image_report import picture
 from experiments.shared.images import load_splits
 from experiments.shared.results import by_epoch, over_batch
@@ -63,11 +63,11 @@ class Config(Images, Adam):
     """Run the convolutional networks in bfloat16; log-probabilities stay in float32."""
     remat: bool = False
     """Compute the levels anew in the backward pass: slower, and the memory of one level in place of all."""
-    warm_up: int = 10
+    warm_up: Annotated[int, at_least(0)] = 10
     """Epochs in which the rate's weight rises to 1 (Sonderby et al. 2016): without it upper levels may stay unused."""
     clip_norm: float = 200.0
     """Bound on the global norm of the gradient."""
-    ema_decay: float = 0.99
+    ema_decay: Annotated[float, SHARE] = 0.99
     """Decay of the moving average of the parameters, which is what is evaluated."""
     k: int = 100
     """Importance samples for the test log-likelihood."""
@@ -255,9 +255,11 @@ def main(config: Config) -> dict[str, Any]:
     """
     if not config.depths:
         raise ValueError("depths: want at least one number of levels, such as 2; got none")
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, epochs=2, warm_up=1, k=5)
     *splits, source = load_splits(config.data, smoke=config.smoke)
+    config = fitting(config, len(splits[0].ys))
     prepare = preprocess.dynamic_binarisation()
     key, k_pictures = jax.random.split(jax.random.key(config.seed))
     candidates = build(config, splits[0].ys.shape[1:])

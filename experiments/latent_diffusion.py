@@ -9,13 +9,14 @@ the encoder's rate and the steps of the diffusion. The same test codes with N(0,
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 
 import vae_jax
 from experiments.shared import publish, two_stages
+from experiments.shared.config import Range, checked
 from experiments.shared.image_report import Pictured, draw_samples
 from experiments.shared.images import load_splits
 from experiments.shared.results import by_epoch, over_batch
@@ -38,7 +39,7 @@ class Config(FirstStage):
     """Of the denoiser."""
     blocks: int = 3
     """Residual blocks of the denoiser."""
-    start: float = -9.0
+    start: Annotated[float, Range("below 5", lambda x: x < 5)] = -9.0
     """gamma = -ln SNR at t = 0: the noise has to be small beside the width of P_enc(z|y)."""
     prior_epochs: int = 100
     """Passes over the training data for the diffusion."""
@@ -79,6 +80,7 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ValueError: fewer than two latent dimensions, or options that do not fit the data.
     """
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, epochs=2, prior_epochs=2, width=32, blocks=1, steps=4, times=4)
     train, valid, test, source = load_splits(config.data, smoke=config.smoke)
@@ -101,7 +103,7 @@ def main(config: Config) -> dict[str, Any]:
 
     def train_all(model: vae_jax.Model, **options: Any) -> Fitted:
         """The parameters are the moving average."""
-        how = Training(config.prior_epochs, 128, config.learning_rate)
+        how = Training(config.prior_epochs, min(128, len(train.ys)), config.learning_rate)
         return how.fit(
             model, train.ys, k_prior, objective=spread, preprocess=prepare, clip_norm=10.0, ema_decay=0.999, **options
         )

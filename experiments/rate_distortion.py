@@ -17,10 +17,11 @@ import numpy as np
 
 import vae_jax
 from experiments.shared import publish
-from experiments.shared.config import CosineAdam, Images
+from experiments.shared.config import CosineAdam, Images, checked, fitting
 from experiments.shared.image_report import picture
+from experiments.shared.images import load_both
 from experiments.shared.linear import Parts, downwards, eigenvalues_of, linear_vae, with_l2
-from vae_jax import Evaluation, core, data, evaluate, nets
+from vae_jax import Evaluation, core, evaluate, nets
 from vae_jax.core import objectives
 from vae_jax.data import preprocess
 from vae_jax.evaluation import Collapse, Mean, active_units, collapse, mean, rate_distortion
@@ -175,12 +176,14 @@ def main(config: Config) -> list[Point]:
         raise ValueError("betas wants at least one weight of the rate; got none")
     if not config.sigma > 0 or min(config.betas) <= 0:
         raise ValueError(f"want sigma > 0 and betas > 0; got {config.sigma} and {config.betas}")
-    train, test = (data.load(config.data, split) for split in ("train", "test"))
+    config = checked(config)
+    train, test = load_both(config.data)
     source = train.source
     train_ys, test_ys = train.ys, test.ys
     if config.smoke:
         config = dataclasses.replace(config, epochs=min(config.epochs, 2), betas=config.betas[:2])
         train_ys, test_ys = train_ys[:200], test_ys[:64]
+    config = fitting(config, len(train_ys))
     parts = build(config, train_ys.shape[1:])
 
     def at(beta, key, start):

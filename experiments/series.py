@@ -59,7 +59,10 @@ def load_series(name: str) -> Series:
         raise ValueError(f"{name}: {len(series.ys)} steps are too few, want at least {SHORTEST}")
     for column, ys in zip(series.columns, series.ys.T, strict=True):
         if not np.isfinite(ys).all():
-            raise ValueError(f"{name}: column {column!r} has gaps or infinite values, from line {_first_gap(ys)} on")
+            raise ValueError(
+                f"{name}: column {column!r} has gaps or infinite values, from line {_first_gap(ys)} on, where the "
+                "line of names is the first and comments do not count"
+            )
         if np.ptp(ys) == 0:
             raise ValueError(f"{name}: column {column!r} is {ys[0]:g} throughout: leave it out")
     return series

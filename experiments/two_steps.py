@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from jax import Array
 import vae_jax
 from experiments import two_steps_report
 from experiments.shared import publish
-from experiments.shared.config import CosineAdam
+from experiments.shared.config import CosineAdam, Range, at_least, checked
 from experiments.two_steps_report import Result, Shown, rates_by_time
 from vae_jax import Fitted, core, diffusion, evaluate, nets
 from vae_jax.core import objectives
@@ -51,13 +51,13 @@ class Config(CosineAdam):
 
     components: int = 8
     """Gaussians on the ring."""
-    std: float = 0.15
+    std: Annotated[float, Range("above 0 and below 1", lambda x: 0 < x < 1)] = 0.15
     """Standard deviation of each; the ring is as wide as gives the data unit variance."""
     train: int = 50_000
     """Points to train on."""
-    test: int = 4_000
+    test: Annotated[int, at_least(2)] = 4_000
     """Points to evaluate on."""
-    noise: tuple[float, ...] = (-1.5, 2.0)
+    noise: Annotated[tuple[float, ...], Range("of either sign", lambda x: True)] = (-1.5, 2.0)
     """gamma = -ln SNR after each step of the chain with fixed encoders: as many steps as numbers."""
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of encoders and generators."""
@@ -226,6 +226,7 @@ def main(config: Config) -> dict[str, Any]:
         raise ValueError(f"want components >= 1 and 0 < std < 1; got {config.components} and {config.std}")
     if not config.noise or np.any(np.diff(config.noise) <= 0):
         raise ValueError(f"noise wants -ln SNR after each step, rising, at least one; got {config.noise}")
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, train=1000, test=64, hidden=(16,), denoiser_hidden=(16,), epochs=1)
         config = dataclasses.replace(config, batch_size=100, k=8, times=8, steps=10, pixels=12)

@@ -10,7 +10,7 @@ autoregressive prior on the stored codes. The bound of the whole is counted in b
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 
 import vae_jax
 from experiments.shared import publish
-from experiments.shared.config import Images
+from experiments.shared.config import Images, at_least, checked
 from experiments.shared.image_report import picture
 from experiments.shared.images import load_splits
 from experiments.shared.results import by_epoch, over_batch
@@ -38,7 +38,7 @@ from vae_jax.vq import code_perplexity, codebook, encode, uniform_codes, usage, 
 class Config(Images):
     """Train a VQ-VAE and a prior of its codes, and report what both are worth."""
 
-    codes: int = 512
+    codes: Annotated[int, at_least(2)] = 512
     """Vectors in the codebook, K."""
     dimensions: int = 16
     """Numbers of a vector, D."""
@@ -220,6 +220,7 @@ def main(config: Config) -> dict[str, Any]:
     Raises:
         ValueError: options that do not fit the data.
     """
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, epochs=2, prior_epochs=2, codes=32, channels=(8, 8), width=16, depth=1)
     train, valid, test, source = load_splits(config.data, smoke=config.smoke)
@@ -230,7 +231,7 @@ def main(config: Config) -> dict[str, Any]:
     uniform, prior = uniform_codes(config.codes, grid), prior_of(config, grid)
 
     def how(epochs: int) -> Training:
-        return Training(epochs, 128, config.learning_rate)
+        return Training(epochs, min(128, len(train.ys)), config.learning_rate)
 
     first = model_of(uniform, generator)
     stage_one = how(config.epochs).fit(first, train.ys, k_first, validation=(valid.ys, None), preprocess=prepare)

@@ -126,7 +126,10 @@ def test_without_the_package(monkeypatch):
     [
         (["1,2"] * 50, "column 'a' is 1 throughout: leave it out"),
         ([f"{i},{i * i}" for i in range(39)], "39 steps are too few, want at least 40"),
-        ([f"{i},{'' if i == 7 else i}" for i in range(50)], "column 'b' has gaps or infinite values, from line 9 on"),
+        (
+            [f"{i},{'' if i == 7 else i}" for i in range(50)],
+            "column 'b' has gaps or infinite values, from line 9 on, where",
+        ),
     ],
 )
 def test_a_series_that_cannot_be_fitted(tmp_path, rows, message):

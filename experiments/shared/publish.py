@@ -1,7 +1,9 @@
 """How an experiment ends: its report is written, its table is printed, and its numbers are returned."""
 
 import dataclasses
+import io
 import json
+import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -50,9 +52,25 @@ def command(name: str) -> str:
 
 def run(main: Callable[[Any], Any], config: type) -> None:
     """`main` with the options of the command line; what cannot be run ends with one line that says why."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal has no ±
     try:
+        check_paths()
         with extra("cli", "the command line"):
             import tyro
         main(tyro.cli(config))
-    except (ImportError, ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except (ImportError, ValueError, TypeError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        again = "; continue it with --resume" if hasattr(config, "resume") else ""
+        sys.exit(f"error: interrupted{again}")
+
+
+def check_paths() -> None:
+    """`ValueError` where Python's encoding of files has no letters for a path: libraries take UTF-8 only."""
+    try:
+        "".join([*sys.argv, os.getcwd()]).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"a path has letters that this locale ({sys.getfilesystemencoding()}) does not know: set PYTHONUTF8=1"
+        ) from None

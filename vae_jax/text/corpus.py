@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Int32
 
 from vae_jax.core.whole_numbers import is_whole
+from vae_jax.data.local import path_of
 from vae_jax.text.bucketing import lengths
 from vae_jax.text.vocabulary import END, UNKNOWN, Vocabulary, characters, subwords, utf8_bytes, words
 
@@ -120,7 +121,7 @@ def _read(source: str, *, any_bytes: bool) -> tuple[dict[str, list[str]], int, s
     if source == "wordnet_mini":
         with importlib.resources.as_file(importlib.resources.files("vae_jax.data") / "files") as folder:
             return *_read_parts(f"{folder / source}_", any_bytes), f"{source}, {CARRIED}"
-    path = Path(source).expanduser()
+    path = path_of(source)
     if not path.is_file():
         return *_read_parts(f"{path}/" if path.is_dir() else f"{path}_", any_bytes), f"files {path}"
     sentences, blank = _sentences(path, any_bytes)
