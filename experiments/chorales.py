@@ -174,6 +174,7 @@ def compositions(
     return sections
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, report; returns the numbers of the table.
 

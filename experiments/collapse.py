@@ -189,9 +189,9 @@ def sections(points: list[Point], cured: dict[str, Cured]) -> list[page.Section]
     return [
         page.Section(
             "What z carries",
-            "One encoder, two generators. Left: with L2 distortion the rate falls as sigma grows, to 0 where theory "
-            "says so, and z nearly specifies y where sigma is small. Right: with an autoregressive generator the rate "
-            "during training, without and with cures.",
+            "One encoder, two generators. With L2 distortion the rate of the optimum falls as sigma grows, and is 0 "
+            "from where sigma² is above the largest variance of the data; the smaller sigma, the more of y is in z. "
+            "With an autoregressive generator: the rate during training, without and with cures.",
             [
                 page.Picture(
                     pictures.curves(rates, x="log₁₀ sigma", y="rate, nats per image"), "rate by sigma", "L2 distortion"
@@ -211,6 +211,7 @@ def sections(points: list[Point], cured: dict[str, Cured]) -> list[page.Section]
     ]
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train everything, report; returns the numbers of the table.
 

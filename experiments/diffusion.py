@@ -176,6 +176,7 @@ def build_objective(config: Config, denoiser: df.Denoiser) -> objectives.Objecti
     return objectives.drop_condition(objective, config.drop_condition) if config.conditional else objective
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, report; returns the numbers of the table.
 
@@ -236,6 +237,7 @@ def main(config: Config) -> dict[str, Any]:
             fitted,
             k_pictures,
             test,
+            source.label_names,
             prepare,
             sampler=build_sampler(config),
             guidance=config.guidance,

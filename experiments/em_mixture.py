@@ -156,6 +156,7 @@ def sections(
     k_parts, k_samples = jax.random.split(key)
     samples = projection.images(jax.vmap(mixture.sample)(jax.random.split(k_samples, 40)))
     six = inside(means[:6], factors[:6], k_parts)
+    columns = ["-2 std", "-1 std", "mean", "+1 std", "+2 std", *["draw"] * 5]
     steps = np.arange(len(fitted.history))
     climb = {"training images": (steps[1:], fitted.history[1:])}
     return [
@@ -174,10 +175,10 @@ def sections(
             ],
         ),
         page.Section(
-            "Inside six components",
-            "A row for each of the six largest. On the left its mean and what lies -2, -1, 1 and 2 standard deviations "
+            f"Inside {len(means[:6])} components",
+            "A row for each of the largest. On the left its mean and what lies -2, -1, 1 and 2 standard deviations "
             "from it along the direction in which it varies most; on the right five draws of it.",
-            [picture(projection.images(six), 10, "directions and draws of components")],
+            [picture(projection.images(six), 10, "directions and draws of components", above=columns)],
         ),
         page.Section(
             "Samples",
@@ -225,6 +226,7 @@ def table(
     return rows
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Project, fit, evaluate, report; returns the numbers of the table."""
     config = checked(config)

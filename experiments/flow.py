@@ -92,9 +92,9 @@ class Mixture(NamedTuple):
 
 
 def plane(side: int) -> tuple[np.ndarray, float]:
-    """(side * side, 2) middles of the cells of a square, row by row from the top, and the area of a cell."""
+    """(side * side, 2) middles of the cells of a square, row by row upwards, and the area of a cell."""
     line = (np.arange(side) + 0.5) / side * 2 * REACH - REACH
-    x, y = np.meshgrid(line, line[::-1])
+    x, y = np.meshgrid(line, line)
     return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32), (2 * REACH / side) ** 2
 
 
@@ -194,17 +194,24 @@ def rows(config: Config, trained: dict[str, Trained], source: Data) -> list[page
 def sections(config: Config, trained: dict[str, Trained], source: Data, key: jax.Array) -> list[page.Section]:
     """Densities on the plane, draws, and the learning curves."""
     drawn = {"test examples": source.test} | {name: draws(each, key) for name, each in trained.items()}
-    axes, where = np.eye(2), ""
+    axes, where, x, y = np.eye(2), "", "y₁", "y₂"
     if source.truth is None:
         centred = source.train - source.train.mean(axis=0)[None]
         axes = np.linalg.svd(centred, full_matrices=False)[2][:2].T
         where = " In the plane of the data's first two principal directions."
+        x, y = "first direction", "second direction"
     edges = np.linspace(-REACH, REACH, 97)
-    flat = [np.histogramdd(ys @ axes, (edges, edges), density=True)[0].T[::-1] for ys in drawn.values()]
+    counted = {
+        name: (np.histogramdd(ys @ axes, (edges, edges), density=True)[0].T, REACH) for name, ys in drawn.items()
+    }
     curves = {name: by_epoch(each.fitted.history, "elbo", -1) for name, each in trained.items()}
     return [
         *([] if source.truth is None else [densities(config, trained, source.truth, key)]),
-        page.Section("Draws", f"From left to right: {', '.join(drawn)}.{where}", [picture(flat, "draws, counted")]),
+        page.Section(
+            "Draws",
+            f"Test examples and draws, counted in small squares: the root of the density, on one scale.{where}",
+            [page.Picture(pictures.planes(counted, x=x, y=y), "draws, counted")],
+        ),
         page.Section(
             "Learning curves",
             "-ln p of the flow, -ELBO of the VAEs, over the batches of each epoch.",
@@ -221,19 +228,14 @@ def densities(config: Config, trained: dict[str, Trained], truth: Mixture, key: 
     for name, each in trained.items():
         k = 0 if name == "flow" else config.k // 5
         values[name] = np.exp(log_p(evaluate(each.model, each.fitted.params, key, points, k=k, batch_size=512)))
+    panels = {name: (p.reshape(side, side), REACH) for name, p in values.items()}
     masses = ", ".join(f"{name} {p.sum() * area:.3f}" for name, p in values.items())
     return page.Section(
         "Densities",
-        f"P(y) on the square of half width {REACH}, from left to right: {', '.join(values)}; each on its own scale, "
-        f"the root of the density. That of a VAE is estimated by importance sampling. Mass in the picture: {masses}.",
-        [picture([p.reshape(side, side) for p in values.values()], "densities of the models")],
+        f"P(y) on the square of half width {REACH}: the root of the density, on one scale. That of a VAE is estimated "
+        f"by importance sampling. Mass in the picture: {masses}.",
+        [page.Picture(pictures.planes(panels), "densities of the models")],
     )
-
-
-def picture(planes: list[np.ndarray], alt: str) -> page.Picture:
-    """Densities side by side, the root of each scaled to its highest."""
-    images = np.sqrt(np.stack([p / max(p.max(), 1e-30) for p in planes]))
-    return page.Picture(pictures.png(pictures.grid(images[..., None], 5, 6), 2), alt)
 
 
 def draws(trained: Trained, key: jax.Array, n: int = 20_000) -> np.ndarray:
@@ -241,6 +243,7 @@ def draws(trained: Trained, key: jax.Array, n: int = 20_000) -> np.ndarray:
     return over_batch(trained.model.sample, trained.fitted.params, jax.random.split(key, n))
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train each model, compare, report; returns the numbers of the table.
 

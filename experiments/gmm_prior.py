@@ -67,8 +67,8 @@ def sections(samples: dict[str, np.ndarray], fitted: FittedEM, drawn: dict[str, 
         two_stages.codes_section(
             drawn,
             np.asarray(fitted.params["gen"]["means"]),
-            "In the plane in which the components' means lie farthest apart: from left to right "
-            f"{', '.join(drawn)}, on the same scale. Below them the densities along the two axes of that plane.",
+            f"{', '.join(drawn)}, in the plane in which the components' means lie farthest apart: the root of the "
+            "density, on one scale; then the densities along the two axes of that plane.",
         ),
         page.Section(
             "The climb of EM",
@@ -78,6 +78,7 @@ def sections(samples: dict[str, np.ndarray], fitted: FittedEM, drawn: dict[str, 
     ]
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, fit the prior, evaluate with both, report; returns the numbers of the table.
 

@@ -189,9 +189,6 @@ def sections(results: Sequence[Result], key: jax.Array, ys: np.ndarray, prepare:
     held, known = held_by_levels(last, k_held, ys[:SHOWN], prepare)
     levels = ", ".join(map(str, known))
 
-    def rows(images: np.ndarray, words: str) -> page.Picture:
-        return picture(images, len(ys[:SHOWN]), words, words)
-
     return [
         page.Section(
             "Learning curves",
@@ -203,19 +200,29 @@ def sections(results: Sequence[Result], key: jax.Array, ys: np.ndarray, prepare:
             "How many nats each level carries, mean over the test images. Level 1 is the top.",
             [
                 page.Picture(pictures.curves(rates, x="level", y="rate, nats per image"), "rate by level"),
-                page.Picture(pictures.bars(last.rates, x=f"level of the {name}"), "rates of the last model"),
+                page.Picture(
+                    pictures.bars(last.rates, x=f"level of the {name}", y="rate, nats per image"),
+                    "rates of the last model",
+                ),
             ],
         ),
         page.Section(
             f"Samples of the {name}",
             "z of every level from the prior, its standard deviations times the temperature; then the mean of y.",
-            [rows(images, f"temperature {t}") for t, images in drawn.items()],
+            [picture(images, SHOWN, "samples", f"temperature {t}") for t, images in drawn.items()],
         ),
         page.Section(
             f"What the upper levels of the {name} hold",
             f"Test images in the first row. Below them {levels} of the upper levels are those of the image, drawn from "
             "the encoder, and all others are the prior's means given what is above them: then the generator's mean.",
-            [rows(held, f"{levels} levels")],
+            [
+                picture(
+                    held,
+                    len(ys[:SHOWN]),
+                    "held by upper levels",
+                    beside=["test image", *(f"{n} levels" for n in known)],
+                )
+            ],
         ),
     ]
 
@@ -247,6 +254,7 @@ def held_by_levels(result: Result, key: jax.Array, ys: np.ndarray, prepare: Any)
     return rows.swapaxes(0, 1).reshape(-1, *ys.shape[1:]), known
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, report; returns the numbers of the table.
 

@@ -240,6 +240,7 @@ def sections(comparisons: dict[int, Comparison], series: Series, key: jax.Array)
     return found_sections
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Fit, compare, report; returns the numbers of the table.
 

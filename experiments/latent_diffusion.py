@@ -74,6 +74,7 @@ def table(before: Evaluation | None, after: Evaluation, n: int) -> list[page.Row
     ]
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate with both priors, report; returns the numbers of the table.
 
@@ -156,8 +157,8 @@ def sections(samples: dict[str, np.ndarray], drawn: dict[str, np.ndarray], fitte
         two_stages.codes_section(
             drawn,
             np.concatenate([axes, -axes]),
-            f"In the plane of the codes' two principal axes, from left to right: {', '.join(drawn)}, on the same "
-            "scale. Below them the densities along these axes.",
+            f"{', '.join(drawn)}, in the plane of the codes' two principal axes: the root of the density, on one "
+            "scale; then the densities along these axes.",
         ),
         page.Section(
             "Learning curve",

@@ -125,6 +125,7 @@ def collapsing(config: Config, points: list[Point], eigenvalues: np.ndarray) -> 
     )
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Fit in three ways, train over beta, report; returns the numbers of the table.
 

@@ -54,7 +54,10 @@ def load_series(name: str) -> Series:
         series = daily_returns()
     else:
         table = data.load_table(name)
-        series = Series(table.ys, table.columns, "eruption" if name == "geyser" else "step", table.source)
+        columns, step = table.columns, "step"
+        if name == "geyser":
+            columns, step = tuple(f"{column}, minutes" for column in columns), "eruption"
+        series = Series(table.ys, columns, step, table.source)
     if len(series.ys) < SHORTEST:
         raise ValueError(f"{name}: {len(series.ys)} steps are too few, want at least {SHORTEST}")
     for column, ys in zip(series.columns, series.ys.T, strict=True):

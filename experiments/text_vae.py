@@ -212,6 +212,7 @@ def train(config: Config, name: str, way: Way | None, corpus: text.Text, key: ja
     return Trained(parts.encoder, generator, params["enc"], gen, fitted.history, result, split, alone)
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train in every way, evaluate, report; returns the numbers of the table.
 

@@ -165,7 +165,7 @@ def sections(results: Results, corpus: text.Text, latent_size: int, key: Array) 
         page.Section(
             "What a sentence costs, and what z carries",
             "Nats per test sentence. -ln P(y) is exact for the language model and bounded by importance sampling for "
-            "the others. A rate of 0 is posterior collapse: then the VAE is the language model. The rate is I(y; z) "
+            "the others. A rate of 0 is posterior collapse: then the VAE is a language model. The rate is I(y; z) "
             "and the KL of the aggregate to the prior; the gap is the distortion less what the "
             "language model pays; at z = 0 the decoder is a language model by itself.",
             table=diagnostics(results, np.asarray(text.lengths(corpus.test))),
@@ -179,15 +179,15 @@ def sections(results: Results, corpus: text.Text, latent_size: int, key: Array) 
         name: speaker(results[name], corpus.vocabulary, k_words)
         for name in dict.fromkeys([next(iter(latent(results))), best])
     }
-    few = corpus.test[np.asarray(text.lengths(corpus.test)) > 4][:16]
-    zs = np.asarray(jax.random.normal(k_z, (10, latent_size)))
+    few = corpus.test[np.asarray(text.lengths(corpus.test)) > 4][:6]
+    zs = np.asarray(jax.random.normal(k_z, (5, latent_size)))
     language = drawn(results[LANGUAGE_MODEL], corpus.vocabulary, k_language, len(zs))
     return [
         *shown,
         curves(results),
         reconstructions(speakers, few, corpus.vocabulary),
         samples(speakers, zs, language),
-        between(best, speakers[best], few[:8]),
+        between(best, speakers[best], few[:4]),
     ]
 
 
@@ -213,7 +213,7 @@ def samples(speakers: dict[str, Speaker], zs: np.ndarray, language: list[str]) -
     columns = [f"{LANGUAGE_MODEL}: drawn", *said]
     return page.Section(
         "Samples",
-        "Ten z from the prior and the likeliest words at each: one and the same sentence where z carries nothing. "
+        "Five z from the prior and the likeliest words at each: one and the same sentence where z carries nothing. "
         "Beside them sentences drawn from the language model.",
         table=page.TextTable(columns, list(zip(language, *said.values(), strict=True))),
     )

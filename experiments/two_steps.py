@@ -179,8 +179,10 @@ def of_chain(
     encoded = encode(jax.random.split(k_up, len(seen)), jnp.asarray(seen))
     drawn = draw(jax.random.split(k_down, len(seen)))
     assert result.log_likelihood is not None
-    by = f"importance-weighted, k = {config.k}, at most ln p"
-    return Result(result, result.log_likelihood, by, np.asarray(drawn[0]), fitted.history), np.stack([encoded, drawn])
+    by = f"importance-weighted, k = {config.k}"
+    return Result(result, result.log_likelihood, by, True, np.asarray(drawn[0]), fitted.history), np.stack(
+        [encoded, drawn]
+    )
 
 
 def of_diffusion(
@@ -199,7 +201,7 @@ def of_diffusion(
     draw = jax.jit(jax.vmap(functools.partial(model.sample, fitted.params)))
     draws = np.asarray(draw(jax.random.split(k_draw, min(20_000, len(ys)))))
     log_p = flow_log_p(d, fitted.params, test)
-    return Result(result, log_p, "exact, by the flow's ODE", draws, fitted.history), d, fitted.params
+    return Result(result, log_p, "exact, by the flow's ODE", False, draws, fitted.history), d, fitted.params
 
 
 def flow_log_p(d: diffusion.Denoiser, params: Any, ys: np.ndarray) -> np.ndarray:
@@ -209,13 +211,14 @@ def flow_log_p(d: diffusion.Denoiser, params: Any, ys: np.ndarray) -> np.ndarray
 
 
 def densities(config: Config, log_p: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(2, pixels, pixels): the true density, and that of `log_p`, north up."""
-    axis = ((np.arange(config.pixels) + 0.5) / config.pixels * 4.4 - 2.2).astype(np.float32)
-    grid = np.stack(np.meshgrid(axis, axis[::-1]), axis=-1).reshape(-1, 2)
+    """(2, pixels, pixels): the true density, and that of `log_p`, within `REACH`, row by row upwards."""
+    axis = (((np.arange(config.pixels) + 0.5) / config.pixels * 2 - 1) * two_steps_report.REACH).astype(np.float32)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     both = np.stack([true_log_p(config, grid), log_p(grid)])
     return np.exp(both).reshape(2, config.pixels, config.pixels)
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train all four, evaluate, report; returns the numbers of the table.
 

@@ -176,6 +176,7 @@ def run_config(config: Config) -> dict[str, Any]:
     return publish.fields(config, left_out)
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, report; returns the numbers of the table."""
     config = checked(config)

@@ -169,19 +169,21 @@ def sections(
     stages: tuple[Fitted, Fitted],
 ) -> list[page.Section]:
     """Reconstructions with their codes, usage, samples from both priors, learning curves."""
-    n, side = len(shown), originals.shape[1]
+    wide, side = min(10, len(shown)), originals.shape[1]
+    n = len(shown) // wide * wide
     palette = colours(np.asarray(params["codes"]["codes"]))
     maps = palette[codes[:n]].repeat(-(-side // codes.shape[1]), axis=1).repeat(-(-side // codes.shape[2]), axis=2)
     maps = maps[:, :side, : originals.shape[2]]
-    three = [np.broadcast_to(x, (*x.shape[:3], 3)) for x in (originals / np.float32(255), maps, shown)]
-    rows = np.concatenate([part[i : i + 10] for i in range(0, n, 10) for part in three])
+    three = [np.broadcast_to(x, (*x.shape[:3], 3)) for x in (originals[:n] / np.float32(255), maps, shown[:n])]
+    rows = np.concatenate([part[i : i + wide] for i in range(0, n, wide) for part in three])
+    names = ["image", "codes", "mean"] * (n // wide)
     how_often = np.sort(usage(codes, len(palette)))[::-1]
     return [
         page.Section(
             "Reconstructions",
             "Test images, below each its codes and what the generator makes of them. A code's colour tells where its "
             "vector lies along the three principal axes of the codebook.",
-            [picture(rows, 10, "originals, codes and reconstructions")],
+            [picture(rows, wide, "originals, codes and reconstructions", beside=names)],
         ),
         page.Section(
             "Samples",
@@ -214,6 +216,7 @@ def learning(stage: Fitted) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {"training": by_epoch(stage.history, "elbo", -1), "validation": by_epoch(stage.history, "valid_elbo", -1)}
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train both stages, evaluate with both priors, report; returns the numbers of the table.
 
@@ -222,7 +225,17 @@ def main(config: Config) -> dict[str, Any]:
     """
     config = checked(config)
     if config.smoke:
-        config = dataclasses.replace(config, epochs=2, prior_epochs=2, codes=32, channels=(8, 8), width=16, depth=1)
+        small: dict[str, Any] = {
+            "epochs": 4,
+            "prior_epochs": 2,
+            "codes": 32,
+            "channels": (8, 8),
+            "width": 16,
+            "depth": 1,
+        }
+        config = dataclasses.replace(
+            config, **small, learning_rate=1e-2
+        )  # a few hundred steps: pictures show something
     train, valid, test, source = load_splits(config.data, smoke=config.smoke)
     prepare = preprocess.dequantisation()
     k_first, k_codes, k_prior, k_evaluate, k_pictures = jax.random.split(jax.random.key(config.seed), 5)
@@ -231,7 +244,7 @@ def main(config: Config) -> dict[str, Any]:
     uniform, prior = uniform_codes(config.codes, grid), prior_of(config, grid)
 
     def how(epochs: int) -> Training:
-        return Training(epochs, min(128, len(train.ys)), config.learning_rate)
+        return Training(epochs, min(16 if config.smoke else 128, len(train.ys)), config.learning_rate)
 
     first = model_of(uniform, generator)
     stage_one = how(config.epochs).fit(first, train.ys, k_first, validation=(valid.ys, None), preprocess=prepare)

@@ -80,9 +80,11 @@ def codes_section(drawn: dict[str, np.ndarray], directions: np.ndarray, caption:
     edges = np.linspace(-4, 4, 65)
     middles = (edges[1:] + edges[:-1]) / 2
     flat = {name: zs @ plane for name, zs in drawn.items()}
-    density = [np.histogramdd(xs, (edges, edges), density=True)[0].T[::-1] for xs in flat.values()]
-    planes = np.sqrt(np.stack(density) / np.max(density))[..., None]  # the root shows the tails
-    shown = [page.Picture(pictures.png(pictures.grid(planes, 3, 6), 3), "densities in a plane")]
+    panels = {
+        name: (np.histogramdd(xs, (edges, edges), density=True)[0].T, edges[-1].item()) for name, xs in flat.items()
+    }
+    planes = pictures.planes(panels, x="first axis", y="second axis")
+    shown = [page.Picture(planes, "densities in a plane")]
     for i, axis in enumerate(("first axis", "second axis")):
         lines = {name: (middles, np.histogram(xs[:, i], edges, density=True)[0]) for name, xs in flat.items()}
         shown.append(page.Picture(pictures.curves(lines, x=axis, y="density"), f"densities along the {axis}"))
