@@ -56,7 +56,6 @@ FIRST_OF = {
         "test_density_and_e_step_agree_with_scipy",
         "test_e_and_m_step_are_the_two_halves_of_the_lecture",
         "test_fisher_identity",
-        "test_the_maximum_is_stationary",
         "test_degenerate_data_stay_finite",
     ),
     "test_experiment.py": ("test_trains_evaluates_and_reports",),
@@ -177,12 +176,13 @@ LATER = {
     "test_em.py": (
         "test_a_mixture_is_the_prior_of_a_vae",  # the experiment gmm_prior; the laws: a mixture, as a VAE
         "test_iris_reaches_the_known_maximum",  # the self-check: oracle 24
+        "test_the_maximum_is_stationary",  # the self-check: Fisher's identity
     ),
     "test_em_experiments.py": ("test_the_routes_end_at_one_optimum",),  # test_em_mixture runs the same routes
     "test_evaluate.py": ("test_an_example_has_its_number_whatever_the_batches",),  # the laws: independent of batches
     "test_factor_analysis.py": ("test_oracle_13",),  # the self-check: oracle 13
     "test_fit.py": ("test_four_devices_compute_what_one_does",),  # test_train: a scan over a mesh; the laws: devices
-    "test_flow_experiment.py": ("test_images",),  # test_flow runs all models
+    "test_flow_experiment.py": ("test_images", "test_all_models_start_alike"),  # test_flow runs all models
     "test_flows.py": ("test_in_a_vae", "test_many_draws_at_once"),  # the laws: flows as prior and as encoder
     "test_gan.py": ("test_a_vae_gan_of_images_is_one_composition",),  # the laws: adversarial term
     "test_hidden_markov.py": ("test_fit_on_the_geyser",),  # the experiment hmm: test_geyser
@@ -203,9 +203,16 @@ LATER = {
     "test_unet.py": ("test_one_example_is_its_row_of_a_batch",),  # the laws: rows do not touch each other
 }
 
+# Of these `.ci/run` runs all, after `make test`: no commit goes without them.
+AFTERWARDS = {
+    "test_notebook.py": ("test_it_runs",),
+    "test_readme.py": ("test_every_block_of_code_runs",),
+    "test_resume.py": ("test_killed_and_resumed_equals_uninterrupted",),
+}
+
 INSTANCES = {
     f"{file}::{test}": most
-    for most, table in ((1, FIRST_OF), (0, LATER))
+    for most, table in ((1, FIRST_OF), (0, LATER), (0, AFTERWARDS))
     for file, tests in table.items()
     for test in tests
 }
