@@ -92,9 +92,9 @@ class Mixture(NamedTuple):
 
 
 def plane(side: int) -> tuple[np.ndarray, float]:
-    """(side * side, 2) middles of the cells of a square, row by row upwards, and the area of a cell."""
+    """(side * side, 2) middles of the cells of a square, row by row from the top, and the area of a cell."""
     line = (np.arange(side) + 0.5) / side * 2 * REACH - REACH
-    x, y = np.meshgrid(line, line)
+    x, y = np.meshgrid(line, line[::-1])
     return np.stack([x, y], axis=-1).reshape(-1, 2).astype(np.float32), (2 * REACH / side) ** 2
 
 
@@ -179,11 +179,11 @@ def rows(config: Config, trained: dict[str, Trained], source: Data) -> list[page
     for name, each in trained.items():
         size = sum(leaf.size for leaf in jax.tree.leaves(each.fitted.params))
         if each.result.log_likelihood is None:
-            what = f"exact; {n} test examples; {size} parameters"
+            what = f"nats, exact; {n} test examples; {size} parameters"
             table.append(page.Row(f"{name}: ln p", *mean(each.result.elbo), what))
         else:
-            table.append(page.Row(f"{name}: ELBO", *mean(each.result.elbo), f"a bound; {size} parameters"))
-            table.append(page.Row(f"{name}: IWAE", *mean(log_p(each.result)), f"a tighter bound, k={config.k}"))
+            table.append(page.Row(f"{name}: ELBO", *mean(each.result.elbo), f"nats, a bound; {size} parameters"))
+            table.append(page.Row(f"{name}: IWAE", *mean(log_p(each.result)), f"nats, a tighter bound, k={config.k}"))
         if source.truth is not None:
             away = mean(source.truth.log_density(source.test) - log_p(each.result))
             what = "" if each.result.log_likelihood is None else "at most "
@@ -193,14 +193,15 @@ def rows(config: Config, trained: dict[str, Trained], source: Data) -> list[page
 
 def sections(config: Config, trained: dict[str, Trained], source: Data, key: jax.Array) -> list[page.Section]:
     """Densities on the plane, draws, and the learning curves."""
-    drawn = {"test examples": source.test} | {name: draws(each, key) for name, each in trained.items()}
+    known = np.concatenate([source.test, source.train])[:20_000]
+    drawn = {"data": known} | {name: draws(each, key) for name, each in trained.items()}
     axes, where, x, y = np.eye(2), "", "y₁", "y₂"
     if source.truth is None:
         centred = source.train - source.train.mean(axis=0)[None]
         axes = np.linalg.svd(centred, full_matrices=False)[2][:2].T
         where = " In the plane of the data's first two principal directions."
         x, y = "first direction", "second direction"
-    edges = np.linspace(-REACH, REACH, 97)
+    edges = np.linspace(-REACH, REACH, 65)
     counted = {
         name: (np.histogramdd(ys @ axes, (edges, edges), density=True)[0].T, REACH) for name, ys in drawn.items()
     }
@@ -209,7 +210,7 @@ def sections(config: Config, trained: dict[str, Trained], source: Data, key: jax
         *([] if source.truth is None else [densities(config, trained, source.truth, key)]),
         page.Section(
             "Draws",
-            f"Test examples and draws, counted in small squares: the root of the density, on one scale.{where}",
+            f"Data and draws of the models, counted in small squares: the root of the density, on one scale.{where}",
             [page.Picture(pictures.planes(counted, x=x, y=y), "draws, counted")],
         ),
         page.Section(
@@ -228,7 +229,7 @@ def densities(config: Config, trained: dict[str, Trained], truth: Mixture, key: 
     for name, each in trained.items():
         k = 0 if name == "flow" else config.k // 5
         values[name] = np.exp(log_p(evaluate(each.model, each.fitted.params, key, points, k=k, batch_size=512)))
-    panels = {name: (p.reshape(side, side), REACH) for name, p in values.items()}
+    panels = {name: (p.reshape(side, side)[::-1], REACH) for name, p in values.items()}
     masses = ", ".join(f"{name} {p.sum() * area:.3f}" for name, p in values.items())
     return page.Section(
         "Densities",
