@@ -69,10 +69,10 @@ def test_entropy_of_separate_gaussians():
 
 
 def test_the_plane_is_a_picture():
-    """Row by row from the bottom left, as `pictures.planes` draws it."""
+    """Row by row from the top left."""
     points, area = flow.plane(2)
     half = flow.REACH / 2
-    np.testing.assert_allclose(points, [[-half, -half], [half, -half], [-half, half], [half, half]])
+    np.testing.assert_allclose(points, [[-half, half], [half, half], [-half, -half], [half, -half]])
     assert area == flow.REACH**2
 
 
