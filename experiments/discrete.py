@@ -58,7 +58,7 @@ def load(name: str, smoke: bool) -> tuple[np.ndarray, np.ndarray]:
     return some(train.ys, 300), some(test.ys, 50)
 
 
-ROUNDING = 1e-3  # in lengths of the exact gradient: a spread below it is none
+ROUNDING = 1e-3  # in lengths of the exact gradient: a spread or a bias below it is none
 
 
 class Result(NamedTuple):
@@ -123,20 +123,27 @@ def table(results: dict[str, Result], where: str) -> list[page.Row]:
     for name, r in results.items():
         if r.measured is not None:
             meaning = "lengths of the exact gradient; ±: what noise alone gives"
-            if r.measured.spread < ROUNDING:
+            if max(r.measured.spread, r.measured.bias) < ROUNDING:
                 rows.append(page.Row(f"bias, {name}", 0, None, "the same at every draw, and exact but for rounding"))
             else:
                 rows.append(page.Row(f"bias, {name}", r.measured.bias, r.measured.noise, meaning))
     return rows
 
 
+def spread_text(measured: routes.Measured | None) -> str:
+    """How far a draw is from the mean of all; nothing where it was not measured."""
+    if measured is None:
+        return ""
+    return "0" if measured.spread < ROUNDING else f"{measured.spread:.2f}"
+
+
 def sections(results: dict[str, Result], config: Config, where: str) -> list[page.Section]:
     """The comparison, the climbs, the classes."""
-    spreads = {name: None if r.measured is None else r.measured.spread for name, r in results.items()}
+    exact, em = results[routes.EXACT], results[routes.EM]
     cells = [
         [
             name,
-            "" if (spread := spreads[name]) is None else "0" if spread < ROUNDING else f"{spread:.2f}",
+            spread_text(r.measured),
             page.number_text(1e3 * r.seconds)[0],
             "" if r.elbo is None else f"{r.log_p.value - r.elbo.value:.2f}",
             f"{np.sum(r.weights > 0.2 / len(r.weights))}",
@@ -160,13 +167,8 @@ def sections(results: dict[str, Result], config: Config, where: str) -> list[pag
             page.Section(
                 f"The climb: {title}",
                 "Exact mean ln P(y) of the training images by epoch, the first two left out, less that of the exact "
-                f"route, which ends at {results[routes.EXACT].curve[-1]:.2f}; EM, by iteration, ends at "
-                f"{results[routes.EM].curve[-1]:.2f}.",
-                [
-                    page.Picture(
-                        climb({name: results[name] for name in names}, results[routes.EXACT]), f"ln P by epoch, {title}"
-                    )
-                ],
+                f"route, which ends at {exact.curve[-1]:.2f}; EM, by iteration, ends at {em.curve[-1]:.2f}.",
+                [page.Picture(climb({name: results[name] for name in names}, exact), f"ln P by epoch, {title}")],
             )
             for title, names in groups(results).items()
         ),

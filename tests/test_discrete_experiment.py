@@ -15,6 +15,7 @@ from experiments import discrete_routes as routes
 from vae_jax import enumerated, score_function
 from vae_jax.core import elbo, leave_one_out
 from vae_jax.core.objectives import batch_terms
+from vae_jax.evaluation import Mean
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
@@ -98,6 +99,19 @@ def test_bias_and_spread(params):
     np.testing.assert_allclose(got.bias, np.linalg.norm(draws.mean(axis=0) - want) / length, rtol=1e-3)
     np.testing.assert_allclose(got.spread, np.sqrt(draws.var(axis=0).sum()) / length, rtol=1e-3)
     np.testing.assert_allclose(got.noise, got.spread / np.sqrt(n), rtol=1e-6)
+
+
+def test_a_bias_is_zero_where_it_was_measured_to_be():
+    """A route whose draws are all alike may be biased all the same."""
+
+    def row(bias, spread):
+        measured = routes.Measured(bias, spread / 20, spread)
+        result = discrete.Result(Mean(-9.0, 0.1), None, np.zeros(3), 1.0, measured, np.zeros((2, 1)), np.ones(2))
+        return discrete.table({"route": result}, "3 images")[-1]
+
+    assert (row(1e-5, 1e-6).value, row(1e-5, 1e-6).standard_error) == (0, None)
+    for bias, spread in ((0.5, 0.0), (1e-4, 0.5)):
+        assert (row(bias, spread).value, row(bias, spread).standard_error) == (bias, spread / 20)
 
 
 def test_the_baseline_is_a_product_of_bernoullis():
