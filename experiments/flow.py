@@ -28,7 +28,7 @@ from jax.scipy.special import logsumexp
 import vae_jax
 from experiments.shared import linear, publish
 from experiments.shared.config import CosineAdam, at_least, checked, fitting
-from experiments.shared.results import by_epoch, over_batch
+from experiments.shared.results import by_epoch, counted, over_batch
 from vae_jax import Evaluation, Fitted, core, evaluate, nets
 from vae_jax.evaluation import mean
 from vae_jax.parts import flows
@@ -201,17 +201,14 @@ def sections(config: Config, trained: dict[str, Trained], source: Data, key: jax
         axes = np.linalg.svd(centred, full_matrices=False)[2][:2].T
         where = " In the plane of the data's first two principal directions."
         x, y = "first direction", "second direction"
-    edges = np.linspace(-REACH, REACH, 65)
-    counted = {
-        name: (np.histogramdd(ys @ axes, (edges, edges), density=True)[0].T, REACH) for name, ys in drawn.items()
-    }
+    panels = {name: counted(ys @ axes, 64, REACH) for name, ys in drawn.items()}
     curves = {name: by_epoch(each.fitted.history, "elbo", -1) for name, each in trained.items()}
     return [
         *([] if source.truth is None else [densities(config, trained, source.truth, key)]),
         page.Section(
             "Draws",
             f"Data and draws of the models, counted in small squares: the root of the density, on one scale.{where}",
-            [page.Picture(pictures.planes(counted, x=x, y=y), "draws, counted")],
+            [page.Picture(pictures.planes(panels, x=x, y=y), "draws, counted")],
         ),
         page.Section(
             "Learning curves",

@@ -156,9 +156,8 @@ def directions(ways: Ways, shape: tuple[int, int, int]) -> page.Section:
     png = pictures.png(pictures.grid(tiles, len(images[0]), 4, background=255))
     return page.Section(
         "Directions",
-        "The columns of W as images, the longest first. The likelihood "
-        "does not know a rotation of z, so EM finds any basis of the same space. The diagonal encoder does: at the "
-        "optimum the columns of the VAE are principal directions too, and come to them slowly where two of these have "
-        "similar variances.",
+        "The columns of W as images, the longest first. The likelihood does not know a rotation of z, so EM finds any "
+        "basis of the same space. The diagonal encoder does: at the optimum the columns of the VAE are principal "
+        "directions too, and come to them slowly where two of these have similar variances.",
         [page.Picture(png, "columns of W", rows=list(ways.loadings))],
     )

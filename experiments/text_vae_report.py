@@ -112,11 +112,11 @@ def diagnostics(results: Results, tokens: np.ndarray) -> page.TextTable:
     rows = []
     for name, one in results.items():
         shown, split = one.evaluation, one.split
-        row = [name, f"{-shown.elbo.mean():.2f}", _in_words(mean(one.nats))]
-        row.append(_in_words(text.perplexity(one.nats, tokens)))
+        row = [name, f"{-shown.elbo.mean():.2f}", str(mean(one.nats))]
+        row.append(str(text.perplexity(one.nats, tokens)))
         if split is not None:
             row += [
-                _in_words(mean(shown.rate)),
+                str(mean(shown.rate)),
                 f"{split.mutual_information.value:.2f}",
                 f"{split.marginal_kl.value:.2f}",
                 str(active_units(shown)),
@@ -125,10 +125,6 @@ def diagnostics(results: Results, tokens: np.ndarray) -> page.TextTable:
             ]
         rows.append([*row, *[""] * (len(columns) - len(row))])
     return page.TextTable(columns, rows)
-
-
-def _in_words(value: Any) -> str:
-    return " ± ".join(page.number_text(*value))
 
 
 class Speaker(NamedTuple):

@@ -180,9 +180,8 @@ def of_chain(
     drawn = draw(jax.random.split(k_down, len(seen)))
     assert result.log_likelihood is not None
     by = f"importance-weighted, k = {config.k}"
-    return Result(result, result.log_likelihood, by, True, np.asarray(drawn[0]), fitted.history), np.stack(
-        [encoded, drawn]
-    )
+    found = Result(result, result.log_likelihood, by, True, np.asarray(drawn[0]), fitted.history)
+    return found, np.stack([encoded, drawn])
 
 
 def of_diffusion(

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments.shared.results import by_epoch
+from experiments.shared.results import by_epoch, counted
 from vae_jax import Evaluation, diffusion
 from vae_jax.evaluation import Mean, mean
 from vae_jax.report import page, pictures
@@ -77,7 +77,7 @@ def bounds(results: dict[str, Result]) -> page.TextTable:
     """-ELBO and -ln p of each model, and what its steps cost, the one next to y first."""
     rows = []
     for name, result in results.items():
-        elbo, log_p = (" ± ".join(page.number_text(*mean(-x))) for x in (result.evaluation.elbo, result.log_p))
+        elbo, log_p = (str(mean(-x)) for x in (result.evaluation.elbo, result.log_p))
         rates = result.evaluation.level_rate
         assert rates is not None
         costs = ", ".join(f"{rate:.3f}" for rate in rates), f"{mean(result.evaluation.distortion).value:.3f}"
@@ -109,19 +109,17 @@ def walk(d: diffusion.Denoiser, params: Any, key: Array, ys: np.ndarray, steps: 
     return pairs
 
 
-def panel(points: np.ndarray, pixels: int, reach: float | None = None) -> tuple[np.ndarray, float]:
-    """Points (n, 2) counted in small squares, as `pictures.planes` takes them; by default nearly all are within."""
-    reach = float(1.15 * np.quantile(np.abs(points), 0.998)) if reach is None else reach
-    edges = np.linspace(-reach, reach, pixels + 1)
-    return np.histogramdd(points, (edges, edges), density=True)[0].T, reach
+def reach_of(points: np.ndarray) -> float:
+    """Half the width of a square with nearly all of them."""
+    return float(1.15 * np.quantile(np.abs(points), 0.998))
 
 
 def marginals(zs: np.ndarray, pixels: int, name: str) -> page.Picture:
     """(2, T + 1, n, 2): the data and their latents, then draws and the latents they come from, a row for each."""
     levels = ["y", *(f"z{i}".translate(SUBSCRIPTS) for i in range(1, len(zs[0])))]
     known = [f"{level} {what}" for what in ("of data", "of the model") for level in levels]
-    reaches = [panel(points, pixels)[1] for points in zs[0]]
-    flat = [panel(points, pixels, reach) for way in zs for points, reach in zip(way, reaches, strict=True)]
+    reaches = [reach_of(points) for points in zs[0]]
+    flat = [counted(points, pixels, reach) for way in zs for points, reach in zip(way, reaches, strict=True)]
     panels = dict(zip(known, flat, strict=True))
     drawn = pictures.planes(panels, min(3, len(zs[0])), x="first axis", y="second axis")
     return page.Picture(drawn, f"marginals of {name}", name)
@@ -132,7 +130,7 @@ def sections(results: dict[str, Result], shown: Shown, pixels: int) -> list[page
     climbs = {name: by_epoch(r.history[len(r.history) // 10 :], "elbo", -1) for name, r in results.items()}
     samples = {"data": shown.data} | {name: result.draws for name, result in results.items()}
     walks = {
-        f"{what}, t = {i / (len(shown.walk) - 1):g}": panel(pair[j], pixels)
+        f"{what}, t = {i / (len(shown.walk) - 1):g}": counted(pair[j], pixels, reach_of(pair[j]))
         for j, what in enumerate(("data", "sampler"))
         for i, pair in enumerate(shown.walk)
     }
@@ -147,7 +145,7 @@ def sections(results: dict[str, Result], shown: Shown, pixels: int) -> list[page
         page.Section(
             "Samples",
             "Data, and draws of each model: the root of the density, on one scale.",
-            [page.Picture(pictures.planes({n: panel(zs, pixels, REACH) for n, zs in samples.items()}), "samples")],
+            [page.Picture(pictures.planes({n: counted(zs, pixels, REACH) for n, zs in samples.items()}), "samples")],
         ),
         page.Section(
             "Marginals",

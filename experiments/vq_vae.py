@@ -232,10 +232,9 @@ def main(config: Config) -> dict[str, Any]:
             "channels": (8, 8),
             "width": 16,
             "depth": 1,
+            "learning_rate": 1e-2,  # in some 130 steps the pictures come to show something
         }
-        config = dataclasses.replace(
-            config, **small, learning_rate=1e-2
-        )  # a few hundred steps: pictures show something
+        config = dataclasses.replace(config, **small)
     train, valid, test, source = load_splits(config.data, smoke=config.smoke)
     prepare = preprocess.dequantisation()
     k_first, k_codes, k_prior, k_evaluate, k_pictures = jax.random.split(jax.random.key(config.seed), 5)

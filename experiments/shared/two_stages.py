@@ -12,7 +12,7 @@ import vae_jax
 from experiments.shared.config import ImageVAE
 from experiments.shared.image_report import Pictured, picture
 from experiments.shared.images import Split, networks, pixels
-from experiments.shared.results import over_batch
+from experiments.shared.results import counted, over_batch
 from vae_jax import Fitted, core, fit
 from vae_jax.data import Preprocess
 from vae_jax.report import page, pictures
@@ -80,9 +80,7 @@ def codes_section(drawn: dict[str, np.ndarray], directions: np.ndarray, caption:
     edges = np.linspace(-4, 4, 65)
     middles = (edges[1:] + edges[:-1]) / 2
     flat = {name: zs @ plane for name, zs in drawn.items()}
-    panels = {
-        name: (np.histogramdd(xs, (edges, edges), density=True)[0].T, edges[-1].item()) for name, xs in flat.items()
-    }
+    panels = {name: counted(xs, 64, 4.0) for name, xs in flat.items()}
     planes = pictures.planes(panels, x="first axis", y="second axis")
     shown = [page.Picture(planes, "densities in a plane")]
     for i, axis in enumerate(("first axis", "second axis")):

@@ -1,12 +1,13 @@
 """`load`: a data set by its name, or from a file or a folder."""
 
 import importlib.resources
-import operator
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.data.folders import read_image_folder
 from vae_jax.data.images import SPLITS, Dataset, Found, as_dataset
 from vae_jax.data.local import is_idx_folder, path_of, read_file, read_idx_folder
@@ -88,13 +89,10 @@ def load(
 
 
 def _pixels(size: Any) -> tuple[int, int]:
-    try:
-        h, w = map(operator.index, size)
-    except (TypeError, ValueError):
-        h = w = 0
-    if min(h, w) < 1:
+    pixels = tuple(size) if isinstance(size, Iterable) else ()
+    if len(pixels) != 2 or not all(map(is_whole, pixels)):
         raise ValueError(f"size={size!r}: want (h, w), two positive numbers of pixels, such as (32, 32)")
-    return h, w
+    return int(pixels[0]), int(pixels[1])
 
 
 def _find(

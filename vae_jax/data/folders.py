@@ -9,10 +9,10 @@ from jaxtyping import UInt8
 
 from vae_jax.data.images import SPLITS, Found, fitted, held_out
 
-SUFFIXES = frozenset(
-    {".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff"}
-    | {".webp"}
-)
+SUFFIXES = frozenset({
+    ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
+    ".webp",
+})  # fmt: skip
 Labelled = Sequence[tuple[Path, str | None]]
 
 
