@@ -93,7 +93,8 @@ def fit(
     """Train a model on data that fit in memory.
 
     Args:
-        ys: (n, *example), kept on the device as it is (uint8 images stay uint8); cs: (n, *condition) or None.
+        ys: (n, *example), or a dict or tuple of such; kept on the device as it is (uint8 images stay uint8).
+        cs: (n, *condition) or None; classes are whole numbers for a model made by `vae_jax.core.labelled`.
         key: the run's key. Same key, data and options: same parameters, bit for bit, on the same machine.
         epochs: passes over the data; each drops the last n % batch_size examples of its order.
         preprocess: see `vae_jax.data.preprocess`.
