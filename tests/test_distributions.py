@@ -492,7 +492,7 @@ def test_gaussian_wants_a_pair_of_one_shape():
 
 def test_counts_of_a_discretised_logistic():
     for options in ({"levels": 1}, {"levels": 8.0}, {"components": 0}, {"components": 1.5}):
-        with pytest.raises(ValueError, match="want levels >= 2 and components >= 1, whole numbers; got"):
+        with pytest.raises(ValueError, match="wants whole levels >= 2 and components >= 1; got"):
             discretised_logistic(IDENTITY, **options)
 
 
