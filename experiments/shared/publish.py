@@ -10,6 +10,8 @@ from typing import Any
 
 from vae_jax.core.extras import extra
 from vae_jax.report import page
+from vae_jax.training.checkpoint import DamagedError
+from vae_jax.training.run_directory import check_writable
 
 
 def write(
@@ -53,6 +55,8 @@ def run(main: Callable[[Any], Any], config: type) -> None:
     try:
         with extra("cli", "the command line"):
             import tyro
-        main(tyro.cli(config))
-    except (ImportError, ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+        options: Any = tyro.cli(config)
+        check_writable(options.out)
+        main(options)
+    except (ImportError, ValueError, TypeError, OSError, FloatingPointError, DamagedError) as error:
         sys.exit(f"error: {error}")

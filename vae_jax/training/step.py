@@ -22,6 +22,7 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vae_jax.core.keys import as_key
 from vae_jax.core.model import Model, Params, average
 from vae_jax.core.objectives import Objective, elbo
 from vae_jax.data.preprocess import Preprocess, identity
@@ -97,11 +98,12 @@ def init_state(
         ema: keep a moving average of the parameters (`make_train_step(ema_decay=...)` updates it).
 
     Raises:
-        TypeError: no optimiser.
+        TypeError: no optimiser, or no key.
         ValueError: a mask or label of the optimiser that no parameter has, or an optimiser whose state cannot be
             divided by parts.
     """
     check_optimizer(optimizer)
+    key = as_key(key)
 
     def init(key):
         params = model.init(key, y, c)
