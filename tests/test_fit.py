@@ -34,7 +34,7 @@ from vae_jax import (
     vae,
 )
 from vae_jax.core import beta_elbo, elbo, free_bits, lift, per_example
-from vae_jax.data.preprocess import unit_scale
+from vae_jax.data.preprocess import identity
 from vae_jax.evaluation import mean
 from vae_jax.selfcheck.solvable import affine, affine_normal
 from vae_jax.training import checkpoint
@@ -300,7 +300,7 @@ def test_the_best_on_disk_may_be_damaged(tmp_path):
         ({"resume": True, "objective": free_bits(1.0, per_example)}, ValueError, "fit.objective.is: .*beta_elbo.*free"),
         ({"resume": True, "model": with_sigma(0.6)}, ValueError, "fit.model.*sigma: 0.5 there, 0.6 asked"),
         ({"resume": True, "order": order_with(2)}, ValueError, "fit.order.skip: 1 there, 2 asked"),
-        ({"resume": True, "preprocess": unit_scale()}, ValueError, "fit.preprocess.*as given"),
+        ({"resume": True, "preprocess": identity()._replace(name="x")}, ValueError, "preprocess.name: .* there, 'x'"),
     ],
 )
 def test_a_directory_takes_one_run(finished, changes, error, message):

@@ -10,7 +10,7 @@ import json
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -157,10 +157,15 @@ def fit(
     def start(key):
         return init_state(model, optimizer, key, example, c, ema=with_ema)
 
-    # One step in the abstract: options that do not fit each other or the model show here, before the directory is made.
-    one_step = make_scan(train_step, batch_size, 1, mesh=mesh, order=order)
+    # An epoch is a few compiled calls of at most about 100 steps. One of them in the abstract, whose trace jax keeps:
+    # options that do not fit each other or the model show here, before the directory is made.
+    sizes = call_sizes(len(jax.tree.leaves(ys)[0]) // batch_size)
+    scans = {
+        size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh, order=order), donate_argnums=0)
+        for size in set(sizes)
+    }
     abstract = jax.eval_shape(start, k_init)
-    jax.eval_shape(one_step, abstract, k_train, ys, cs)
+    jax.eval_shape(scans[sizes[0]], abstract, k_train, ys, cs)
     if validation is not None:
         check_data(model, *validation, preprocess, params=abstract.params, where="validation ")
     with extra("cli", "a progress bar"):
@@ -180,14 +185,14 @@ def fit(
         if mesh is not None:
             state, ys, cs = jax.device_put((state, ys, cs), replicated(mesh))
         ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
-        epoch_of = _epoch(train_step, len(jax.tree.leaves(ys)[0]) // batch_size, batch_size, mesh, order)
         for epoch in range(len(history), epochs):
             if _out_of_patience(history, patience):
                 break
             started = time.perf_counter()
             before = int(state.skipped)
             parts = []
-            for state, metrics in epoch_of(state, k_train, ys, cs):  # noqa: B020  the state goes round
+            for size in sizes:
+                state, metrics = scans[size](state, k_train, ys, cs)
                 parts.append(jax.device_get(metrics))
                 _stop_if_stuck(state, parts[-1]["in_a_row"], max_skipped_in_a_row, run)
             metrics = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -231,24 +236,6 @@ def _digest(data: Any) -> dict[str, Any]:
     for x in leaves:
         crc32 = zlib.crc32(np.ascontiguousarray(x).tobytes(), crc32)
     return {"shapes": [list(np.shape(x)) for x in leaves], "crc32": crc32}
-
-
-def _epoch(
-    train_step, per_epoch: int, batch_size: int, mesh: Mesh | None, order: Order
-) -> Callable[..., Iterator[Any]]:
-    """One epoch as a few compiled calls of at most about 100 steps; an iterator of (state, metrics)."""
-    sizes = call_sizes(per_epoch)
-    scans = {
-        size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh, order=order), donate_argnums=0)
-        for size in set(sizes)
-    }
-
-    def epoch(state, key, ys, cs):
-        for size in sizes:
-            state, metrics = scans[size](state, key, ys, cs)
-            yield state, metrics
-
-    return epoch
 
 
 def call_sizes(per_epoch: int, most: int = STEPS_PER_CALL) -> list[int]:
