@@ -16,6 +16,7 @@ from jax import Array
 
 from vae_jax.core.combinator import importance_of, importance_weighted_bound
 from vae_jax.core.extras import extra
+from vae_jax.core.keys import as_key
 from vae_jax.core.model import Model, Params, dimensions
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_data
@@ -94,8 +95,10 @@ def evaluate(
         progress: show a bar.
 
     Raises:
+        TypeError: what is no key.
         ValueError: data that the model cannot take (see `check_data`), or k > 0 for a model without importance samples.
     """
+    key = as_key(key)
     ys, cs = check_data(model, ys, cs, preprocess, params=params)
     check_options(model, k, samples, at_once, batch_size)
     return evaluate_checked(
