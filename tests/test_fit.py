@@ -429,7 +429,7 @@ def test_a_run_without_one_update_is_an_error_at_its_end(tmp_path):
     [
         ({"clip_nrom": 1.0}, TypeError, "clip_nrom"),
         ({"epochs": 0}, ValueError, "epochs >= 1.*got 0"),
-        ({"validate_every": 0}, ValueError, "validate_every >= 1.*and 0"),
+        ({"validate_every": 0}, ValueError, "want validate_every >= 1, a whole number; got 0"),
         ({"patience": 2, "validation": None}, ValueError, r"pass validation=\(ys, cs\)"),
         ({"patience": -1}, ValueError, "patience counts validations .* at least 1; got -1"),
         ({"max_skipped_in_a_row": 0}, ValueError, "want max_skipped_in_a_row >= 1, a whole number; got 0"),

@@ -568,8 +568,8 @@ HALF = lift(conditional(nn.Dense(2, param_dtype=jnp.float16, dtype=jnp.float16),
         (LINE, optax.chain(optax.scale(1e30), optax.scale(1e30)), "update of enc"),
         # Adam's eps of 1e-8 is 0 in float16, and so is the square of a small gradient: 0 / 0.
         (HALF, ADAM, "update of params/kernel"),
-        (lift(l2(affine(2), 1e-20)), SGD, "distortion"),
-        (lift(l2(affine(2), float("inf"))), SGD, "distortion"),
+        (lift(conditional(affine(2), lambda x: Normal(x, 1e-20).to_event(1))), SGD, "distortion"),
+        (lift(conditional(affine(2), lambda x: Normal(x, float("inf")).to_event(1))), SGD, "distortion"),
     ],
 )
 def test_what_is_not_finite_after_the_update_is_noticed_too(model, optimizer, culprit):
