@@ -20,6 +20,7 @@ from jax.scipy.special import logsumexp
 from vae_jax import (
     Conditional,
     Model,
+    Terms,
     analytic,
     bernoulli,
     categorical,
@@ -40,7 +41,7 @@ from vae_jax import (
     vae,
 )
 from vae_jax.core import Estimator, as_network, join, lift, share
-from vae_jax.core.distributions import GumbelSoftmax, bounded_log_std
+from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint, bounded_log_std
 from vae_jax.diffusion import (
     Denoiser,
     ancestral,
@@ -83,16 +84,17 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 class Grid(NamedTuple):
     """Points (m, *shape) and the log volume that each stands for: a sum over them is an integral; 0 for discrete x."""
 
-    points: np.ndarray
+    points: Any
     log_volume: float
 
 
 class Data(NamedTuple):
-    """Examples (8, *example), all values that an example can have (or None), examples at the edge of the support."""
+    """Examples (8, *example), or a dict of such; all values that an example can have (or None), examples at the edge of
+    the support."""
 
-    ys: np.ndarray
+    ys: Any
     values: Grid | None
-    extreme: np.ndarray
+    extreme: Any
 
 
 class System(NamedTuple):
@@ -123,12 +125,12 @@ def affine(*shape: int, scale: float = 0.4, bias: Any = 0.0):
     """(init, apply) of weights @ (all inputs, flat) + bias, as an array of that shape."""
 
     def init(key, *inputs):
-        size = sum(math.prod(jnp.shape(x)) for x in inputs)
+        size = sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(inputs))
         weights = scale * jax.random.normal(key, (math.prod(shape), size))
         return {"weights": weights, "bias": jnp.broadcast_to(jnp.float32(bias), shape).ravel()}
 
     def apply(params, *inputs):
-        flat = jnp.concatenate([jnp.ravel(x).astype(params["weights"].dtype) for x in inputs])
+        flat = jnp.concatenate([jnp.ravel(x).astype(params["weights"].dtype) for x in jax.tree.leaves(inputs)])
         return (params["weights"] @ flat + params["bias"]).reshape(shape)
 
     return init, apply
@@ -173,8 +175,6 @@ LABELS = np.eye(2, dtype=np.float32)[integers(2)]
 # Latents: all their values.
 FINE = grid(2, reach=6.0, step=0.25)
 PATHS = Grid(FINE.points[..., None], FINE.log_volume)
-_middles = (np.arange(400) + 0.5) / 400
-SEGMENT = Grid(np.stack([_middles, 1 - _middles], axis=1), -math.log(400))  # the simplex of two classes
 LINE, PLANE, THREE, PAIRS, TWO_BITS = grid(1), grid(2), Grid(np.arange(3), 0.0), words(3, 2), words(2, 2)
 
 
@@ -193,7 +193,7 @@ def latent(
         def joint(z):
             return pri_density(pri_params, z, c) + gen_density(params["gen"], y, join(z, c))
 
-        return logsumexp(jax.vmap(joint)(jnp.asarray(zs.points))) + zs.log_volume
+        return logsumexp(jax.vmap(joint)(jax.tree.map(jnp.asarray, zs.points))) + zs.log_volume
 
     return System(
         share(model, "enc", "pri/enc") if tied else model,
@@ -224,6 +224,30 @@ def coded(quantiser: Quantiser, net, pri: Conditional, gen: Conditional, data: D
 
 def density_of(part: Conditional) -> Callable[..., Any]:
     return lambda params, x, c: part.dist(params, c).log_prob(x)
+
+
+def both(parts: dict[str, Conditional], data: Data) -> System:
+    """P(y|z) of a dict y whose arrays are independent given z."""
+
+    def density(params, y, c):
+        return sum(part.dist(params[name], c).log_prob(y[name]) for name, part in parts.items())
+
+    def terms(params, key, y, c=None):
+        del key
+        return Terms(distortion=-density(params, y, c), rate=0.0)
+
+    def of_each(key, function):
+        keys = jax.random.split(key, len(parts))
+        return {name: function(name, part, k) for k, (name, part) in zip(keys, parts.items(), strict=True)}
+
+    def init(key, y, c=None):
+        del y
+        return of_each(key, lambda name, part, k: part.init(k, c))
+
+    def sample(params, key, c=None):
+        return of_each(key, lambda name, part, k: part.dist(params[name], c).sample(k))
+
+    return System(Model(init, terms, sample, terms), data, density)
 
 
 def no_latent(part: Conditional, data: Data, cs: np.ndarray) -> System:
@@ -299,6 +323,20 @@ def uniform(shape: tuple[int, ...], make: Callable[[Any], dist.Distribution]) ->
     return Conditional(lambda key, c=None: {}, lambda params, c=None: make(jnp.zeros(shape)))
 
 
+def relaxed_at(temperature: float) -> System:
+    """Two relaxed classes, and their density by summing over the logit of z, with dz / prod z as its volume."""
+    step = 0.02
+    logits = np.arange(-25, 25 + step / 2, step) / temperature
+    segment = SimplexPoint(-np.logaddexp(0, np.stack([-logits, logits], axis=1)))
+    return latent(
+        gumbel_softmax(affine(2), temperature),
+        uniform((2,), lambda logits: GumbelSoftmax(logits, temperature)),
+        bernoulli(affine(3, scale=1.0)),
+        BITS,
+        Grid(segment, math.log(step / temperature)),
+    )
+
+
 UNIFORM_CLASS = uniform((3,), dist.CategoricalLogits)
 UNIFORM_PAIR = uniform((2, 3), lambda logits: dist.CategoricalLogits(logits).to_event(1))
 UNIFORM_BITS = uniform((2,), lambda logits: dist.Bernoulli(logits=logits).to_event(1))
@@ -317,6 +355,9 @@ RUNG = Rung(affine(2), affine(2), affine(2, scale=0.2), affine(2, scale=0.2, bia
 ONE_STEP = denoiser(affine(1), (1,), linear(-1.0, 2.0), prediction=predict_data, steps=1, observation=denoised())
 ONE_DENOISING = denoising(ONE_STEP, NUMBERS)
 
+MIXED = Data({"bits": BITS.ys, "reals": REALS.ys}, None, {"bits": BITS.extreme, "reals": REALS.extreme})
+MIXED_PARTS = {"bits": bernoulli(affine(3)), "reals": l2(affine(2), 0.8)}
+
 # For finite differences: no corner of relu, and the precision of the input.
 SMOOTH = {"activation": nn.gelu, "dtype": None}
 
@@ -331,13 +372,9 @@ SYSTEMS: dict[str, System] = {
     "score function, classes": latent(
         *DISCRETE, estimator=score_function(baseline=2.0), on_average=("enc",), same_as="enumerated classes"
     ),
-    "relaxed classes": latent(
-        gumbel_softmax(affine(2), 1.0),
-        uniform((2,), lambda logits: GumbelSoftmax(logits, 1.0)),
-        bernoulli(affine(3, scale=1.0)),
-        BITS,
-        SEGMENT,
-    ),
+    "relaxed classes": relaxed_at(1.0),
+    "relaxed classes, temperature 0.1": relaxed_at(0.1),
+    "relaxed classes, temperature 0.01": relaxed_at(0.01),
     "enumerated pair of classes": latent(
         categorical(affine(2, 3)), UNIFORM_PAIR, categorical(affine(2, 3)), CLASSES, PAIRS, estimator=enumerated
     ),
@@ -365,6 +402,7 @@ SYSTEMS: dict[str, System] = {
     "discretised logistic mixture": latent(
         encoder(1, 0.05), standard_normal(1), discretised_logistic(affine(2, 9), levels=8, components=3), LEVELS, LINE
     ),
+    "a dict of arrays": latent(encoder(1), standard_normal(1), both(MIXED_PARTS, MIXED), MIXED, LINE),
     "poisson": latent(encoder(1, 0.05), standard_normal(1), poisson(affine(1)), COUNTS, LINE),
     # Models with an exact posterior.
     "mixture of Gaussians": exact(mixture_of_gaussians(2, 3, "full"), REALS, THREE),
@@ -533,6 +571,18 @@ REPRESENTATIVE = (
     "text VAE",
     "PixelCNN as prior of codes",
     "convolutional",
+)
+
+# The same for laws that train: one more program each, the step.
+TRAINED = (
+    "sampled",
+    "score function, classes",
+    "mixture of Gaussians, as a VAE",
+    "hidden Markov model",
+    "diffusion, learned schedule",
+    "VQ-VAE",
+    "adversarial term",
+    "text VAE",
 )
 
 # The same for laws that compile for several devices, or write to the disk.

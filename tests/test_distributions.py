@@ -1,5 +1,6 @@
 """Densities against scipy, sums over all values, extreme inputs, samples against probabilities, and what is refused."""
 
+import functools
 import itertools
 
 import jax
@@ -25,7 +26,7 @@ from vae_jax.core.distributions import (
     unit_log_prob,
 )
 from vae_jax.core.model import log_prob
-from vae_jax.parts import gumbel_softmax
+from vae_jax.parts import gumbel_softmax, one_hot
 
 IDENTITY = (lambda key, z: {}, lambda params, z: z)  # a network whose output is its input
 
@@ -131,7 +132,8 @@ def test_l2_parameters_at_the_start():
     for sigma, shape in (("learned", ()), ("optimal", ()), ("learned_per_dimension", (2, 4))):
         params = l2(IDENTITY, sigma).init(jax.random.key(0), z)
         assert params["log_sigma"].shape == shape and not params["log_sigma"].any()
-        np.testing.assert_array_equal(l2(IDENTITY, sigma).dist(params, z).variance, jnp.ones((2, 4)))
+        variance = jax.jit(lambda p, of=sigma: l2(IDENTITY, of).dist(p, z).variance)(params)
+        np.testing.assert_array_equal(variance, np.ones((2, 4)))
     assert l2(IDENTITY, 0.5).init(jax.random.key(0), z) == l2(IDENTITY, "predicted").init(jax.random.key(0), z) == {}
 
 
@@ -327,16 +329,20 @@ def test_unit_kl_with_an_expanded_prior(x64):
 
 
 def test_densities_that_do_not_factorise_have_no_units():
-    normal = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
-    full = dist.MultivariateNormal(jnp.zeros(3), jnp.eye(3))
-    rows = dist.MultivariateNormal(jnp.zeros((2, 3)), jnp.eye(3)).to_event(1)
-    batched = dist.Normal(jnp.zeros((4, 3)), 1.0).to_event(1)
-    mixture = dist.MixtureSameFamily(
-        dist.CategoricalLogits(jnp.zeros(2)), dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(1)
-    )
-    for other in (full, rows, batched, mixture):
-        assert unit_log_prob(other, jnp.zeros(other.event_shape)) is None
-        assert unit_kl(normal, other) is None and unit_kl(other, normal) is None
+    def units():
+        normal = dist.Normal(jnp.zeros(3), 1.0).to_event(1)
+        full = dist.MultivariateNormal(jnp.zeros(3), jnp.eye(3))
+        rows = dist.MultivariateNormal(jnp.zeros((2, 3)), jnp.eye(3)).to_event(1)
+        batched = dist.Normal(jnp.zeros((4, 3)), 1.0).to_event(1)
+        mixture = dist.MixtureSameFamily(
+            dist.CategoricalLogits(jnp.zeros(2)), dist.Normal(jnp.zeros((2, 3)), 1.0).to_event(1)
+        )
+        for other in (full, rows, batched, mixture):
+            yield unit_log_prob(other, jnp.zeros(other.event_shape))
+            yield unit_kl(normal, other)
+            yield unit_kl(other, normal)
+
+    assert jax.eval_shape(lambda: list(units())) == [None] * 12
 
 
 @pytest.mark.parametrize("limit", [MAX_LOG_STD, 2.0])
@@ -449,9 +455,45 @@ def test_wrong_event_shape_is_named():
 
 
 def test_l2_refuses_a_sigma_that_is_none():
-    for sigma in (0.0, -1.0, float("nan")):
+    for sigma in (0.0, -1.0, float("nan"), float("inf"), None, [0.1], np.ones(1), True):
         with pytest.raises(ValueError, match="sigma is a standard deviation and must be positive; got"):
             l2(IDENTITY, sigma)
+    for sigma in (1e-20, 1e20):  # its square is 0 or infinite in float32
+        with pytest.raises(ValueError, match=r"sigma\^2 has to be a number in float32; got sigma="):
+            l2(IDENTITY, sigma)
+
+
+def test_l2_takes_numbers_of_every_kind():
+    want = stats.norm.logpdf(0.3, 0, 0.5)
+    for sigma in (0.5, np.float32(0.5), np.array(0.5), jnp.float32(0.5)):
+        np.testing.assert_allclose(of(jnp.zeros(1), l2, sigma=sigma).log_prob(jnp.full(1, 0.3)), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [bernoulli, categorical, discretised_logistic, one_hot, functools.partial(gumbel_softmax, temperature=1.0), l2]
+    + [functools.partial(l2, sigma=sigma) for sigma in (1.0, "learned_per_dimension", "optimal")],
+)
+@pytest.mark.parametrize("output", [(jnp.zeros((3, 2)), jnp.ones(1)), [], {"mean": jnp.zeros(3)}, None])
+def test_a_network_that_gives_no_array_is_named(make, output):
+    part = make((lambda key, x: {}, lambda params, x: output))
+    with pytest.raises(ValueError, match=rf"wants one array from its network; got a {type(output).__name__} of"):
+        part.dist(part.init(jax.random.key(0), 0.0), 0.0)
+
+
+def test_gaussian_wants_a_pair_of_one_shape():
+    for output, message in (
+        ((jnp.zeros(3),) * 3, "a tuple of 3 arrays"),
+        ((jnp.zeros(3), jnp.zeros(2)), "of one shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gaussian((lambda key, x: {}, lambda params, x, output=output: output)).dist({}, 0.0)
+
+
+def test_counts_of_a_discretised_logistic():
+    for options in ({"levels": 1}, {"levels": 8.0}, {"components": 0}, {"components": 1.5}):
+        with pytest.raises(ValueError, match="wants whole levels >= 2 and components >= 1; got"):
+            discretised_logistic(IDENTITY, **options)
 
 
 def test_half_precision_networks_have_full_precision_densities():
@@ -475,8 +517,12 @@ def test_gumbel_softmax_of_two_classes(x64, temperature):
     z = np.array([0.01, 0.3, 0.5, 0.8, 0.999])
     inside = temperature * np.log(z / (1 - z)) - 1.1
     density = temperature / (z * (1 - z)) * expit(inside) * expit(-inside)
-    np.testing.assert_allclose(jnp.exp(relaxed.log_prob(np.stack([z, 1 - z], axis=1))), density, rtol=1e-10)
-    draws = np.asarray(relaxed.sample(jax.random.key(0), (20_000,)))
+    log_p = elementwise(relaxed, np.stack([z, 1 - z], axis=1))
+    np.testing.assert_allclose(np.exp(log_p), density, rtol=1e-10)
+    points = jax.jit(lambda key: relaxed.sample(key, (20_000,)))(jax.random.key(0))
+    draws = np.asarray(points.parts)
+    per_log = relaxed.log_prob(draws) + np.log(draws).sum(axis=1)  # relative to dz / prod z
+    np.testing.assert_allclose(relaxed.log_prob(points), per_log, rtol=1e-9)
     np.testing.assert_allclose(draws.sum(axis=1), 1.0, rtol=1e-12)
     assert (
         stats.kstest(
@@ -504,7 +550,7 @@ def test_gumbel_softmax_bias_vanishes_with_the_temperature(x64):
     keys = jax.random.split(jax.random.key(0), 400_000)
 
     def gradients(temperature):
-        loss = lambda x, key: (GumbelSoftmax(x, temperature).rsample(key) @ values) ** 2  # noqa: E731
+        loss = lambda x, key: (GumbelSoftmax(x, temperature).rsample(key).parts @ values) ** 2  # noqa: E731
         draws = jax.jit(jax.vmap(jax.grad(loss), in_axes=(None, 0)))(logits, keys)
         return np.abs(draws.mean(axis=0) - exact).max(), (draws.std(axis=0) / np.sqrt(len(keys))).max()
 

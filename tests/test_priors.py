@@ -11,7 +11,7 @@ from vae_jax import analytic, gaussian, l2, learned_normal, sampled, standard_no
 from vae_jax.core import share, start_from
 from vae_jax.core.model import log_prob
 from vae_jax.em import mixture_of_gaussians
-from vae_jax.parts import vampprior
+from vae_jax.parts import learned_classes, vampprior
 from vae_jax.selfcheck.quadrature import at_nodes, expected_terms, hermite
 from vae_jax.selfcheck.solvable import affine, affine_normal, full_normal, two_layers
 
@@ -58,7 +58,7 @@ def test_mixture_of_gaussians(x64, size, components):
     gen = params["gen"]
     each = stats.norm(gen["means"], np.exp(gen["covariances"])).logpdf(z.reshape(1, -1))
     exact = logsumexp(log_softmax(params["pri"]["logits"]) + each.sum(axis=1))
-    assert log_prob(prior.dist(jax.tree.map(jnp.asarray, params)), z) == pytest.approx(exact, rel=1e-12)
+    assert density(prior, params, z) == pytest.approx(exact, rel=1e-12)
 
 
 def test_mixture_of_gaussians_starts_spread_out(x64):
@@ -138,7 +138,7 @@ def test_vampprior_of_other_encoders(x64):
     rng = np.random.default_rng(6)
     us, z = rng.normal(size=(3, 4)), rng.normal(size=2)
     prior = vampprior(full_normal(2), us)
-    params = {**prior.init(jax.random.key(1)), "pseudo": jnp.asarray(us)}
+    params = {**jax.jit(prior.init)(jax.random.key(1)), "pseudo": jnp.asarray(us)}
     params["enc"]["tril"] = jnp.array([[1.0, 0.0], [0.5, 0.7]])
     covariance = np.array([[1.0, 0.5], [0.5, 0.74]])
     means = us @ np.asarray(params["enc"]["weights"]).T
@@ -244,9 +244,10 @@ def test_sharing_ties_every_function_of_the_model():
         np.testing.assert_array_equal(ours, theirs)
     assert tied.support(params) == untied.support(both)
     stats_of_y = jax.jit(tied.terms)(params, key, y).stats
-    new = tied.maximise(params, stats_of_y)
+    m_steps = jax.jit(lambda p, both, stats: (tied.maximise(p, stats), untied.maximise(both, stats)))
+    new, apart = m_steps(params, both, stats_of_y)
     assert jax.tree.structure(new) == jax.tree.structure(params)
-    assert new["gen"]["log_sigma"] == untied.maximise(both, stats_of_y)["gen"]["log_sigma"] != 0
+    assert new["gen"]["log_sigma"] == apart["gen"]["log_sigma"] != 0
 
 
 def test_sharing_names_what_is_missing():
@@ -328,6 +329,30 @@ def test_priors_refuse():
             vampprior(affine_normal(1), nothing)
     with pytest.raises(ValueError, match="3 pseudo-inputs have 2 conditions: give one for each"):
         vampprior(affine_normal(1), jnp.zeros((3, 2)), condition=jnp.zeros(2))
+    with pytest.raises(ValueError, match="pseudo_inputs holds NaN or infinity"):
+        vampprior(affine_normal(1), np.array([[0.0, np.nan]]))
+    with pytest.raises(ValueError, match="pseudo_inputs has dtype <U1"):
+        vampprior(affine_normal(1), np.array([["a"]]))
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, (3, 0), "2", None, True])
+def test_sizes_of_a_latent(size):
+    for name, make in (
+        ("standard_normal", standard_normal),
+        ("learned_normal", learned_normal),
+        ("learned_classes", lambda size: learned_classes(size, 2)),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} wants the size of z, a whole number of at least 1 .*; got"):
+            make(size)
+    assert standard_normal(np.int64(3)).dist({}).event_shape == (3,)
+
+
+def test_pseudo_inputs_of_another_shape_than_the_examples():
+    model = vae(affine_normal(2), vampprior(affine_normal(2), jnp.ones((5, 3))), l2(affine(4), 1.0))
+    tied = share(model, "enc", "pri/enc")
+    params = jax.eval_shape(tied.init, jax.random.key(0), jnp.ones(4))
+    with pytest.raises(ValueError, match=r"pseudo_inputs of shape \(3,\) do not fit this encoder: .*preprocessed"):
+        jax.eval_shape(tied.terms, params, jax.random.key(0), jnp.ones(4))
 
 
 def test_wrong_latent_size_is_named():
@@ -336,6 +361,10 @@ def test_wrong_latent_size_is_named():
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones(4))
     with pytest.raises(ValueError, match=r"over arrays of shape \(3,\), and was given one of shape \(2,\)"):
         jax.eval_shape(model.terms, params, jax.random.key(0), jnp.ones(4))
+    for size in (3, 1):  # a KL of one number would be broadcast
+        model = vae(affine_normal(2), standard_normal(size), l2(affine(4), 1.0), estimator=analytic)
+        with pytest.raises(ValueError, match=rf"encoder is .* over z of shape \(2,\), and the prior .* \({size},\)"):
+            jax.eval_shape(model.terms, params, jax.random.key(0), jnp.ones(4))
 
 
 # A second stage

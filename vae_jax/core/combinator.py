@@ -111,7 +111,7 @@ def importance_weighted_bound(
         ValueError: k or chunk < 1, or the model offers no importance samples.
     """
     if not is_whole(k):
-        raise ValueError(f"the importance-weighted bound takes k >= 1 samples, a whole number; got k={k}")
+        raise ValueError(f"the importance-weighted bound takes k >= 1 samples; got k={k} (want a whole number)")
     if chunk is not None and not is_whole(chunk):
         raise ValueError(f"chunk is how many samples are in memory at once, at least 1; got {chunk}")
     sample = importance_of(model)

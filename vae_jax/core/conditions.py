@@ -85,6 +85,7 @@ def no_condition(c: Any, classes: int | None = None) -> Any:
     """
 
     def nothing(x):
+        x = jnp.asarray(x)
         if jnp.issubdtype(x.dtype, jnp.floating):
             return jnp.zeros_like(x)
         if classes is None:

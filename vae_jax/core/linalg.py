@@ -19,10 +19,7 @@ from jax import Array
 
 def _one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
     """A function of one matrix that goes through a batch of them in turn, on CPU."""
-
-    @jax.custom_batching.custom_vmap
-    def single(matrix):
-        return function(matrix)
+    single = jax.custom_batching.custom_vmap(function)
 
     @single.def_vmap
     def batched(axis_size, in_batched, matrices):
@@ -32,6 +29,7 @@ def _one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
         )
         return result, jax.tree.map(lambda _: True, result)
 
+    @functools.wraps(function)
     def over_leading_axes(matrices):
         apply: Callable[[Array], Any] = single
         for _ in range(jnp.ndim(matrices) - 2):
@@ -39,15 +37,6 @@ def _one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
         return apply(matrices)
 
     return over_leading_axes
-
-
-_cholesky = _one_by_one(jnp.linalg.cholesky)
-_inverse = _one_by_one(jnp.linalg.inv)
-_inverse_of_lower = _one_by_one(
-    lambda factor: jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(factor), dtype=factor.dtype), lower=True)
-)
-_eigh = _one_by_one(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
-_upper_of_qr = _one_by_one(lambda matrix: jnp.linalg.qr(matrix, mode="r"))
 
 
 def matmul(*factors: Array) -> Array:
@@ -66,9 +55,10 @@ def eye_like(matrices: Array) -> Array:
 
 
 @jax.custom_jvp
+@_one_by_one
 def cholesky(matrix: Array) -> Array:
     """The lower Cholesky factor of symmetric matrices; NaN where one is not positive definite."""
-    return _cholesky(matrix)
+    return jnp.linalg.cholesky(matrix)
 
 
 @cholesky.defjvp
@@ -83,9 +73,10 @@ def _cholesky_jvp(primals, tangents):
 
 
 @jax.custom_jvp
+@_one_by_one
 def inverse_of_lower(factor: Array) -> Array:
     """The inverse of lower triangular matrices."""
-    return _inverse_of_lower(factor)
+    return jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(factor), dtype=factor.dtype), lower=True)
 
 
 @inverse_of_lower.defjvp
@@ -95,9 +86,10 @@ def _inverse_of_lower_jvp(primals, tangents):
 
 
 @jax.custom_jvp
+@_one_by_one
 def inverse(matrix: Array) -> Array:
     """The inverse of square matrices."""
-    return _inverse(matrix)
+    return jnp.linalg.inv(matrix)
 
 
 @inverse.defjvp
@@ -106,11 +98,13 @@ def _inverse_jvp(primals, tangents):
     return result, -matmul(result, tangents[0], result)
 
 
+@_one_by_one
 def eigh(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues, rising, and eigenvectors of symmetric matrices. Without derivatives."""
-    return _eigh(matrix)
+    return tuple(jnp.linalg.eigh(matrix))
 
 
+@_one_by_one
 def upper_of_qr(matrix: Array) -> Array:
     """R of the QR decomposition. Without derivatives."""
-    return _upper_of_qr(matrix)
+    return jnp.linalg.qr(matrix, mode="r")

@@ -266,4 +266,4 @@ def _drawn(model: Model, params: Params, key: Array, k: int, y: Any, c: Any) -> 
 
 def _check(name: str, value: int, least: int = 1) -> None:
     if not is_whole(value, least):
-        raise ValueError(f"this objective takes {name} >= {least} samples, a whole number; got {name}={value}")
+        raise ValueError(f"this objective takes {name} >= {least} samples; got {name}={value} (want a whole number)")

@@ -9,7 +9,7 @@ A network for sequences gives the logits of every position from the ones before.
 position without going through all of them again: `SequenceNetwork`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 def shape_of(size: int | Sequence[int]) -> tuple[int, ...]:
     """A shape, which may be said as the one number of a vector's size."""
-    return (size,) if isinstance(size, int) else tuple(size)
+    return tuple(size) if isinstance(size, Iterable) else (size,)
 
 
 class Network(NamedTuple):
@@ -84,7 +84,16 @@ def _from_batched(module: Any) -> Network:
 
     def apply(params, *inputs, key=None):
         rngs = None if key is None else {"dropout": key}
-        return jax.tree.map(lambda x: x[0], module.apply(params, *_add_batch_axis(inputs), rngs=rngs))
+        try:
+            outputs = module.apply(params, *_add_batch_axis(inputs), rngs=rngs)
+        except Exception as error:
+            if type(error).__name__ != "InvalidRngError":
+                raise
+            raise ValueError(
+                f"{type(module).__name__} draws random numbers at every call, and networks here are given a key in "
+                'training with dropout only: write nn.Dropout(rate, deterministic=not self.has_rng("dropout"))'
+            ) from error
+        return jax.tree.map(lambda x: x[0], outputs)
 
     return Network(init, apply)
 

@@ -54,7 +54,7 @@ def _array(name: str, given: Any) -> Any:
             "tuple of such"
         )
     wanted = jax.dtypes.canonicalize_dtype(wanted)
-    if x.dtype.itemsize >= 4 and x.ndim and x.size and not jax.config.jax_enable_x64:
+    if x.dtype.itemsize >= 4 and x.ndim and x.size and jnp.result_type(1.0) == jnp.float32:
         _check_held(name, np.asarray(x), wanted, list(getattr(given, "columns", [])))
     return x if x.dtype == wanted else x.astype(wanted)
 

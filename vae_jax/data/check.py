@@ -107,7 +107,9 @@ def _check_finite(name: str, xs: Any) -> None:
 
 def _check_classes(name: str, cs: Any, classes: int | None) -> None:
     """Whether a `labelled` model knows these classes; -1 is no condition."""
-    for x in jax.tree.leaves(cs) if classes is not None else ():
+    if classes is None:
+        return
+    for x in jax.tree.leaves(cs):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             low, high = int(np.min(x)), int(np.max(x))
             if low < -1 or high >= classes:

@@ -35,7 +35,7 @@ def support_of(model: Model, fresh: Any, y: Any, c: Any) -> Support:
     if model.support is None:
         return unknown
     found: list[Any] = []
-    with contextlib.suppress(NotImplementedError):
+    with contextlib.suppress(NotImplementedError, AssertionError):  # numpyro's, for a distribution that has none
         jax.eval_shape(lambda params, c: found.append(model.support(params, c)), fresh, c)  # type: ignore[misc]
     each = jax.tree.leaves(found, is_leaf=_is_constraint)
     if len(each) != len(unknown.constraints):

@@ -1,8 +1,8 @@
 """Numbers that can be trusted: the whole split, one value for each example, means with their standard errors.
 
 The bound is always E L = rate + distortion of the model itself, whatever objective trained it, and never goes by the
-name of a likelihood. A result does not depend on how the split is cut into batches: the noise of an example follows
-from its place in the split.
+name of a likelihood. A result does not depend on how the split is cut into batches, but for rounding: the noise of an
+example follows from its place in the split.
 """
 
 import functools
@@ -16,19 +16,26 @@ from jax import Array
 
 from vae_jax.core.combinator import importance_of, importance_weighted_bound
 from vae_jax.core.extras import extra
+from vae_jax.core.keys import as_key
 from vae_jax.core.model import Model, Params, dimensions
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import Preprocess, identity
+from vae_jax.report.page import number_text
 
 ACTIVE = 0.01
 
 
 class Mean(NamedTuple):
-    """A mean over examples and its standard error (standard deviation / sqrt(n))."""
+    """A mean over examples and its standard error (standard deviation / sqrt(n)). It prints as "-279.6 ± 2.4"."""
 
     value: float
     standard_error: float
+
+    def __repr__(self) -> str:
+        if all(isinstance(part, float | int | np.number) for part in self) and not self.standard_error < 0:
+            return " ± ".join(number_text(*self))
+        return tuple.__repr__(self)  # on its way through a jax transformation, where it holds something else
 
 
 class Evaluation(NamedTuple):
@@ -88,8 +95,10 @@ def evaluate(
         progress: show a bar.
 
     Raises:
+        TypeError: what is no key.
         ValueError: data that the model cannot take (see `check_data`), or k > 0 for a model without importance samples.
     """
+    key = as_key(key)
     ys, cs = check_data(model, ys, cs, preprocess, params=params)
     check_options(model, k, samples, at_once, batch_size)
     return evaluate_checked(
@@ -110,7 +119,7 @@ def evaluate(
 def check_options(model: Model, k: int, samples: int, at_once: int, batch_size: int) -> None:
     """Raise a ValueError for options of `evaluate` that are out of range, or that this model does not offer."""
     if not is_whole(k, 0) or not is_whole(samples):
-        raise ValueError(f"want whole numbers, k >= 0 and samples >= 1; got k={k}, samples={samples}")
+        raise ValueError(f"want k >= 0 and samples >= 1; got k={k}, samples={samples} (want whole numbers)")
     if not is_whole(at_once):
         raise ValueError(f"at_once is how many importance samples are in memory, at least 1; got {at_once}")
     if not is_whole(batch_size):

@@ -29,7 +29,7 @@ def learned_classes(shape: int | tuple[int, ...], classes: int) -> Conditional:
     """An array of independent one-hot vectors, (*shape, classes); their logits are trained, and 0 at the start.
 
     Raises:
-        ValueError: fewer than two classes.
+        ValueError: fewer than two classes, or a size below 1.
     """
     if not is_whole(classes, 2):
         raise ValueError(f"learned_classes wants at least two classes to choose from; got {classes}")

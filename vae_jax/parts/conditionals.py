@@ -18,6 +18,7 @@ from vae_jax.core.distributions import (
     Categorical,
     DiscretisedLogistic,
     GumbelSoftmax,
+    SimplexPoint,
     bounded_log_std,
     check_temperature,
 )
@@ -55,13 +56,14 @@ def conditional(net: Any, make: Callable[[Any], dist.Distribution]) -> Condition
 
 
 def arguments(c: Any) -> tuple[Any, ...]:
-    """The inputs of a network that conditions on c: a joined condition (z, c) is two of them."""
+    """The inputs of a network that conditions on c: a joined condition (z, c) is two, a relaxed class is an array."""
     if c is None:
         raise ValueError(
             "this network conditions on something, and was given nothing: were the labels (cs) left out? "
             "A part without a condition is standard_normal, learned_normal or mixture_of_gaussians"
         )
-    return c if isinstance(c, tuple) else (c,)
+    inputs = c if isinstance(c, tuple) else (c,)
+    return tuple(x.parts if isinstance(x, SimplexPoint) else x for x in inputs)
 
 
 def full_precision(output: Any) -> Any:
@@ -70,21 +72,22 @@ def full_precision(output: Any) -> Any:
 
 
 def of_array(net: Any, name: str, make: Callable[[Array], dist.Distribution]) -> Conditional:
-    """`conditional(net, make)` for a network that has to give one array.
+    """`conditional(net, make)` for a network that has to give one array; errors as `one_array` has them."""
+    return conditional(net, lambda output: make(one_array(output, name)))
+
+
+def one_array(output: Any, name: str) -> Array:
+    """The output of a network that has to give one array.
 
     Raises:
-        ValueError: it gives something else (when first called).
+        ValueError: it gives something else.
     """
-
-    def made(output):
-        if not isinstance(output, Array):
-            raise ValueError(
-                f"{name} wants one array from its network; got a {type(output).__name__} of "
-                f"{len(jax.tree.leaves(output))} arrays. Pairs are for gaussian, or for conditional(net, make)"
-            )
-        return make(output)
-
-    return conditional(net, made)
+    if not isinstance(output, Array):
+        raise ValueError(
+            f"{name} wants one array from its network; got a {type(output).__name__} of "
+            f"{len(jax.tree.leaves(output))} arrays. A pair is for gaussian, other trees are for conditional(net, make)"
+        )
+    return output
 
 
 def pair_of(output: Any, name: str) -> tuple[Array, Array]:
@@ -96,11 +99,7 @@ def pair_of(output: Any, name: str) -> tuple[Array, Array]:
                 f"{name} wants a pair (mean, log_std) of one shape; got {jnp.shape(mean)} and {jnp.shape(second)}"
             )
         return mean, second
-    if not isinstance(output, Array):
-        raise ValueError(
-            f"{name} wants one array from its network, or a pair (mean, log_std); got a {type(output).__name__} of "
-            f"{len(jax.tree.leaves(output))} arrays"
-        )
+    one_array(output, name)
     if output.ndim == 0 or output.shape[-1] % 2:
         raise ValueError(
             f"{name} splits its network's output in two along the last axis; got shape {output.shape}. For a latent "
@@ -136,9 +135,10 @@ def categorical(net: Any) -> Conditional:
 def gumbel_softmax(net: Any, temperature: ArrayLike) -> Conditional:
     """Independent classes, relaxed to points of the simplex; the network gives logits of shape `example + (K,)`.
 
-    As an encoder of z with values `example + (K,)` it is reparameterised (see `GumbelSoftmax`), and the bound is one of
-    the relaxed model: the prior has to be a density on the simplex too, for instance this with a network of constants.
-    As the temperature falls the gradient's bias against the model of classes goes to 0 and its variance grows. (The
+    As an encoder of z with values `example + (K,)` it is reparameterised, and the bound is one of the relaxed model:
+    the prior has to be one of these too, for instance with a network of constants. z is a `SimplexPoint`, held by its
+    logarithms, so that the bound is right at any temperature; the generator's network is given z itself. As the
+    temperature falls the gradient's bias against the model of classes goes to 0 and its variance grows. (The
     estimator `gumbel` relaxes the gradient alone: the model stays one of classes.)
 
     Raises:
@@ -155,11 +155,12 @@ def discretised_logistic(net: Any, *, levels: int = 256, components: int = 1) ->
     `example + (3 * components,)` (mixture logits, means, raw log scales).
 
     Raises:
-        ValueError: fewer than two levels, or no components; or, when first called, the network's last axis has another
-            size.
+        ValueError: fewer than 2 levels or 1 component; the network's last axis has another size (when first called).
     """
     if not is_whole(levels, 2) or not is_whole(components):
-        raise ValueError(f"want levels >= 2 and components >= 1, whole numbers; got {levels} and {components}")
+        raise ValueError(
+            f"discretised_logistic wants whole levels >= 2 and components >= 1; got {levels} and {components}"
+        )
     wanted = 2 if components == 1 else 3 * components
 
     def make(output):

@@ -16,7 +16,7 @@ from vae_jax.core.distributions import bounded_log_std, raw_log_std
 from vae_jax.core.model import Conditional
 from vae_jax.core.network import as_network
 from vae_jax.core.numbers import is_number
-from vae_jax.parts.conditionals import arguments, full_precision, gaussian, of_array
+from vae_jax.parts.conditionals import arguments, full_precision, gaussian, of_array, one_array
 
 Sigma = float | int | Literal["learned", "learned_per_dimension", "predicted", "optimal"]
 SMALLEST_MSE = 1e-10
@@ -60,11 +60,11 @@ def _with_log_sigma(net: Any, *, per_dimension: bool) -> Conditional:
 
     def init(key, c=None):
         params = network.init(key, *arguments(c))
-        yhat = network.apply(params, *arguments(c))
+        yhat = one_array(full_precision(network.apply(params, *arguments(c))), "l2")
         return {"net": params, "log_sigma": jnp.zeros(yhat.shape if per_dimension else (), jnp.float32)}
 
     def distribution(params, c=None):
-        yhat = full_precision(network.apply(params["net"], *arguments(c)))
+        yhat = one_array(full_precision(network.apply(params["net"], *arguments(c))), "l2")
         return dist.Normal(yhat, jnp.exp(bounded_log_std(params["log_sigma"]))).to_event(yhat.ndim)
 
     return Conditional(init, distribution)

@@ -1,6 +1,5 @@
 """Priors that train. Another VAE is a prior too, `vae(enc, vae(...), gen)`, and so is a mixture (`vae_jax.em`)."""
 
-import math
 from typing import Any
 
 import jax
@@ -11,6 +10,7 @@ from numpyro.distributions.batch_util import promote_batch_shape
 
 from vae_jax.core.distributions import bounded_log_std
 from vae_jax.core.model import Conditional
+from vae_jax.core.network import shape_of
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.arrays import as_arrays
 
@@ -55,8 +55,8 @@ def learned_normal(size: int | tuple[int, ...]) -> Conditional:
 
 def positive_shape(name: str, size: int | tuple[int, ...]) -> tuple[int, ...]:
     """`size` as a shape, all of it at least 1."""
-    shape = (size,) if is_whole(size, -math.inf) else size
-    if not isinstance(shape, tuple | list) or not all(is_whole(n) for n in shape):
+    shape = shape_of(size)
+    if not all(map(is_whole, shape)):
         raise ValueError(f"{name} wants the size of z, a whole number of at least 1 or a tuple of them; got {size}")
     return tuple(int(n) for n in shape)
 
