@@ -23,7 +23,6 @@ from vae_jax.em import (
     gaussians,
     hidden_markov,
     init_em,
-    make_em_step,
     smoothing,
     viterbi,
 )
@@ -595,36 +594,34 @@ def log_forward(initial, transition, evidence) -> float:
     return logsumexp(score)
 
 
-@pytest.mark.parametrize("concentration", [1.0, 3.0])
-def test_forbidden_moves_stay_so_through_m_steps(concentration):
-    """Left to right, and data that go back: no iteration, pseudo-count or step of stepwise EM makes the move possible;
-    ln P of the best path is below ln P(y), which is that of float64."""
-    rng = np.random.default_rng(0)
-    ys = np.concatenate([np.zeros(80), np.ones(60), np.zeros(60)]) + 0.01 * rng.normal(size=200)
-    ys, initial = np.stack([ys[:, None], ys[::-1, None]]).astype(np.float32), np.array([0.0, -np.inf])
-    model = hidden_markov(
-        gaussians(1), 2, 200, initial_concentration=concentration, transition_concentration=concentration
-    )
-    gen = model.init(jax.random.key(0))["gen"] | {"means": np.array([[0.0], [1.0]])}
-    start = {"pri": {"initial": initial, "transition": FORWARD_ONLY}, "gen": gen}
+def test_forbidden_moves_stay_so_through_m_steps():
+    """Left to right, and data that go back: no iteration and no pseudo-count makes the move possible; ln P of the best
+    path is below ln P(y), which is that of float64."""
+    y = np.repeat([0, 1, 0], [8, 9, 3]) + 0.01 * np.random.default_rng(0).normal(size=20)
+    ys, initial = np.stack([y, y])[..., None].astype(np.float32), np.array([0.0, -np.inf])
+    model = hidden_markov(gaussians(1), 2, 20, transition_concentration=3.0)
+    gen = {"means": np.array([[0.0], [1.0]]), "covariances": np.full((2, 1, 1), -2.0)}
+    start = jax.tree.map(np.float32, {"pri": {"initial": initial, "transition": FORWARD_ONLY}, "gen": gen})
     fitted = fit_em(model, ys, params=start, iterations=3, tolerance=None)
     assert np.isfinite(fitted.history).all()
-    state, step = init_em(model, ys, params=start), jax.jit(make_em_step(model, decay=0.5))
-    for params in (fitted.params, step(step(state, ys)[0], ys)[0].params):
-        pri = jax.tree.map(np.asarray, params["pri"])
-        np.testing.assert_array_equal(np.isneginf(pri["transition"]), np.isneginf(FORWARD_ONLY))
-        np.testing.assert_array_equal(np.isneginf(pri["initial"]), np.isneginf(initial))
-        found = everything(model, params, ys[0], None)
-        path, log_joint = found["best"]
-        raw = jax.tree.map(lambda x: np.asarray(x, float), params)
-        exact = log_forward(raw["pri"]["initial"], raw["pri"]["transition"], evidence_of(raw["gen"], ys[0]))
-        np.testing.assert_allclose(found["log_p"], exact, rtol=1e-5)
-        assert np.all(np.diff(path) >= 0) and log_joint <= found["log_p"] + 1e-5 * abs(exact)
-        posterior = model.em.posterior(params, ys[0], None)
-        assert np.all(np.diff(posterior.sample(jax.random.key(1), (20,)), axis=1) >= 0)
-        back = np.asarray(path).copy()
-        back[-1] = 0
-        assert path[-2] == 1 and posterior.log_joint(back) == posterior.log_prob(back) == -np.inf
+
+    @jax.jit
+    def results(params):
+        chain = model.em.posterior(params, ys[0])
+        path, log_joint = chain.viterbi()
+        back = chain.log_joint(path.at[-1].set(0))
+        return chain.log_normaliser, path, log_joint, chain.sample(jax.random.key(1), (20,)), back
+
+    params = jax.tree.map(lambda x: np.asarray(x, float), fitted.params)
+    pri = params["pri"]
+    np.testing.assert_array_equal(np.isneginf(pri["transition"]), np.isneginf(FORWARD_ONLY))
+    np.testing.assert_array_equal(np.isneginf(pri["initial"]), np.isneginf(initial))
+    log_p, path, log_joint, drawn, back = results(fitted.params)
+    exact = log_forward(pri["initial"], pri["transition"], evidence_of(params["gen"], ys[0]))
+    np.testing.assert_allclose(log_p, exact, rtol=1e-5)
+    assert np.all(np.diff(path) >= 0) and log_joint <= log_p + 1e-5 * abs(exact)
+    assert np.all(np.diff(drawn, axis=1) >= 0)
+    assert path[-2] == 1 and back == -np.inf
 
 
 @pytest.mark.parametrize(("added", "n"), [(0.0, 1.0), (2.0, 4.0)])
@@ -646,64 +643,68 @@ def test_m_step_of_logits(added, n):
 
 @both_ways
 def test_improbable_paths_are_not_lost(parallel):
-    """Three states in a row with a deviation of 0.01: the best path starts with a step that costs 4,800 nats. By
-    enumeration; serial, parallel, one sequence or (in an E-step) two side by side."""
+    """Three states in a row with a deviation of 0.01: the best path starts with a step that costs 4,800 nats. And
+    moves of probability 1e-30, two in a row; and a sequence without any of this beside them. By enumeration: ln P, the
+    entropy, their gradients (that of ln P are the marginals) under `vmap`, and the moves of an E-step."""
     with np.errstate(divide="ignore"):
-        initial, transition = np.log([1.0, 0.0, 0.0]), np.log([[0.9, 0.1, 0.0], [0.0, 0.9, 0.1], [0.0, 0.0, 1.0]])
-    y = np.array([0.0, 0.0, 0.02, 2.02, 2.0, 2.0])[:, None]
+        initial, transition = np.log([1.0, 1e-30, 0.0]), np.log([[0.9, 0.1, 1e-30], [1e-30, 0.9, 0.1], [0.0, 0.0, 1.0]])
+    ys = np.array([[0.0, 0.02, 2.02], [1.0, 0.0, 2.0], [0.4, 0.41, 0.5]])[..., None]
     gen = {"means": np.arange(3.0)[:, None], "covariances": np.full((3, 1, 1), np.log(0.01))}
-    params = jax.tree.map(np.float32, {"pri": {"initial": initial, "transition": transition}, "gen": gen})
-    exact = enumerated_paths(initial, transition, evidence_of(gen, y))
-    model = gaussian_hmm(1, 3, 6, parallel=parallel)
-    found = everything(model, params, y.astype(np.float32), None)
-    np.testing.assert_allclose(found["log_p"], exact.log_p, rtol=1e-5)
-    np.testing.assert_allclose(found["later"], exact.marginals, atol=1e-5)
-    np.testing.assert_allclose(found["best"][1], exact.log_joint.max(), rtol=1e-5)
-    log_p, stats = jax.jit(model.em.expect)(params, np.stack([y, y]).astype(np.float32), None)
-    np.testing.assert_allclose(log_p, 2 * [exact.log_p], rtol=1e-5)
-    np.testing.assert_allclose(stats["transition"], exact.pairs, atol=1e-4)
+    params, low = jax.tree.map(np.float32, ({"pri": {"initial": initial, "transition": transition}, "gen": gen}, ys))
+    evidence = np.stack([evidence_of(gen, y) for y in ys])
 
     @jax.jit
-    @jax.grad
-    def gradient(params):
-        chain = model.em.posterior(params, y.astype(np.float32), None)
-        return chain.log_normaliser + chain.entropy() + chain.log_prob(exact.paths[exact.log_joint.argmax()])
+    @jax.vmap
+    @jax.value_and_grad
+    def found(evidence):
+        chain = MarkovChain(params["pri"]["initial"], params["pri"]["transition"], 3, evidence, parallel=parallel)
+        return chain.log_normaliser + chain.entropy()
 
-    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(params)))
+    total, gradient = found(evidence.astype(np.float32))
+    log_p, stats = jax.jit(gaussian_hmm(1, 3, 3, parallel=parallel).em.expect)(params, low)
+    exacts = [enumerated_paths(initial, transition, e) for e in evidence]
+    for i, exact in enumerate(exacts):
+        p, marginals = exact.probability, exact.marginals
+        surprise = np.where(p > 0, exact.log_p - exact.log_joint, 0.0)
+        np.testing.assert_allclose(log_p[i], exact.log_p, rtol=1e-5)
+        np.testing.assert_allclose(total[i], exact.log_p + p @ surprise, rtol=1e-5)
+        visits = exact.paths[:, :, None] == np.arange(3)
+        of_entropy = np.einsum("n,ntk->tk", p * surprise, visits - marginals)
+        np.testing.assert_allclose(gradient[i], marginals + of_entropy, atol=2e-3)
+    np.testing.assert_allclose(stats["transition"], np.mean([exact.pairs for exact in exacts], axis=0), atol=1e-3)
 
 
 def test_forbidden_symbols(x64):
-    """Emissions of -inf, by enumeration of paths: ln P, counts and the M-step; a sequence that no state emits has -inf,
-    and EM says so."""
+    """Emissions of -inf, by enumeration of paths: ln P, marginals and the M-step; a sequence that no state emits has
+    -inf, and EM says so."""
     model = categorical_hmm(3, STATES, LENGTH, prior=1.0)
     logits = np.array([[0.0, 0.5, -np.inf], [-np.inf, 0.0, -np.inf], [0.3, 0.0, -np.inf]])
     params = {**model.init(jax.random.key(2)), "gen": {"logits": jnp.asarray(logits)}}
     pri = jax.tree.map(np.asarray, params["pri"])
+    results = jax.jit(lambda y: (model.dist(params).log_prob(y), smoothing(model, params, y)))
     for y in ([0, 1, 1, 0, 1], [0, 1, 2, 0, 1]):
         exact = enumerated_paths(pri["initial"], pri["transition"], log_softmax(logits, 1).T[y])
-        np.testing.assert_allclose(model.dist(params).log_prob(np.array(y)), exact.log_p, rtol=1e-9)
-        if np.isfinite(exact.log_p):
-            np.testing.assert_allclose(smoothing(model, params, np.array(y)), exact.marginals, atol=1e-9)
-    fitted = fit_em(model, np.array([[0, 1, 1, 0, 1]]), params=params, iterations=2)
+        log_p, marginals = results(np.array(y))
+        np.testing.assert_allclose(log_p, exact.log_p, rtol=1e-9)
+        np.testing.assert_allclose(marginals, exact.marginals if np.isfinite(log_p) else 0.0, atol=1e-9)
+    fitted = fit_em(model, np.array([[0, 1, 1, 0, 1]]), params=params, iterations=1)
     np.testing.assert_array_equal(np.isneginf(fitted.params["gen"]["logits"]), np.isneginf(logits))
     with pytest.raises(FloatingPointError, match="give them probability 0"):
         fit_em(model, np.array([y]), params=params, iterations=1)
 
 
-def test_sequences_of_one_step():
+@both_ways
+def test_sequences_of_one_step(parallel):
     """Nothing moves: EM is that of a mixture of the first step, by numpy."""
-    ys = np.array([[0], [3], [3], [1]])
-    for parallel in (False, True):
-        model = categorical_hmm(4, 2, 1, parallel=parallel)
-        start = model.init(jax.random.key(0))
-        weights, table = (np.exp(log_softmax(x, -1)) for x in (start["pri"]["initial"], start["gen"]["logits"]))
-        joint = weights[None] * table[:, ys[:, 0]].T
-        fitted = fit_em(model, ys, params=start, iterations=1)
-        shares = (joint / joint.sum(1, keepdims=True)).mean(0)
-        np.testing.assert_allclose(np.exp(fitted.params["pri"]["initial"]), shares, rtol=1e-5)
-        np.testing.assert_array_equal(fitted.params["pri"]["transition"], start["pri"]["transition"])
-        np.testing.assert_allclose(fitted.history[0], np.log(joint.sum(1)).mean(), rtol=1e-5)
-        assert viterbi(model, start, ys[0])[0].shape == (1,)
+    ys, model = np.array([[0], [3], [3], [1]]), categorical_hmm(4, 2, 1, parallel=parallel)
+    start = model.init(jax.random.key(0))
+    weights, table = (np.exp(log_softmax(x, -1)) for x in (start["pri"]["initial"], start["gen"]["logits"]))
+    joint = weights[None] * table[:, ys[:, 0]].T
+    fitted = fit_em(model, ys, params=start, iterations=1)
+    shares = (joint / joint.sum(1, keepdims=True)).mean(0)
+    np.testing.assert_allclose(np.exp(fitted.params["pri"]["initial"]), shares, rtol=1e-5)
+    np.testing.assert_array_equal(fitted.params["pri"]["transition"], start["pri"]["transition"])
+    np.testing.assert_allclose(fitted.history[0], np.log(joint.sum(1)).mean(), rtol=1e-5)
 
 
 # Bad input
