@@ -3,6 +3,8 @@
 Each mistake goes through `fit`, and where it can through `evaluate`, before the training step is even made.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -24,6 +26,7 @@ from vae_jax import (
     vae,
 )
 from vae_jax.data import dynamic_binarisation, eight_bit, identity, load, unit_scale
+from vae_jax.data.check import check_data
 from vae_jax.selfcheck.solvable import affine
 
 ENCODER, PRIOR = gaussian(affine(2)), standard_normal(1)
@@ -234,7 +237,19 @@ def test_validation_data_are_named(train):
     with pytest.raises(ValueError, match="validation ys has values in"):
         train(binary, BINARY, validation=(BINARY + 1, None))
     with pytest.raises(ValueError, match="validation ys has 8 examples and validation cs 7"):
-        train(binary, BINARY, validation=(BINARY, np.zeros((7, 2), np.float32)))
+        train(CONDITIONAL, REAL, LABELS, validation=(REAL, LABELS[:7]))
+
+
+@pytest.mark.parametrize(
+    ("model", "preprocess", "message"),
+    [
+        (l2(affine(2), 1.0), identity(), r"model wants a Model, .*got Conditional: lift\(conditional\)"),
+        (model_of(l2(affine(3), 1.0)), np.floor, "preprocess wants one of vae_jax.data.preprocess, .*; got ufunc"),
+    ],
+)
+def test_what_is_of_another_kind(model, preprocess, message):
+    with pytest.raises(TypeError, match=message):
+        inspect.unwrap(check_data)(model, BINARY, None, preprocess)  # before jaxtyping sees it
 
 
 # Conditions

@@ -16,6 +16,7 @@ from jax.typing import ArrayLike
 
 from vae_jax.core.combinator import vae
 from vae_jax.core.estimators import enumerated, fixed_encoder, sampled
+from vae_jax.core.keys import as_key
 from vae_jax.core.model import EM, Conditional, Model, Params, example_of, parted
 
 
@@ -61,7 +62,7 @@ def fit_em(
         chunk: examples that are held at once with everything that belongs to them.
 
     Raises:
-        TypeError: the model has no exact posterior.
+        TypeError: the model has no exact posterior, or what is no key.
         ValueError: data that are not the model's, or options that do not fit.
         FloatingPointError: the likelihood is not finite at any restart.
     """
@@ -112,6 +113,8 @@ def em_of(model: Any) -> EM:
 def _check_start(key: Array | None, params: Params | None) -> None:
     if (key is None) == (params is None):
         raise ValueError("EM starts at params=, or at a random start drawn with key=: give one of them")
+    if key is not None:
+        as_key(key)
 
 
 def _in_precision_of(ys: Any, params: Params) -> Params:
