@@ -16,6 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+REFLECTED = 8  # up to this size `root_of_square` works on matrices side by side, beyond it by LAPACK
+
 
 def _one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
     """A function of one matrix that goes through a batch of them in turn, on CPU."""
@@ -42,7 +44,6 @@ def _one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
 
 
 _cholesky = _one_by_one(jnp.linalg.cholesky)
-_inverse = _one_by_one(jnp.linalg.inv)
 _inverse_of_lower = _one_by_one(
     lambda factor: jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(factor), dtype=factor.dtype), lower=True)
 )
@@ -53,6 +54,29 @@ _upper_of_qr = _one_by_one(lambda matrix: jnp.linalg.qr(matrix, mode="r"))
 def matmul(*factors: Array) -> Array:
     """The product of matrices at full precision: accelerators round the inputs of a product by default."""
     return functools.reduce(functools.partial(jnp.matmul, precision=jax.lax.Precision.HIGHEST), factors)
+
+
+def residual(y: Array, offset: Array, matrix: Array, x: Array) -> Array:
+    """y - offset - matrix x with the digits that are left, for y (n, d), offset (d,), matrix (d, q) and x (n, q).
+
+    Products of the leading digits are exact, and so are their sums (Ozaki, Ogita, Oishi & Rump 2012): what is lost is
+    about 1e-3 rounding errors of y, where plain arithmetic loses one.
+    """
+    digits = (jnp.finfo(y.dtype).nmant + 1 - (x.shape[1] - 1).bit_length()) // 2
+    high, high_x = _leading(matrix, digits), _leading(x, digits)
+    low = matmul(x - high_x, high.T) + matmul(x, (matrix - high).T)
+    offset = jnp.broadcast_to(offset, y.shape)
+    centred = y - offset
+    there = centred - y
+    rounded = (y - (centred - there)) - (offset + there)
+    return ((centred - matmul(high_x, high.T)) + rounded) - low
+
+
+def _leading(x: Array, digits: int) -> Array:
+    """x rounded to so many binary digits of the largest entry of its row. A constant to derivatives."""
+    x = jax.lax.stop_gradient(x)
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(x), axis=1, keepdims=True))
+    return jnp.ldexp(jnp.round(jnp.ldexp(x, digits - exponent)), exponent - digits)
 
 
 def transposed(x: Array) -> Array:
@@ -95,15 +119,59 @@ def _inverse_of_lower_jvp(primals, tangents):
 
 
 @jax.custom_jvp
-def inverse(matrix: Array) -> Array:
-    """The inverse of square matrices."""
-    return _inverse(matrix)
+def root_of_square(matrix: Array) -> Array:
+    """The lower triangular root of M M', for matrices M (..., d, n) of rank d: its diagonal is positive.
+
+    By QR of M', so that M M' is never formed: in float32 that would lose what is 1e-4 of the largest entry.
+    """
+    d = matrix.shape[-2]
+    if d <= REFLECTED:
+        return transposed(triangularised(transposed(matrix), d))
+    upper = _upper_of_qr(transposed(matrix))
+    return transposed(upper * jnp.where(jnp.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)[..., :, None])
 
 
-@inverse.defjvp
-def _inverse_jvp(primals, tangents):
-    result = inverse(*primals)
-    return result, -matmul(result, tangents[0], result)
+@root_of_square.defjvp
+def _root_of_square_jvp(primals, tangents):
+    """As that of the Cholesky factor of M M', with L^-1 M = Q'."""
+    factor = root_of_square(*primals)
+    inverse = inverse_of_lower(factor)
+    half = matmul(inverse, tangents[0], transposed(matmul(inverse, primals[0])))
+    inner = half + transposed(half)
+    return factor, matmul(factor, jnp.tril(inner) - 0.5 * inner * eye_like(inner))
+
+
+def triangularised(matrix: Array, columns: int) -> Array:
+    """The first rows of R in matrix = Q R, as many as `columns`: upper trapezoidal, its diagonal not negative.
+
+    A column is reflected to its largest entry, so that small rows keep their digits beside large ones, which LAPACK's
+    lose (Cox & Higham 1998, Stability of Householder QR factorization for weighted least squares problems). A column
+    of zeros gives a row of zeros. Matrices go side by side, and derivatives are those of the arithmetic.
+    """
+    single = functools.partial(_triangularised, columns=columns)
+    return jnp.vectorize(single, signature=f"(m,n)->({columns},n)")(matrix)
+
+
+def _triangularised(matrix: Array, columns: int) -> Array:
+    row, column = (jnp.arange(size) for size in matrix.shape)
+
+    def reflect(j, state):
+        matrix, free, upper = state
+        x = jnp.where(free, jax.lax.dynamic_index_in_dim(matrix, j, axis=1, keepdims=False), 0.0)
+        square = jnp.sum(x**2)
+        norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
+        pivot = (row == jnp.argmax(jnp.abs(x))) & (square > 0)
+        top = jnp.sum(jnp.where(pivot, x, 0.0))
+        sign = jnp.where(top < 0, -1.0, 1.0)
+        mirror = x + jnp.where(pivot, sign * norm, 0.0)
+        along = jnp.sum(mirror[:, None] * matrix, axis=0) / (norm * (norm + jnp.abs(top)))
+        matrix = matrix - mirror[:, None] * along[None]
+        found = -sign * jnp.sum(jnp.where(pivot[:, None], matrix, 0.0), axis=0)
+        upper = jax.lax.dynamic_update_index_in_dim(upper, jnp.where(column < j, 0.0, found), j, axis=0)
+        return matrix, free & ~pivot, upper
+
+    upper = jnp.zeros((columns, matrix.shape[1]), matrix.dtype)
+    return jax.lax.fori_loop(0, columns, reflect, (matrix, jnp.ones(len(matrix), bool), upper))[2]
 
 
 def eigh(matrix: Array) -> tuple[Array, Array]:

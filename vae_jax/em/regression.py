@@ -1,4 +1,4 @@
-"""Regression from expected sufficient statistics, and roots of inverses that float32 survives.
+"""Regression from expected sufficient statistics, and Gaussians seen through noise, in forms that float32 survives.
 
 The M-steps of factor analysis and of linear-Gaussian state-space models are regressions: of y on (z, 1), of z_t on
 z_{t-1}.
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.core.linalg import cholesky, inverse_of_lower, matmul, transposed
+from vae_jax.core.linalg import cholesky, inverse_of_lower, matmul, transposed, triangularised
 
 
 class Regression(NamedTuple):
@@ -49,19 +49,51 @@ class Regression(NamedTuple):
         return Regression(self.weight, self.gram, cross, square)
 
 
-def root_of(matrix: Array) -> Array:
-    """Cholesky factors of positive semidefinite matrices (..., p, p).
+class Seen(NamedTuple):
+    """eps = share (projected x + N(0, I)), for any x of p numbers.
 
-    Rows are scaled first and a few rounding errors added to the diagonal, so that float32 never gives NaN.
+    Fields:
+        share: (..., q, q), share share' = the covariance of eps.
+        projected: (..., q, p).
+        log_scale: (...) ln |share^-1|.
+        rest: (..., r, p) rows that say what else is known of x: -1/2 |rest x|^2.
     """
-    scale, unit = _scaled(matrix)
-    return cholesky(unit) * scale[..., :, None]
+
+    share: Array
+    projected: Array
+    log_scale: Array
+    rest: Array
+
+
+def seen_through(rows: Array, others: Array, below: Array | None = None) -> Seen:
+    """eps ~ N(0, I) of q numbers after rows eps = others x + N(0, I): rows (..., k, q), others (..., k, p).
+
+    By QR, so that rows of 1e5 do not drown the prior's of 1, as they do in I + rows' rows (float32).
+
+    Args:
+        below: (..., b, p) rows that say what is known of x besides; its last entry is a constant. Of what they and
+            `others` say of x, r = p - 1 rows are kept. Without it r = 0.
+    """
+    q, p = rows.shape[-1], others.shape[-1]
+    eye = jnp.broadcast_to(jnp.eye(q, dtype=rows.dtype), (*rows.shape[:-2], q, q))
+
+    def zeros(like, columns):
+        return jnp.zeros((*like.shape[:-1], columns), rows.dtype)
+
+    blocks = [[rows, others, zeros(rows, q)], [eye, zeros(eye, p), eye]]
+    if below is not None:
+        blocks.append([zeros(below, q), below, zeros(below, q)])
+    array = jnp.concatenate([jnp.concatenate(block, axis=-1) for block in blocks], axis=-2)
+    upper = triangularised(array, q if below is None else q + p - 1)
+    top, rest = upper[..., :q, :], upper[..., q:, q : q + p]
+    log_scale = jnp.sum(jnp.log(jnp.diagonal(top[..., :q], axis1=-2, axis2=-1)), axis=-1)
+    return Seen(transposed(top[..., q + p :]), top[..., q : q + p], log_scale, rest)
 
 
 def root_of_inverse(matrix: Array) -> Array:
     """Lower triangular roots of the inverses of positive definite matrices (..., p, p): root root' = matrix^-1.
 
-    Scaled as in `root_of`.
+    Rows are scaled first and a few rounding errors added to the diagonal, so that float32 never gives NaN.
     """
     scale, unit = _scaled(matrix)
     upper = cholesky(unit[..., ::-1, ::-1])[..., ::-1, ::-1]  # unit = upper upper'
