@@ -306,6 +306,54 @@ def test_float32_at_small_noise():
     assert np.isfinite(fitted.history).all() and fitted.history[-1] > fitted.history[0]
 
 
+@pytest.mark.parametrize("holes", [0.0, 0.6])
+def test_float32_where_factors_are_1e5_times_wider_than_the_noise(holes):
+    """ln P, means and variances of the factors to 1e-4 of the dense Gaussian's in float64; gradients are finite."""
+    rng = np.random.default_rng(0)
+    family = factor_analysers(D, 3, missing=holes > 0)
+    one = factor_analysis(D, 3, missing=holes > 0)
+
+    @jax.jit
+    def ours(params, ys):
+        gen = {"mean": params["means"][1], "loadings": params["loadings"][1], "log_std": params["log_stds"][1]}
+        posteriors = jax.vmap(lambda y: one.em.posterior({"pri": {}, "gen": gen}, y).scale_tril)(ys)
+        means = jax.vmap(lambda y: one.em.posterior({"pri": {}, "gen": gen}, y).mean)(ys)
+        slope = jax.grad(lambda p: family.log_prob(p, ys).sum())(params)
+        return family.log_prob(params, ys), means, jnp.sum(posteriors**2, axis=2), slope
+
+    for noise in (1e-2, 1e-6, 1e-10):
+        params = {**random_params(family, 2), "log_stds": np.full((2, D), 0.5 * np.log(noise))}
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+        mean, loadings, _ = dense(params, 1)
+        ys = mean + rng.normal(size=(20, 3)) @ loadings.T + np.sqrt(noise) * rng.normal(size=(20, D))
+        ys[rng.uniform(size=ys.shape) < holes] = NAN
+        ys = ys.astype(np.float32)
+        log_p, means, variances, slope = ours(params, ys)
+        for i, y in enumerate(ys.astype(np.float64)):
+            exact = [dense_log_p(*dense(params, k), y) for k in range(2)]
+            np.testing.assert_allclose(log_p[i], exact, rtol=1e-4, atol=1e-4)
+            exact_mean, covariance = dense_posterior(*dense(params, 1), y)
+            np.testing.assert_allclose(means[i], exact_mean, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(variances[i], np.diag(covariance), rtol=1e-4)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+
+
+def test_an_m_step_finds_small_noise_in_float32():
+    """Noise of 1e-8, 40 % missing: what one M-step makes of it, to 1e-3 of numpy's in float64."""
+    rng = np.random.default_rng(0)
+    model = factor_analysis(D, Q, missing=True, floor=1e-14)
+    loadings = rng.normal(size=(D, Q)).astype(np.float32)
+    ys = (rng.normal(size=(60, Q)) @ loadings.T + 1e-4 * rng.normal(size=(60, D))).astype(np.float32)
+    ys[rng.uniform(size=ys.shape) < 0.4] = NAN
+    gen = {"mean": np.zeros(D), "loadings": loadings, "log_std": np.full(D, np.log(1e-4))}
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), {"pri": {}, "gen": gen})
+    stepped = jax.jit(lambda p: model.em.maximise(p, model.em.expect(p, ys, None)[1], 60))(params)["gen"]
+    numbers = np.zeros(D), loadings.astype(np.float64), np.exp(2 * np.asarray(params["gen"]["log_std"], np.float64))
+    _, exact, noise = numpy_step(ys.astype(np.float64), *numbers)
+    np.testing.assert_allclose(stepped["loadings"], exact, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.exp(2 * stepped["log_std"]), noise, rtol=1e-3)
+
+
 @pytest.mark.parametrize("make", [factor_analysis, lambda d, q, **o: mixture_of_factor_analysers(d, q, 2, **o)])
 def test_degenerate_data_end_at_the_floor(make):
     """A constant column, a column never seen, repeated rows, few rows: finite, and never below the floor."""

@@ -133,9 +133,9 @@ def infer(analyser: tuple[Array, Array, Array], ys: Array, *, missing: bool) -> 
 
         def one(part):
             y, seen = part
-            return seen_through(jnp.where(seen[:, None], scaled, 0.0), y[:, None])
+            return seen_through(jnp.where(seen[:, None], scaled, 0.0), y[:, None])[:3]
 
-        share, constant, log_scale, _ = jax.lax.map(one, (white, present), batch_size=min(ROWS_AT_ONCE, len(ys)))
+        share, constant, log_scale = jax.lax.map(one, (white, present), batch_size=min(ROWS_AT_ONCE, len(ys)))
         z = matmul(share, constant)[..., 0]
     else:
         few = len(ys) < len(std)
@@ -144,8 +144,11 @@ def infer(analyser: tuple[Array, Array, Array], ys: Array, *, missing: bool) -> 
         z, share, log_scale = matmul(projected, once.share.T), once.share[None], once.log_scale
     left = jnp.where(present, residual(ys, mean, loadings, z), 0.0)
     log_scale = log_scale + jnp.sum(here * (jnp.log(std) + 0.5 * LOG_2PI)[None], axis=1)
-    log_p = -log_scale - 0.5 * (jnp.sum((left / std[None]) ** 2, axis=1) + jnp.sum(z**2, axis=1))
-    return Inferred(log_p, z, share, left, here)
+    off = matmul((matmul(left / std[None], scaled) - z)[:, None], share)[
+        :, 0
+    ]  # by rounding of z, from the minimum of the quadratic form
+    squares = jnp.sum((left / std[None]) ** 2, axis=1) + jnp.sum(z**2, axis=1) - jnp.sum(off**2, axis=1)
+    return Inferred(-log_scale - 0.5 * squares, z, share, left, here)
 
 
 def regression_on_factors(loadings: Array, known: Inferred, weight: Array) -> Regression:

@@ -48,11 +48,13 @@ class Filtered(NamedTuple):
     Fields:
         means: (T, q) of P(z_t | y_1 .. y_t); roots: (T, q, q), root root' = its covariance.
         log_ratio: (T,) ln P(y_t | y_1 .. y_{t-1}) - ln P(y_t | z_t at its filtered mean).
+        pulls: (T, q) root' times the slope of ln P(y_t | z_t) at the mean, as it is before the mean is rounded.
     """
 
     means: Array
     roots: Array
     log_ratio: Array
+    pulls: Array
 
     @property
     def covariances(self) -> Array:
@@ -91,7 +93,8 @@ def _update(mean: Array, root: Array, evidence: Evidence) -> Filtered:
     seen = seen_through(matmul(evidence.rows, root), away[..., None])
     moved = matmul(seen.share, seen.projected)[..., 0]
     log_ratio = -seen.log_scale - 0.5 * jnp.sum(moved**2, axis=-1)
-    return Filtered(mean + _times(root, moved), matmul(root, seen.share), log_ratio)
+    pull = _times(transposed(seen.share), moved)
+    return Filtered(mean + _times(root, moved), matmul(root, seen.share), log_ratio, pull)
 
 
 class Element(NamedTuple):

@@ -14,7 +14,7 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from vae_jax.core.linalg import inverse_of_lower, matmul, residual, triangularised
+from vae_jax.core.linalg import inverse_of_lower, matmul, residual, transposed, triangularised
 from vae_jax.core.model import Params, parted
 from vae_jax.em.gaussian_families import LOG_2PI
 from vae_jax.em.gaussian_families import cholesky_of as unpack
@@ -70,9 +70,8 @@ def _whitened(whitener: Array, x: Array) -> Array:
     return whitener[..., None] * x if whitener.ndim == 2 else matmul(whitener, x)
 
 
-def _evidence(form: Form, whitener: Array, loadings: Array, centred: Array, here: Array) -> Evidence:
-    """V C z_t against V (y_t - d); by QR, as few rows as z_t has numbers say the same of it."""
-    rows, targets = _whitened(whitener, loadings[None]), _whitened(whitener, centred[..., None])
+def _evidence(form: Form, rows: Array, targets: Array, here: Array) -> Evidence:
+    """rows z_t (1 or T, D, q) against targets (T, D, 1); by QR, as few rows as z_t has numbers say the same of it."""
     many = form.size > form.latent
     if form.missing:
         both = jnp.concatenate([rows, targets], axis=2)
@@ -88,11 +87,14 @@ def filter_sequence(form: Form, params: Params, y: Array, count: Any) -> tuple[F
     """(what is known at each time, ln P(y))."""
     gen, here = params["gen"], observed(form, y, form.real(count))
     whitener, log_scale = _whiteners(form, gen, here)
-    centred = jnp.where(here, jnp.where(here, y, 0.0) - gen["bias"][None], 0.0)
-    evidence = _evidence(form, whitener, gen["loadings"], centred, here)
+    rows = _whitened(whitener, gen["loadings"][None])
+    targets = _whitened(whitener, jnp.where(here, jnp.where(here, y, 0.0) - gen["bias"][None], 0.0)[..., None])
+    evidence = _evidence(form, rows, targets, here)
     known = kalman_filter(chain_of(params["pri"]), evidence, parallel=form.parallel)
-    left = _whitened(whitener, residuals(gen, y, here, known.means)[..., None])[..., 0]
-    squares = jnp.sum(left**2 + LOG_2PI * here, axis=1)
+    left = _whitened(whitener, residuals(gen, y, here, known.means)[..., None])
+    # Rounding takes the mean from where the slope is known, and the quadratic form from its minimum: what by, is known
+    off = matmul(transposed(known.roots), matmul(transposed(rows), left))[..., 0] - known.pulls
+    squares = jnp.sum(left[..., 0] ** 2 + LOG_2PI * here, axis=1) - jnp.sum(off**2, axis=1)
     return known, jnp.sum(known.log_ratio - log_scale - 0.5 * squares)
 
 
