@@ -6,11 +6,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scipy import stats
 
 from vae_jax.em import as_vae, fit_em, linear_gaussian_state_space
 from vae_jax.em.sequences.noisy_chains import filter_sequence
 from vae_jax.selfcheck.quadrature import sigma_points
-from vae_jax.selfcheck.solvable import log_normal
 
 NAN = float("nan")
 D, Q, T, N = 3, 2, 5, 6
@@ -82,7 +82,8 @@ def condition(numbers, y):
     mean, covariance = dense(numbers, steps)
     seen = np.append(np.zeros(steps * k, bool), ~np.isnan(y.ravel()))
     values = np.append(np.zeros(steps * k), y.ravel())[seen]
-    log_p = log_normal((values - mean[seen])[None], covariance[np.ix_(seen, seen)])[0] if seen.any() else 0.0
+    factor = stats.Covariance.from_cholesky(np.linalg.cholesky(covariance[np.ix_(seen, seen)]))
+    log_p = stats.multivariate_normal(mean[seen], factor).logpdf(values) if seen.any() else 0.0
     gain = np.linalg.solve(covariance[np.ix_(seen, seen)], covariance[seen]).T
     mean, covariance = mean + gain @ (values - mean[seen]), covariance - gain @ covariance[seen]
     order = np.concatenate([np.arange(steps * k).reshape(steps, k), steps * k + np.arange(y.size).reshape(y.shape)], 1)
@@ -337,7 +338,7 @@ def test_float32_where_states_are_1e5_times_wider_than_the_noise(name, options, 
     def ours(params, y):
         known, log_p = filter_sequence(model.dist(params).form, params, y, None)
         path = model.em.posterior(params, y)
-        slope = jax.grad(lambda p: model.dist(p).log_prob(y))(params)
+        slope = None if parallel else jax.grad(lambda p: model.dist(p).log_prob(y))(params)
         return log_p, known.means, known.covariances, path.means, path.covariances, slope
 
     for variance in (1e-2, 1e-6, 1e-10):

@@ -56,7 +56,7 @@ class Seen(NamedTuple):
         share: (..., q, q), share share' = the covariance of eps.
         projected: (..., q, p).
         log_scale: (...) ln |share^-1|.
-        rest: (..., r, p) rows that say what else is known of x: -1/2 |rest x|^2.
+        rest: (..., unknown, p) rows that say what is known of x: -1/2 |rest x|^2, up to what its first entries leave open.
     """
 
     share: Array
@@ -65,14 +65,14 @@ class Seen(NamedTuple):
     rest: Array
 
 
-def seen_through(rows: Array, others: Array, below: Array | None = None) -> Seen:
+def seen_through(rows: Array, others: Array, below: Array | None = None, *, unknown: int = 0) -> Seen:
     """eps ~ N(0, I) of q numbers after rows eps = others x + N(0, I): rows (..., k, q), others (..., k, p).
 
     By QR, so that rows of 1e5 do not drown the prior's of 1, as they do in I + rows' rows (float32).
 
     Args:
-        below: (..., b, p) rows that say what is known of x besides; its last entry is a constant. Of what they and
-            `others` say of x, r = p - 1 rows are kept. Without it r = 0.
+        below: (..., b, p) rows that say what is known of x besides.
+        unknown: how many of the first entries of x are; the others are data.
     """
     q, p = rows.shape[-1], others.shape[-1]
     eye = jnp.broadcast_to(jnp.eye(q, dtype=rows.dtype), (*rows.shape[:-2], q, q))
@@ -84,7 +84,7 @@ def seen_through(rows: Array, others: Array, below: Array | None = None) -> Seen
     if below is not None:
         blocks.append([zeros(below, q), below, zeros(below, q)])
     array = jnp.concatenate([jnp.concatenate(block, axis=-1) for block in blocks], axis=-2)
-    upper = triangularised(array, q if below is None else q + p - 1)
+    upper = triangularised(array, q + unknown)
     top, rest = upper[..., :q, :], upper[..., q:, q : q + p]
     log_scale = jnp.sum(jnp.log(jnp.diagonal(top[..., :q], axis1=-2, axis2=-1)), axis=-1)
     return Seen(transposed(top[..., q + p :]), top[..., q : q + p], log_scale, rest)

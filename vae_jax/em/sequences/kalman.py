@@ -88,13 +88,21 @@ def _predict(chain: Chain, mean: Array, root: Array) -> tuple[Array, Array]:
 
 
 def _update(mean: Array, root: Array, evidence: Evidence) -> Filtered:
-    """What is known after the evidence; leading axes are times."""
+    """What is known after the evidence; leading axes are times.
+
+    Numbers that were seen stay out of the QR: where they alone differ between sequences, roots are had once for all.
+    """
     away = evidence.targets - _times(evidence.rows, mean)
-    seen = seen_through(matmul(evidence.rows, root), away[..., None])
-    moved = matmul(seen.share, seen.projected)[..., 0]
+    seen = seen_through(matmul(evidence.rows, root), _eye(evidence.rows))
+    moved = _times(seen.share, _times(seen.projected, away))
     log_ratio = -seen.log_scale - 0.5 * jnp.sum(moved**2, axis=-1)
     pull = _times(transposed(seen.share), moved)
     return Filtered(mean + _times(root, moved), matmul(root, seen.share), log_ratio, pull)
+
+
+def _eye(rows: Array) -> Array:
+    """The identity, of as many rows."""
+    return jnp.broadcast_to(jnp.eye(rows.shape[-2], dtype=rows.dtype), (*rows.shape[:-1], rows.shape[-2]))
 
 
 class Element(NamedTuple):
@@ -114,15 +122,17 @@ class Element(NamedTuple):
 
 def _conditioned(element: Element, evidence: Evidence) -> Element:
     """The element, when its end is seen: eps is what rows root eps = (targets - rows offset) - rows gain x say."""
-    q, (rows, targets) = element.gain.shape[-1], evidence
-    away = targets - _times(rows, element.offset)
-    others = jnp.concatenate([matmul(rows, element.gain), away[..., None]], axis=-1)
-    below = jnp.concatenate([element.rows, element.targets[..., None]], axis=-1)
-    seen = seen_through(matmul(rows, element.root), others, below)
+    q, (rows, targets), before = element.gain.shape[-1], evidence, element.rows
+    others = [matmul(rows, element.gain), _eye(rows), jnp.zeros((*rows.shape[:-1], before.shape[-2]), rows.dtype)]
+    below = [before, jnp.zeros((*before.shape[:-1], rows.shape[-2]), rows.dtype), _eye(before)]
+    seen = seen_through(
+        matmul(rows, element.root), jnp.concatenate(others, axis=-1), jnp.concatenate(below, axis=-1), unknown=q
+    )
+    data = jnp.concatenate([targets - _times(rows, element.offset), element.targets], axis=-1)
     root = matmul(element.root, seen.share)
     gain = element.gain - matmul(root, seen.projected[..., :q])
-    offset = element.offset + _times(root, seen.projected[..., q])
-    return Element(gain, offset, root, seen.rest[..., :q], seen.rest[..., q])
+    offset = element.offset + _times(root, _times(seen.projected[..., q:], data))
+    return Element(gain, offset, root, seen.rest[..., :q], _times(seen.rest[..., q:], data))
 
 
 def _in_parallel(chain: Chain, evidence: Evidence) -> tuple[Array, Array]:
