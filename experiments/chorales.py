@@ -2,6 +2,7 @@
 
     python -m experiments.chorales --data bach_chorales.npz
     python -m experiments.chorales --data bach_chorales.npz --ways autoregressive --hidden 512
+    python -m experiments.chorales --smoke                                    # on scales that are made here
     python -m experiments.chorales --help                                               # every option
 
 The data are not carried: editions of Bach's chorales may be under a licence of their own. `experiments/phrases.py` says
@@ -21,16 +22,17 @@ Expected of a short run, `--epochs 2 --hidden 128 --k 20` on 397 chorales (about
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from pathlib import Path
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 import optax
 
 import vae_jax
-from experiments.phrases import Phrases, load_phrases, roll
+from experiments.phrases import SCALES, Phrases, load_phrases, roll
 from experiments.shared import publish
-from experiments.shared.config import Adam
+from experiments.shared.config import SHARE, Adam, at_least, checked, fitting
 from experiments.shared.results import by_epoch
 from vae_jax import Conditional, Evaluation, Fitted, Model, core, evaluate, fit, nets
 from vae_jax.core import objectives
@@ -46,12 +48,13 @@ class Config(Adam):
     """Train on chorales in several ways, and write a report with pictures of what they compose."""
 
     data: str = "bach_chorales.npz"
-    """An npz file of chorales, in the form that `experiments/phrases.py` says."""
+    """An npz file of chorales, in the form that `experiments/phrases.py` says; or scales, a little music made here,
+    which a smoke run takes where there is no such file."""
     ways: tuple[str, ...] = WAYS
     """autoregressive: no latent. VAE: the same decoder, given z. VAE, free bits: some nats of z are free."""
     rows: int = 16
     """Eighth notes in a phrase."""
-    shifts: int = 2
+    shifts: Annotated[int, at_least(0)] = 2
     """Semitones that training phrases are moved, up and down."""
     embed: int = 32
     """Numbers that stand for a note."""
@@ -59,9 +62,9 @@ class Config(Adam):
     """Size of the LSTMs' states."""
     latent: int = 16
     """Latent dimensions of a phrase."""
-    dropout: float = 0.3
+    dropout: Annotated[float, SHARE] = 0.3
     """Of the decoder's inputs, in training."""
-    floor: float = 8.0
+    floor: Annotated[float, at_least(0)] = 8.0
     """Nats of a phrase that are free, where they are."""
     epochs: int = 10
     batch_size: int = 64
@@ -171,6 +174,7 @@ def compositions(
     return sections
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, report; returns the numbers of the table.
 
@@ -182,10 +186,14 @@ def main(config: Config) -> dict[str, Any]:
         raise ValueError(f"ways={config.ways}: want some of {WAYS}")
     if config.rows < 1 or config.shifts < 0:
         raise ValueError(f"want rows >= 1 and shifts >= 0; got {config.rows} and {config.shifts}")
+    config = checked(config)
+    if config.smoke and config.data == Config.data and not Path(config.data).is_file():
+        config = dataclasses.replace(config, data=SCALES)
     phrases = load_phrases(config.data, config.rows, config.shifts)
     if config.smoke:
         config = dataclasses.replace(config, embed=8, hidden=16, latent=4, epochs=1, batch_size=32, k=4)
         phrases = phrases.first(128, 32)
+    config = fitting(config, len(phrases.train))
     ways = build(config, phrases.levels)[1]
     k_train, k_report = jax.random.split(jax.random.key(config.seed))
     results = {}

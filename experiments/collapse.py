@@ -10,7 +10,7 @@ it.
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -18,11 +18,12 @@ import optax
 
 import vae_jax
 from experiments.shared import publish
-from experiments.shared.config import Images
+from experiments.shared.config import Images, at_least, checked
+from experiments.shared.images import load_both
 from experiments.shared.linear import constant_std, downwards, eigenvalues_of, linear_vae
 from experiments.shared.results import by_epoch
 from experiments.shared.training import Training
-from vae_jax import Evaluation, Fitted, core, data, evaluate, fit, nets
+from vae_jax import Evaluation, Fitted, core, evaluate, fit, nets
 from vae_jax.core import objectives
 from vae_jax.data import Preprocess
 from vae_jax.evaluation import Collapse, active_units, collapse, mean
@@ -37,7 +38,7 @@ class Config(Images):
 
     data: str = "fashion_mnist_mini"
     """Data set of images, all of one size that 7 divides."""
-    levels: int = 8
+    levels: Annotated[int, at_least(2)] = 8
     """Levels of a pixel."""
     latent: int = 16
     """Dimensions of z."""
@@ -188,9 +189,9 @@ def sections(points: list[Point], cured: dict[str, Cured]) -> list[page.Section]
     return [
         page.Section(
             "What z carries",
-            "One encoder, two generators. Left: with L2 distortion the rate falls as sigma grows, to 0 where theory "
-            "says so, and z nearly specifies y where sigma is small. Right: with an autoregressive generator the rate "
-            "during training, without and with cures.",
+            "One encoder, two generators. With L2 distortion the rate of the optimum falls as sigma grows, and is 0 "
+            "from where sigma² is above the largest variance of the data; the smaller sigma, the more of y is in z. "
+            "With an autoregressive generator: the rate during training, without and with cures.",
             [
                 page.Picture(
                     pictures.curves(rates, x="log₁₀ sigma", y="rate, nats per image"), "rate by sigma", "L2 distortion"
@@ -210,6 +211,7 @@ def sections(points: list[Point], cured: dict[str, Cured]) -> list[page.Section]
     ]
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train everything, report; returns the numbers of the table.
 
@@ -221,7 +223,8 @@ def main(config: Config) -> dict[str, Any]:
             f"want sigmas > 0, at least 2 levels and 1 dimension of z; got {config.sigmas}, {config.levels}, "
             f"{config.latent}"
         )
-    train, test = (data.load(config.data, split) for split in ("train", "test"))
+    config = checked(config)
+    train, test = load_both(config.data)
     train_ys, test_ys = (shrunk(split.ys, config.levels) for split in (train, test))
     if config.smoke:
         config = dataclasses.replace(

@@ -15,7 +15,7 @@ pictures of the training data; the bound of test images is then far from any use
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +23,7 @@ import numpy as np
 
 from experiments import diffusion_report
 from experiments.shared import publish
-from experiments.shared.config import Adam, Images, Resumable
+from experiments.shared.config import SHARE, Adam, Images, Resumable, at_least, checked, fitting
 from experiments.shared.images import load_splits
 from experiments.shared.training import warm_cosine
 from vae_jax import diffusion as df
@@ -50,13 +50,13 @@ class Config(Images, Adam, Resumable):
     """Of the MLP."""
     channels: tuple[int, ...] = ()
     """Channels of the U-Net, one entry for each grid (none: by scale)."""
-    blocks: int = 0
+    blocks: Annotated[int, at_least(0)] = 0
     """Residual blocks a level and way (0: by scale)."""
-    attention: tuple[int, ...] = ()
+    attention: Annotated[tuple[int, ...], at_least(0)] = ()
     """Levels with self-attention, besides the last."""
-    patch: int = 0
+    patch: Annotated[int, at_least(0)] = 0
     """Fold so many pixels a side into channels: 2 is a quarter of the cost (0: by scale)."""
-    dropout: float = 0.0
+    dropout: Annotated[float, SHARE] = 0.0
     """Probability of dropout in the residual blocks, in training."""
     bfloat16: bool = False
     """Run the network in bfloat16; the loss stays in float32."""
@@ -76,17 +76,17 @@ class Config(Images, Adam, Resumable):
     objective: Literal["sigmoid", "simple", "min-snr", "bound"] = "sigmoid"
     """How the training loss weighs the noise levels."""
 
-    epochs: int = 0
+    epochs: Annotated[int, at_least(0)] = 0
     """Passes over the training data (0: by scale)."""
     repeat: int = 1
     """Passes that count as one, for few images: checkpoints and validations come once an epoch."""
-    batch_size: int = 0
+    batch_size: Annotated[int, at_least(0)] = 0
     """Examples in a step (0: by scale)."""
     learning_rate: float = 1e-3
     """Adam's learning rate at its peak; it warms up and falls to 0 along a cosine."""
-    ema_decay: float = 0.999
+    ema_decay: Annotated[float, SHARE] = 0.999
     """Decay of the average of the parameters, which is what is evaluated."""
-    drop_condition: float = 0.1
+    drop_condition: Annotated[float, SHARE] = 0.1
     """Part of the labels that is dropped in training, for guidance."""
     keep: Literal["best", "last"] = "best"
     """Which parameters are used: those with the best validation bound, or the last, which know few images by heart."""
@@ -94,7 +94,7 @@ class Config(Images, Adam, Resumable):
     """The way back from noise."""
     sampler_steps: int = 50
     """Its steps."""
-    guidance: float = 1.0
+    guidance: Annotated[float, at_least(0)] = 1.0
     """Weight of the label in the samples; 1 is the model."""
     evaluated_times: int = 8
     """Noise levels at which the bound of each test image is estimated."""
@@ -176,13 +176,15 @@ def build_objective(config: Config, denoiser: df.Denoiser) -> objectives.Objecti
     return objectives.drop_condition(objective, config.drop_condition) if config.conditional else objective
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, report; returns the numbers of the table.
 
     Raises:
         ValueError: options that do not fit the data or each other.
     """
-    config = filled(config)
+    asked = checked(config)
+    config = filled(asked)
     if config.guidance != 1 and not config.conditional:
         raise ValueError(f"guidance={config.guidance} weighs the label, and the model has none: pass --conditional")
     train, valid, test, source = load_splits(
@@ -191,6 +193,7 @@ def main(config: Config) -> dict[str, Any]:
     denoiser, prepare = build(config, train.ys.shape[1:])
     again = np.tile(np.arange(len(train.ys)), config.repeat)
     ys, cs = train.ys[again], None if train.cs is None else train.cs[again]
+    config = fitting(config, len(ys), config.batch_size if asked.batch_size == 0 else None)
     steps = max(1, config.epochs * (len(ys) // config.batch_size))
     k_fit, k_evaluate, k_pictures = jax.random.split(jax.random.key(config.seed), 3)
     # The objective trains at times of its own. For validation and test: in continuous time the bound does not depend on
@@ -212,7 +215,7 @@ def main(config: Config) -> dict[str, Any]:
         validate_every=max(1, config.epochs // 20),
         directory=f"{config.out}/run",
         config=publish.fields(config, NOT_THE_RUN),
-        resume=config.resume,
+        resume=config.resume or config.smoke,
         objective=build_objective(config, denoiser),
         clip_norm=1.0,
         ema_decay=config.ema_decay,
@@ -234,6 +237,7 @@ def main(config: Config) -> dict[str, Any]:
             fitted,
             k_pictures,
             test,
+            source.label_names,
             prepare,
             sampler=build_sampler(config),
             guidance=config.guidance,

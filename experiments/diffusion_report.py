@@ -1,6 +1,7 @@
 """What the report of a diffusion shows: its numbers, draws, how they came about, and what each noise level costs."""
 
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.shared.image_report import enlarged, in_turn, learning_curve, picture
+from experiments.shared.image_report import in_turn, learning_curve, of_classes, picture
 from experiments.shared.images import Split
 from experiments.shared.results import over_batch
 from vae_jax import Evaluation, Fitted
@@ -47,6 +48,7 @@ def sections(
     fitted: Fitted,
     key: jax.Array,
     test: Split,
+    label_names: Sequence[str] | None,
     prepare: Preprocess,
     *,
     sampler: df.Sampler,
@@ -57,15 +59,16 @@ def sections(
     k_samples, k_noising, k_levels = jax.random.split(key, 3)
     columns = 10 if test.cs is None else test.cs.shape[1]
     drawn = trajectories(denoiser, fitted.params, k_samples, test.cs, 8 * columns, sampler, guidance)
-    samples = enlarged(pictures.grid(_shown(denoiser, drawn.y), columns), test.ys.shape[1])
-    (Path(directory) / "samples.png").write_bytes(samples)
+    names = of_classes(label_names, test.cs)
+    samples = picture(_shown(denoiser, drawn.y), columns, "samples from the model", above=names)
+    (Path(directory) / "samples.png").write_bytes(samples.data)
     originals = test.ys[: 4 * columns] / np.float32(255)
     of_class = "" if test.cs is None else ", a column for each class"
     return [
         page.Section(
             "Samples",
             f"Draws from the model{of_class}, {sampler.steps} steps.",
-            [page.Picture(samples, "samples from the model")],
+            [samples],
         ),
         page.Section(
             "Test images",
@@ -116,7 +119,14 @@ def _denoising(drawn: df.Trajectory, rows: int = 5) -> page.Section:
         "The denoising chain",
         "From left to right the latents z_t of some draws, from noise to data; below each of them xhat(z_t), what the "
         "network expects the image to be.",
-        [picture(images, SHOWN, "latents and what the network makes of them")],
+        [
+            picture(
+                images,
+                SHOWN,
+                "latents and what the network makes of them",
+                beside=["z_t", "xhat"] * len(drawn.zs[:rows]),
+            )
+        ],
     )
 
 
@@ -144,7 +154,7 @@ def _noising(
     return page.Section(
         "The fixed encoder",
         "Test images, with more and more noise from left to right; below each the network's xhat(z_t).",
-        [picture(images, SHOWN, "test images with noise, denoised")],
+        [picture(images, SHOWN, "test images with noise, denoised", beside=["z_t", "xhat"] * len(ys))],
     )
 
 
@@ -168,10 +178,12 @@ def _cost(
         "The rate of each twentieth of the way from t = 0 (data) to t = 1 (noise), in nats per image; the mean "
         f"squared error of the noise that the network predicts; and the schedule. {len(ys)} test images.",
         [
-            page.Picture(pictures.curves({"rate": (middles, nats)}, x="t", y="nats"), "rate by time"),
+            page.Picture(
+                pictures.curves({"rate": (middles, nats)}, x="t", y=f"rate of 1/{parts} of t, nats"), "rate by time"
+            ),
             page.Picture(
                 pictures.curves({"(eps - epshat)²": (middles, squared)}, x="t", y="mean squared error"), "error by time"
             ),
-            page.Picture(pictures.curves({"gamma": (middles, gammas)}, x="t", y="-ln SNR"), "schedule"),
+            page.Picture(pictures.curves({"gamma": (middles, gammas)}, x="t", y="gamma = -ln SNR"), "schedule"),
         ],
     )

@@ -11,7 +11,7 @@ covariances. In the small mixture EM, VAE and gradient ascent end within 0.001 n
 """
 
 import dataclasses
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,8 +20,9 @@ import numpy as np
 import vae_jax
 from experiments import em_routes
 from experiments.shared import publish
-from experiments.shared.config import Run
+from experiments.shared.config import Run, at_least, checked
 from experiments.shared.image_report import picture
+from experiments.shared.images import load_both
 from experiments.shared.training import Training
 from vae_jax import core, data, evaluate
 from vae_jax.data import Preprocess
@@ -42,12 +43,12 @@ class Config(Run):
     """Principal components that the images are projected on."""
     components: int = 50
     """Gaussians in the mixture, each with a full covariance."""
-    prior_examples: float = 10.0
+    prior_examples: Annotated[float, at_least(0)] = 10.0
     """Weight of the prior on each covariance, in examples; 0 is maximum likelihood, which overfits the mini set. Its
     variance is that of the last principal component."""
     iterations: int = 200
     """Iterations of EM, at most."""
-    tolerance: float = 1e-3
+    tolerance: Annotated[float, at_least(0)] = 1e-3
     """Stop when an iteration gains less, in nats per image."""
     route_dimensions: int = 2
     """Principal components of the small mixture that is fitted along four routes."""
@@ -109,11 +110,11 @@ def principal_components(ys: np.ndarray, dimensions: int) -> Projection:
 def load_splits(config: Config) -> tuple[data.Dataset, data.Dataset]:
     """(train, test), short where it is a smoke run."""
     try:
-        train, test = (data.load(config.data or "fashion_mnist", split) for split in ("train", "test"))
+        train, test = load_both(config.data or "fashion_mnist")
     except FileNotFoundError:
         if config.data is not None:
             raise
-        train, test = (data.load("fashion_mnist_mini", split) for split in ("train", "test"))
+        train, test = load_both("fashion_mnist_mini")
     return (shorten(train, 600), shorten(test, 100)) if config.smoke else (train, test)
 
 
@@ -155,6 +156,7 @@ def sections(
     k_parts, k_samples = jax.random.split(key)
     samples = projection.images(jax.vmap(mixture.sample)(jax.random.split(k_samples, 40)))
     six = inside(means[:6], factors[:6], k_parts)
+    columns = ["-2 std", "-1 std", "mean", "+1 std", "+2 std", *["draw"] * 5]
     steps = np.arange(len(fitted.history))
     climb = {"training images": (steps[1:], fitted.history[1:])}
     return [
@@ -173,10 +175,10 @@ def sections(
             ],
         ),
         page.Section(
-            "Inside six components",
-            "A row for each of the six largest. On the left its mean and what lies -2, -1, 1 and 2 standard deviations "
+            f"Inside {len(means[:6])} components",
+            "A row for each of the largest. On the left its mean and what lies -2, -1, 1 and 2 standard deviations "
             "from it along the direction in which it varies most; on the right five draws of it.",
-            [picture(projection.images(six), 10, "directions and draws of components")],
+            [picture(projection.images(six), 10, "directions and draws of components", above=columns)],
         ),
         page.Section(
             "Samples",
@@ -224,8 +226,10 @@ def table(
     return rows
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Project, fit, evaluate, report; returns the numbers of the table."""
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, dimensions=8, components=5, iterations=20, passes=3)
     splits = load_splits(config)
@@ -247,7 +251,7 @@ def main(config: Config) -> dict[str, Any]:
         train.zs[some, : config.route_dimensions],
         config.route_components,
         k_routes,
-        Training(config.passes, 100, 0.03),
+        Training(config.passes, min(100, len(some)), 0.03),
     )
     small = (
         f"{config.route_components} Gaussians on the first {config.route_dimensions} principal components of "

@@ -63,7 +63,7 @@ def four_routes(ys: np.ndarray, components: int, key: jax.Array, how: Training) 
 
 _WORDS = {
     EM: "enc becomes the exact posterior, then (pri, gen) the optimum given it, both in closed form",
-    HARD: "enc is a point, the most probable k: it maximises E max_k ln P(y, k), so its ln p is lower",
+    HARD: "enc is a point, the most probable k: it maximises E max_k ln P(y, k), which is at most E ln P(y)",
     VAE: "enc, pri and gen climb the ELBO together, enc with parameters of its own; at the end ELBO = {elbo}",
     GRADIENT: "pri and gen climb ln p itself; the posterior is not needed",
 }
@@ -83,7 +83,7 @@ def section(routes: Routes, what: str) -> page.Section:
     first = 1 if len(passes) > 2 else 0  # the start is far below
     lines = {name: (passes[first:], values[first:]) for name, values in routes.log_p.items()}
     end = float(routes.log_p[EM][-1])
-    ahead = "ends above EM" if routes.best[HARD] > routes.best[EM] else "stopped at a local maximum below EM"
+    ahead = "above" if routes.best[HARD] > routes.best[EM] else "not above"
     cells = [
         [
             name,
@@ -98,7 +98,12 @@ def section(routes: Routes, what: str) -> page.Section:
         "Four routes to one mixture",
         f"{what}, from the same start. A pass is an iteration of EM, or an epoch of Adam. EM, the VAE and gradient "
         "ascent maximise the same likelihood; hard EM maximises the joint probability of y and its best component, the "
-        f"last column, in which it {ahead}.",
-        [page.Picture(pictures.curves(lines, x="passes over the data", y="mean ln p, nats"), "ln p along four routes")],
+        f"last column, in which it ends {ahead} EM. Each can end at a local maximum of its own.",
+        [
+            page.Picture(
+                pictures.curves(lines, x="passes over the data", y="mean ln p, nats per image"),
+                "ln p along four routes",
+            )
+        ],
         page.TextTable(["route", "what it does", "mean ln p", "minus EM's", "mean max ln P(y, k)"], cells),
     )

@@ -18,7 +18,7 @@ thread between the moons, as f is continuous; vae 0.075 ± 0.006, iaf-encoder 0.
 
 import dataclasses
 import functools
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,8 +27,8 @@ from jax.scipy.special import logsumexp
 
 import vae_jax
 from experiments.shared import linear, publish
-from experiments.shared.config import CosineAdam
-from experiments.shared.results import by_epoch, over_batch
+from experiments.shared.config import CosineAdam, at_least, checked, fitting
+from experiments.shared.results import by_epoch, counted, over_batch
 from vae_jax import Evaluation, Fitted, core, evaluate, nets
 from vae_jax.evaluation import mean
 from vae_jax.parts import flows
@@ -50,17 +50,17 @@ class Config(CosineAdam):
     """What to train."""
     flow: Literal["coupling", "maf"] = "maf"
     """Kind of flow, as a model of y and as a prior: affine coupling, or masked autoregressive."""
-    layers: int = 8
+    layers: Annotated[int, at_least(0)] = 8  # 0 is refused by the flows, in their words
     """Layers of the flows."""
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of every network: of each flow layer, of encoder and of generator."""
     latent: int = 2
     """Dimensions of z."""
-    points: int = 10_000
+    points: Annotated[int, at_least(5)] = 10_000
     """Training points of a toy; a fifth as many for testing."""
     epochs: int = 150
     batch_size: int = 250
-    k: int = 500
+    k: Annotated[int, at_least(5)] = 500
     """Importance samples for ln P(y) of the VAEs."""
     out: str = "runs/flow"
 
@@ -179,11 +179,11 @@ def rows(config: Config, trained: dict[str, Trained], source: Data) -> list[page
     for name, each in trained.items():
         size = sum(leaf.size for leaf in jax.tree.leaves(each.fitted.params))
         if each.result.log_likelihood is None:
-            what = f"exact; {n} test examples; {size} parameters"
+            what = f"nats, exact; {n} test examples; {size} parameters"
             table.append(page.Row(f"{name}: ln p", *mean(each.result.elbo), what))
         else:
-            table.append(page.Row(f"{name}: ELBO", *mean(each.result.elbo), f"a bound; {size} parameters"))
-            table.append(page.Row(f"{name}: IWAE", *mean(log_p(each.result)), f"a tighter bound, k={config.k}"))
+            table.append(page.Row(f"{name}: ELBO", *mean(each.result.elbo), f"nats, a bound; {size} parameters"))
+            table.append(page.Row(f"{name}: IWAE", *mean(log_p(each.result)), f"nats, a tighter bound, k={config.k}"))
         if source.truth is not None:
             away = mean(source.truth.log_density(source.test) - log_p(each.result))
             what = "" if each.result.log_likelihood is None else "at most "
@@ -193,18 +193,23 @@ def rows(config: Config, trained: dict[str, Trained], source: Data) -> list[page
 
 def sections(config: Config, trained: dict[str, Trained], source: Data, key: jax.Array) -> list[page.Section]:
     """Densities on the plane, draws, and the learning curves."""
-    drawn = {"test examples": source.test} | {name: draws(each, key) for name, each in trained.items()}
-    axes, where = np.eye(2), ""
+    known = np.concatenate([source.test, source.train])[:20_000]
+    drawn = {"data": known} | {name: draws(each, key) for name, each in trained.items()}
+    axes, where, x, y = np.eye(2), "", "y₁", "y₂"
     if source.truth is None:
         centred = source.train - source.train.mean(axis=0)[None]
         axes = np.linalg.svd(centred, full_matrices=False)[2][:2].T
         where = " In the plane of the data's first two principal directions."
-    edges = np.linspace(-REACH, REACH, 97)
-    flat = [np.histogramdd(ys @ axes, (edges, edges), density=True)[0].T[::-1] for ys in drawn.values()]
+        x, y = "first direction", "second direction"
+    panels = {name: counted(ys @ axes, 64, REACH) for name, ys in drawn.items()}
     curves = {name: by_epoch(each.fitted.history, "elbo", -1) for name, each in trained.items()}
     return [
         *([] if source.truth is None else [densities(config, trained, source.truth, key)]),
-        page.Section("Draws", f"From left to right: {', '.join(drawn)}.{where}", [picture(flat, "draws, counted")]),
+        page.Section(
+            "Draws",
+            f"Data and draws of the models, counted in small squares: the root of the density, on one scale.{where}",
+            [page.Picture(pictures.planes(panels, x=x, y=y), "draws, counted")],
+        ),
         page.Section(
             "Learning curves",
             "-ln p of the flow, -ELBO of the VAEs, over the batches of each epoch.",
@@ -221,19 +226,14 @@ def densities(config: Config, trained: dict[str, Trained], truth: Mixture, key: 
     for name, each in trained.items():
         k = 0 if name == "flow" else config.k // 5
         values[name] = np.exp(log_p(evaluate(each.model, each.fitted.params, key, points, k=k, batch_size=512)))
+    panels = {name: (p.reshape(side, side)[::-1], REACH) for name, p in values.items()}
     masses = ", ".join(f"{name} {p.sum() * area:.3f}" for name, p in values.items())
     return page.Section(
         "Densities",
-        f"P(y) on the square of half width {REACH}, from left to right: {', '.join(values)}; each on its own scale, "
-        f"the root of the density. That of a VAE is estimated by importance sampling. Mass in the picture: {masses}.",
-        [picture([p.reshape(side, side) for p in values.values()], "densities of the models")],
+        f"P(y) on the square of half width {REACH}: the root of the density, on one scale. That of a VAE is estimated "
+        f"by importance sampling. Mass in the picture: {masses}.",
+        [page.Picture(pictures.planes(panels), "densities of the models")],
     )
-
-
-def picture(planes: list[np.ndarray], alt: str) -> page.Picture:
-    """Densities side by side, the root of each scaled to its highest."""
-    images = np.sqrt(np.stack([p / max(p.max(), 1e-30) for p in planes]))
-    return page.Picture(pictures.png(pictures.grid(images[..., None], 5, 6), 2), alt)
 
 
 def draws(trained: Trained, key: jax.Array, n: int = 20_000) -> np.ndarray:
@@ -241,6 +241,7 @@ def draws(trained: Trained, key: jax.Array, n: int = 20_000) -> np.ndarray:
     return over_batch(trained.model.sample, trained.fitted.params, jax.random.split(key, n))
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train each model, compare, report; returns the numbers of the table.
 
@@ -250,10 +251,12 @@ def main(config: Config) -> dict[str, Any]:
     """
     if not config.models or config.k < 5 or config.points < 5 or not config.hidden:
         raise ValueError("want at least one model, one hidden layer, k >= 5 and points >= 5")
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, points=1000, epochs=2, layers=2, k=10, batch_size=100)
     k_data, k_train, k_pictures = jax.random.split(jax.random.key(config.seed), 3)
     source = load(config, k_data)
+    config = fitting(config, len(source.train))
     trained = {
         name: train(config, name, model, source, jax.random.fold_in(k_train, i))
         for i, (name, model) in enumerate(build(config, source.train.shape[1]).items())

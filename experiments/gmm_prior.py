@@ -18,6 +18,7 @@ import numpy as np
 
 import vae_jax
 from experiments.shared import publish, two_stages
+from experiments.shared.config import checked
 from experiments.shared.image_report import draw_samples
 from experiments.shared.images import load_splits
 from experiments.shared.results import over_batch
@@ -66,8 +67,8 @@ def sections(samples: dict[str, np.ndarray], fitted: FittedEM, drawn: dict[str, 
         two_stages.codes_section(
             drawn,
             np.asarray(fitted.params["gen"]["means"]),
-            "In the plane in which the components' means lie farthest apart: from left to right "
-            f"{', '.join(drawn)}, on the same scale. Below them the densities along the two axes of that plane.",
+            f"{', '.join(drawn)}, in the plane in which the components' means lie farthest apart: the root of the "
+            "density, on one scale; then the densities along the two axes of that plane.",
         ),
         page.Section(
             "The climb of EM",
@@ -77,12 +78,14 @@ def sections(samples: dict[str, np.ndarray], fitted: FittedEM, drawn: dict[str, 
     ]
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, fit the prior, evaluate with both, report; returns the numbers of the table.
 
     Raises:
         ValueError: fewer than two latent dimensions, or options that do not fit the data.
     """
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, epochs=2, components=2, iterations=10)
     train, valid, test, source = load_splits(config.data, smoke=config.smoke)

@@ -16,7 +16,7 @@ Expected with the default settings (1,000 test images, dynamic binarisation): te
 
 import dataclasses
 from collections.abc import Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -25,7 +25,7 @@ import optax
 
 import vae_jax
 from experiments.shared import publish
-from experiments.shared.config import Adam, Images
+from experiments.shared.config import SHARE, Adam, Images, at_least, checked, fitting
 from experiments.shared.image_report import picture
 from experiments.shared.images import load_splits
 from experiments.shared.results import by_epoch, over_batch
@@ -63,11 +63,11 @@ class Config(Images, Adam):
     """Run the convolutional networks in bfloat16; log-probabilities stay in float32."""
     remat: bool = False
     """Compute the levels anew in the backward pass: slower, and the memory of one level in place of all."""
-    warm_up: int = 10
+    warm_up: Annotated[int, at_least(0)] = 10
     """Epochs in which the rate's weight rises to 1 (Sonderby et al. 2016): without it upper levels may stay unused."""
     clip_norm: float = 200.0
     """Bound on the global norm of the gradient."""
-    ema_decay: float = 0.99
+    ema_decay: Annotated[float, SHARE] = 0.99
     """Decay of the moving average of the parameters, which is what is evaluated."""
     k: int = 100
     """Importance samples for the test log-likelihood."""
@@ -189,9 +189,6 @@ def sections(results: Sequence[Result], key: jax.Array, ys: np.ndarray, prepare:
     held, known = held_by_levels(last, k_held, ys[:SHOWN], prepare)
     levels = ", ".join(map(str, known))
 
-    def rows(images: np.ndarray, words: str) -> page.Picture:
-        return picture(images, len(ys[:SHOWN]), words, words)
-
     return [
         page.Section(
             "Learning curves",
@@ -203,19 +200,29 @@ def sections(results: Sequence[Result], key: jax.Array, ys: np.ndarray, prepare:
             "How many nats each level carries, mean over the test images. Level 1 is the top.",
             [
                 page.Picture(pictures.curves(rates, x="level", y="rate, nats per image"), "rate by level"),
-                page.Picture(pictures.bars(last.rates, x=f"level of the {name}"), "rates of the last model"),
+                page.Picture(
+                    pictures.bars(last.rates, x=f"level of the {name}", y="rate, nats per image"),
+                    "rates of the last model",
+                ),
             ],
         ),
         page.Section(
             f"Samples of the {name}",
             "z of every level from the prior, its standard deviations times the temperature; then the mean of y.",
-            [rows(images, f"temperature {t}") for t, images in drawn.items()],
+            [picture(images, SHOWN, "samples", f"temperature {t}") for t, images in drawn.items()],
         ),
         page.Section(
             f"What the upper levels of the {name} hold",
             f"Test images in the first row. Below them {levels} of the upper levels are those of the image, drawn from "
             "the encoder, and all others are the prior's means given what is above them: then the generator's mean.",
-            [rows(held, f"{levels} levels")],
+            [
+                picture(
+                    held,
+                    len(ys[:SHOWN]),
+                    "held by upper levels",
+                    beside=["test image", *(f"{n} levels" for n in known)],
+                )
+            ],
         ),
     ]
 
@@ -247,6 +254,7 @@ def held_by_levels(result: Result, key: jax.Array, ys: np.ndarray, prepare: Any)
     return rows.swapaxes(0, 1).reshape(-1, *ys.shape[1:]), known
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, report; returns the numbers of the table.
 
@@ -255,9 +263,11 @@ def main(config: Config) -> dict[str, Any]:
     """
     if not config.depths:
         raise ValueError("depths: want at least one number of levels, such as 2; got none")
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, epochs=2, warm_up=1, k=5)
     *splits, source = load_splits(config.data, smoke=config.smoke)
+    config = fitting(config, len(splits[0].ys))
     prepare = preprocess.dynamic_binarisation()
     key, k_pictures = jax.random.split(jax.random.key(config.seed))
     candidates = build(config, splits[0].ys.shape[1:])

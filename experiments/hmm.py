@@ -26,7 +26,7 @@ import numpy as np
 
 from experiments.series import Series, load_series
 from experiments.shared import publish
-from experiments.shared.config import Run
+from experiments.shared.config import Run, checked
 from vae_jax import Conditional
 from vae_jax.em import FittedEM, fit_em, gaussian_hmm, gaussians, mixture_of_gaussians
 from vae_jax.em.algorithm import em_of
@@ -240,6 +240,7 @@ def sections(comparisons: dict[int, Comparison], series: Series, key: jax.Array)
     return found_sections
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Fit, compare, report; returns the numbers of the table.
 
@@ -248,6 +249,7 @@ def main(config: Config) -> dict[str, Any]:
     """
     if not config.states or min(config.states) < 1:
         raise ValueError(f"states wants at least one number, each at least 1; got {config.states}")
+    config = checked(config)
     series = load_series(config.data)
     if config.smoke:
         config = dataclasses.replace(config, states=config.states[:1], restarts=5, iterations=50)

@@ -9,13 +9,14 @@ the encoder's rate and the steps of the diffusion. The same test codes with N(0,
 """
 
 import dataclasses
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import numpy as np
 
 import vae_jax
 from experiments.shared import publish, two_stages
+from experiments.shared.config import Range, checked
 from experiments.shared.image_report import Pictured, draw_samples
 from experiments.shared.images import load_splits
 from experiments.shared.results import by_epoch, over_batch
@@ -38,7 +39,7 @@ class Config(FirstStage):
     """Of the denoiser."""
     blocks: int = 3
     """Residual blocks of the denoiser."""
-    start: float = -9.0
+    start: Annotated[float, Range("below 5", lambda x: x < 5)] = -9.0
     """gamma = -ln SNR at t = 0: the noise has to be small beside the width of P_enc(z|y)."""
     prior_epochs: int = 100
     """Passes over the training data for the diffusion."""
@@ -73,12 +74,14 @@ def table(before: Evaluation | None, after: Evaluation, n: int) -> list[page.Row
     ]
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate with both priors, report; returns the numbers of the table.
 
     Raises:
         ValueError: fewer than two latent dimensions, or options that do not fit the data.
     """
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, epochs=2, prior_epochs=2, width=32, blocks=1, steps=4, times=4)
     train, valid, test, source = load_splits(config.data, smoke=config.smoke)
@@ -101,7 +104,7 @@ def main(config: Config) -> dict[str, Any]:
 
     def train_all(model: vae_jax.Model, **options: Any) -> Fitted:
         """The parameters are the moving average."""
-        how = Training(config.prior_epochs, 128, config.learning_rate)
+        how = Training(config.prior_epochs, min(128, len(train.ys)), config.learning_rate)
         return how.fit(
             model, train.ys, k_prior, objective=spread, preprocess=prepare, clip_norm=10.0, ema_decay=0.999, **options
         )
@@ -154,8 +157,8 @@ def sections(samples: dict[str, np.ndarray], drawn: dict[str, np.ndarray], fitte
         two_stages.codes_section(
             drawn,
             np.concatenate([axes, -axes]),
-            f"In the plane of the codes' two principal axes, from left to right: {', '.join(drawn)}, on the same "
-            "scale. Below them the densities along these axes.",
+            f"{', '.join(drawn)}, in the plane of the codes' two principal axes: the root of the density, on one "
+            "scale; then the densities along these axes.",
         ),
         page.Section(
             "Learning curve",

@@ -21,7 +21,7 @@ import numpy as np
 
 from experiments import linear_ways
 from experiments.shared import linear, publish
-from experiments.shared.config import CosineAdam, Images
+from experiments.shared.config import CosineAdam, Images, checked, fitting
 from vae_jax import evaluate
 from vae_jax.evaluation import Collapse, Mean, active_units, collapse, mean
 from vae_jax.report import page, pictures
@@ -125,6 +125,7 @@ def collapsing(config: Config, points: list[Point], eigenvalues: np.ndarray) -> 
     )
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Fit in three ways, train over beta, report; returns the numbers of the table.
 
@@ -136,11 +137,13 @@ def main(config: Config) -> dict[str, Any]:
         raise ValueError(f"want sigma > 0 and at least one beta, > 0; got {config.sigma} and {config.betas}")
     if config.passes < 1 or config.epochs < 1:
         raise ValueError(f"want passes and epochs >= 1; got {config.passes} and {config.epochs}")
+    config = checked(config)
     if config.smoke:
         ends = tuple(sorted({min(config.betas), max(config.betas)}))
         config = dataclasses.replace(config, passes=100, epochs=20, batch_size=50, betas=ends)
     ys, source = linear.load_blocks(config.data, config.side, smoke=config.smoke)
-    if not 1 <= config.batch_size <= len(ys):
+    config = fitting(config, len(ys))
+    if config.batch_size > len(ys):
         raise ValueError(f"batch_size={config.batch_size}: there are {len(ys)} images")
     k_ways, k_sweep = jax.random.split(jax.random.key(config.seed))
     how = config.training._replace(epochs=config.passes)

@@ -153,10 +153,11 @@ def directions(ways: Ways, shape: tuple[int, int, int]) -> page.Section:
         ordered = ordered * (signs / np.abs(ordered).max(axis=1))[:, None]
         images.append(0.5 + 0.5 * ordered.reshape(-1, *shape))
     tiles = np.concatenate(images).repeat(20, 1).repeat(20, 2)
+    png = pictures.png(pictures.grid(tiles, len(images[0]), 4, background=255))
     return page.Section(
         "Directions",
-        f"The columns of W as images, the longest first: {', '.join(ways.loadings)} from top to bottom. The likelihood "
-        "does not know a rotation of z, so EM finds any basis of the same space. The diagonal encoder does: the "
-        "columns of the VAE turn towards the principal directions, slowly where two of these have similar variances.",
-        [page.Picture(pictures.png(pictures.grid(tiles, len(images[0]), 4, background=255)), "columns of W")],
+        "The columns of W as images, the longest first. The likelihood does not know a rotation of z, so EM finds any "
+        "basis of the same space. The diagonal encoder does: at the optimum the columns of the VAE are principal "
+        "directions too, and come to them slowly where two of these have similar variances.",
+        [page.Picture(png, "columns of W", rows=list(ways.loadings))],
     )

@@ -10,13 +10,14 @@ What is read is an npz file with a row for each eighth note:
 The package music21 has Bach's chorales in MusicXML: `music21.corpus.chorales.Iterator()`.
 """
 
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
+from vae_jax.data.local import path_of
 from vae_jax.report import pictures
 
+SCALES = "scales"  # the name of what is made here
 ARRAYS = ("pitch", "onset", "offsets", "split")
 PARTS = ("train", "valid", "test")
 REST, HELD, LOWEST = 0, 1, 2  # the first pitch is LOWEST
@@ -53,12 +54,8 @@ def load_phrases(path: str, rows: int, shifts: int) -> Phrases:
         FileNotFoundError: no such file.
         ValueError: arrays that are missing or do not match, or a part without a phrase.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path} does not exist; the top of experiments/phrases.py says what it holds")
-    with np.load(path, allow_pickle=False) as file:
-        if not set(ARRAYS) <= set(file):
-            raise ValueError(f"{path} holds {sorted(file)}; want {ARRAYS}")
-        pitch, onset, offsets, split = (file[name] for name in ARRAYS)
+    arrays = scales(rows + BAR) if path == SCALES else _read(path)
+    pitch, onset, offsets, split = (arrays[name] for name in ARRAYS)
     if not (pitch.ndim == 2 and pitch.shape[1] == 4 and pitch.shape == onset.shape and len(offsets) == len(split) + 1):
         raise ValueError(
             f"{path}: want pitch and onset of shape (rows, 4) and an offset more than pieces; got {pitch.shape}, "
@@ -77,6 +74,27 @@ def load_phrases(path: str, rows: int, shifts: int) -> Phrases:
         raise ValueError(f"{path}: no phrase of {rows} rows in one of {PARTS}")
     train, valid, test = (np.array(found[part], np.int32) for part in PARTS)
     return Phrases(train, valid, test, np.array(pieces), low, high - low + 1 + LOWEST)
+
+
+def _read(path: str) -> dict[str, np.ndarray]:
+    if not path_of(path).is_file():
+        raise FileNotFoundError(f"{path} does not exist; the top of experiments/phrases.py says what it holds")
+    with np.load(path_of(path), allow_pickle=False) as file:
+        if not set(ARRAYS) <= set(file):
+            raise ValueError(f"{path} holds {sorted(file)}; want {ARRAYS}")
+        return {name: file[name] for name in ARRAYS}
+
+
+def scales(rows: int, pieces: int = 12) -> dict[str, np.ndarray]:
+    """Invented pieces, scales in four voices, every note two rows long: to see that all works."""
+    t = np.arange(pieces * rows)
+    pitch = np.stack([72 + t // 2 % 5, 65 + t // 2 % 3, 60 - t // 2 % 4, np.where(t % 8 < 4, 48, 0)], axis=1)
+    return {
+        "pitch": pitch,
+        "onset": np.repeat(t[:, None] % 2 == 0, 4, axis=1),
+        "offsets": np.arange(pieces + 1) * rows,
+        "split": np.array(PARTS * (pieces // 3)),
+    }
 
 
 def values(pitch: np.ndarray, onset: np.ndarray, low: int) -> np.ndarray:

@@ -54,12 +54,18 @@ def load_series(name: str) -> Series:
         series = daily_returns()
     else:
         table = data.load_table(name)
-        series = Series(table.ys, table.columns, "eruption" if name == "geyser" else "step", table.source)
+        columns, step = table.columns, "step"
+        if name == "geyser":
+            columns, step = tuple(f"{column}, minutes" for column in columns), "eruption"
+        series = Series(table.ys, columns, step, table.source)
     if len(series.ys) < SHORTEST:
         raise ValueError(f"{name}: {len(series.ys)} steps are too few, want at least {SHORTEST}")
     for column, ys in zip(series.columns, series.ys.T, strict=True):
         if not np.isfinite(ys).all():
-            raise ValueError(f"{name}: column {column!r} has gaps or infinite values, from line {_first_gap(ys)} on")
+            raise ValueError(
+                f"{name}: column {column!r} has gaps or infinite values, from line {_first_gap(ys)} on, where the "
+                "line of names is the first and comments do not count"
+            )
         if np.ptp(ys) == 0:
             raise ValueError(f"{name}: column {column!r} is {ys[0]:g} throughout: leave it out")
     return series

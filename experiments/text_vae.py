@@ -11,7 +11,7 @@ set. Ways to train: `WAYS`.
 
 import dataclasses
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
@@ -19,7 +19,7 @@ import optax
 
 import vae_jax
 from experiments.shared import publish
-from experiments.shared.config import Adam
+from experiments.shared.config import SHARE, Adam, at_least, checked
 from experiments.text_vae_report import LANGUAGE_MODEL, Trained, sections, table
 from vae_jax import Conditional, Fitted, Model, core, fit, nets, text
 from vae_jax.core import objectives
@@ -38,7 +38,7 @@ class Config(Adam):
     """What a token is: word, character, byte or subword."""
     min_count: int = 5
     """Words seen less often in the training sentences are unknown."""
-    max_length: int = 30
+    max_length: Annotated[int, at_least(2)] = 30
     """Tokens of a sentence, its end included; longer ones are left out, and counted."""
     ways: tuple[str, ...] = ()
     """Which ways to train, by name (default: all)."""
@@ -48,7 +48,7 @@ class Config(Adam):
     """State of the LSTMs."""
     latent: int = 32
     """Dimensions of z."""
-    dropout: float = 0.3
+    dropout: Annotated[float, SHARE] = 0.3
     """Of the decoder's LSTM, in training."""
     floor: float = 6.0
     """Nats that are free, and that are committed, where a way says so."""
@@ -212,6 +212,7 @@ def train(config: Config, name: str, way: Way | None, corpus: text.Text, key: ja
     return Trained(parts.encoder, generator, params["enc"], gen, fitted.history, result, split, alone)
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train in every way, evaluate, report; returns the numbers of the table.
 
@@ -221,6 +222,7 @@ def main(config: Config) -> dict[str, Any]:
     unknown = sorted(set(config.ways) - set(WAYS))
     if unknown:
         raise ValueError(f"no such way: {unknown}; there are {list(WAYS)}")
+    config = checked(config)
     corpus = text.load(
         config.data, unit=config.unit, min_count=config.min_count, max_length=config.max_length, too_long="drop"
     )

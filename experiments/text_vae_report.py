@@ -112,11 +112,11 @@ def diagnostics(results: Results, tokens: np.ndarray) -> page.TextTable:
     rows = []
     for name, one in results.items():
         shown, split = one.evaluation, one.split
-        row = [name, f"{-shown.elbo.mean():.2f}", _in_words(mean(one.nats))]
-        row.append(_in_words(text.perplexity(one.nats, tokens)))
+        row = [name, f"{-shown.elbo.mean():.2f}", str(mean(one.nats))]
+        row.append(str(text.perplexity(one.nats, tokens)))
         if split is not None:
             row += [
-                _in_words(mean(shown.rate)),
+                str(mean(shown.rate)),
                 f"{split.mutual_information.value:.2f}",
                 f"{split.marginal_kl.value:.2f}",
                 str(active_units(shown)),
@@ -125,10 +125,6 @@ def diagnostics(results: Results, tokens: np.ndarray) -> page.TextTable:
             ]
         rows.append([*row, *[""] * (len(columns) - len(row))])
     return page.TextTable(columns, rows)
-
-
-def _in_words(value: Any) -> str:
-    return " ± ".join(page.number_text(*value))
 
 
 class Speaker(NamedTuple):
@@ -165,7 +161,7 @@ def sections(results: Results, corpus: text.Text, latent_size: int, key: Array) 
         page.Section(
             "What a sentence costs, and what z carries",
             "Nats per test sentence. -ln P(y) is exact for the language model and bounded by importance sampling for "
-            "the others. A rate of 0 is posterior collapse: then the VAE is the language model. The rate is I(y; z) "
+            "the others. A rate of 0 is posterior collapse: then the VAE is a language model. The rate is I(y; z) "
             "and the KL of the aggregate to the prior; the gap is the distortion less what the "
             "language model pays; at z = 0 the decoder is a language model by itself.",
             table=diagnostics(results, np.asarray(text.lengths(corpus.test))),
@@ -179,15 +175,15 @@ def sections(results: Results, corpus: text.Text, latent_size: int, key: Array) 
         name: speaker(results[name], corpus.vocabulary, k_words)
         for name in dict.fromkeys([next(iter(latent(results))), best])
     }
-    few = corpus.test[np.asarray(text.lengths(corpus.test)) > 4][:16]
-    zs = np.asarray(jax.random.normal(k_z, (10, latent_size)))
+    few = corpus.test[np.asarray(text.lengths(corpus.test)) > 4][:6]
+    zs = np.asarray(jax.random.normal(k_z, (5, latent_size)))
     language = drawn(results[LANGUAGE_MODEL], corpus.vocabulary, k_language, len(zs))
     return [
         *shown,
         curves(results),
         reconstructions(speakers, few, corpus.vocabulary),
         samples(speakers, zs, language),
-        between(best, speakers[best], few[:8]),
+        between(best, speakers[best], few[:4]),
     ]
 
 
@@ -213,7 +209,7 @@ def samples(speakers: dict[str, Speaker], zs: np.ndarray, language: list[str]) -
     columns = [f"{LANGUAGE_MODEL}: drawn", *said]
     return page.Section(
         "Samples",
-        "Ten z from the prior and the likeliest words at each: one and the same sentence where z carries nothing. "
+        "Five z from the prior and the likeliest words at each: one and the same sentence where z carries nothing. "
         "Beside them sentences drawn from the language model.",
         table=page.TextTable(columns, list(zip(language, *said.values(), strict=True))),
     )

@@ -21,7 +21,7 @@ import dataclasses
 import functools
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import jax
 import jax.numpy as jnp
@@ -32,7 +32,7 @@ from jax import Array
 import vae_jax
 from experiments import two_steps_report
 from experiments.shared import publish
-from experiments.shared.config import CosineAdam
+from experiments.shared.config import CosineAdam, Range, at_least, checked
 from experiments.two_steps_report import Result, Shown, rates_by_time
 from vae_jax import Fitted, core, diffusion, evaluate, nets
 from vae_jax.core import objectives
@@ -51,13 +51,13 @@ class Config(CosineAdam):
 
     components: int = 8
     """Gaussians on the ring."""
-    std: float = 0.15
+    std: Annotated[float, Range("above 0 and below 1", lambda x: 0 < x < 1)] = 0.15
     """Standard deviation of each; the ring is as wide as gives the data unit variance."""
     train: int = 50_000
     """Points to train on."""
-    test: int = 4_000
+    test: Annotated[int, at_least(2)] = 4_000
     """Points to evaluate on."""
-    noise: tuple[float, ...] = (-1.5, 2.0)
+    noise: Annotated[tuple[float, ...], Range("of either sign", lambda x: True)] = (-1.5, 2.0)
     """gamma = -ln SNR after each step of the chain with fixed encoders: as many steps as numbers."""
     hidden: tuple[int, ...] = (64, 64)
     """Hidden layers of encoders and generators."""
@@ -179,8 +179,9 @@ def of_chain(
     encoded = encode(jax.random.split(k_up, len(seen)), jnp.asarray(seen))
     drawn = draw(jax.random.split(k_down, len(seen)))
     assert result.log_likelihood is not None
-    by = f"importance-weighted, k = {config.k}, at most ln p"
-    return Result(result, result.log_likelihood, by, np.asarray(drawn[0]), fitted.history), np.stack([encoded, drawn])
+    by = f"importance-weighted, k = {config.k}"
+    found = Result(result, result.log_likelihood, by, True, np.asarray(drawn[0]), fitted.history)
+    return found, np.stack([encoded, drawn])
 
 
 def of_diffusion(
@@ -199,7 +200,7 @@ def of_diffusion(
     draw = jax.jit(jax.vmap(functools.partial(model.sample, fitted.params)))
     draws = np.asarray(draw(jax.random.split(k_draw, min(20_000, len(ys)))))
     log_p = flow_log_p(d, fitted.params, test)
-    return Result(result, log_p, "exact, by the flow's ODE", draws, fitted.history), d, fitted.params
+    return Result(result, log_p, "exact, by the flow's ODE", False, draws, fitted.history), d, fitted.params
 
 
 def flow_log_p(d: diffusion.Denoiser, params: Any, ys: np.ndarray) -> np.ndarray:
@@ -209,13 +210,14 @@ def flow_log_p(d: diffusion.Denoiser, params: Any, ys: np.ndarray) -> np.ndarray
 
 
 def densities(config: Config, log_p: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
-    """(2, pixels, pixels): the true density, and that of `log_p`, north up."""
-    axis = ((np.arange(config.pixels) + 0.5) / config.pixels * 4.4 - 2.2).astype(np.float32)
-    grid = np.stack(np.meshgrid(axis, axis[::-1]), axis=-1).reshape(-1, 2)
+    """(2, pixels, pixels): the true density, and that of `log_p`, within `REACH`, row by row upwards."""
+    axis = (((np.arange(config.pixels) + 0.5) / config.pixels * 2 - 1) * two_steps_report.REACH).astype(np.float32)
+    grid = np.stack(np.meshgrid(axis, axis), axis=-1).reshape(-1, 2)
     both = np.stack([true_log_p(config, grid), log_p(grid)])
     return np.exp(both).reshape(2, config.pixels, config.pixels)
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train all four, evaluate, report; returns the numbers of the table.
 
@@ -226,6 +228,7 @@ def main(config: Config) -> dict[str, Any]:
         raise ValueError(f"want components >= 1 and 0 < std < 1; got {config.components} and {config.std}")
     if not config.noise or np.any(np.diff(config.noise) <= 0):
         raise ValueError(f"noise wants -ln SNR after each step, rising, at least one; got {config.noise}")
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, train=1000, test=64, hidden=(16,), denoiser_hidden=(16,), epochs=1)
         config = dataclasses.replace(config, batch_size=100, k=8, times=8, steps=10, pixels=12)

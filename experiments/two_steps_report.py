@@ -8,10 +8,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments.shared.results import by_epoch
+from experiments.shared.results import by_epoch, counted
 from vae_jax import Evaluation, diffusion
 from vae_jax.evaluation import Mean, mean
 from vae_jax.report import page, pictures
+
+SUBSCRIPTS = str.maketrans("0123456789", "₀₁₂₃₄₅₆₇₈₉")
+REACH = 2.2  # half the width of the square in which the data lie
 
 
 class Result(NamedTuple):
@@ -21,6 +24,7 @@ class Result(NamedTuple):
         evaluation: its bound.
         log_p: (n,) ln p(y), of the chains an importance-weighted bound.
         by: how ln p was found, in words.
+        bounded: whether it is a bound from below.
         draws: (n, 2)
         history: of its training.
     """
@@ -28,6 +32,7 @@ class Result(NamedTuple):
     evaluation: Evaluation
     log_p: np.ndarray
     by: str
+    bounded: bool
     draws: np.ndarray
     history: Sequence[dict[str, Any]]
 
@@ -51,21 +56,33 @@ class Shown(NamedTuple):
 
 
 def table(results: dict[str, Result], exact: Evaluation, entropy: Mean, log_p: np.ndarray) -> list[page.Row]:
-    """Entropy, and each model's bound and ln p beside it."""
+    """Entropy, and what each model's bound and ln p lose against the truth."""
     n = len(log_p)
+    lost = "nats; -ELBO less the true -ln p, point by point"
     rows = [
         page.Row("entropy of the data", *entropy, "nats; the mean of -ln p over 1,000,000 draws"),
-        page.Row("-ln p of the test points", *mean(-log_p), f"nats, {n} points; what the best model has"),
-        page.Row("exact denoiser: bound - H", *mean(log_p - exact.elbo), "nats; point by point; only ends cost"),
+        page.Row("-ln p of the test points", *mean(-log_p), f"nats, {n} points; their true density"),
+        page.Row("exact denoiser: bound - H", *mean(log_p - exact.elbo), f"{lost}; the ends of the chain cost this"),
     ]
     for name, result in results.items():
+        most = "at most; " if result.bounded else ""
         rows += [
-            page.Row(f"{name}: bound", *mean(-result.evaluation.elbo), "nats; -ELBO; lower is better"),
-            page.Row(f"{name}: bound - H", *mean(log_p - result.evaluation.elbo), "nats; the same, point by point"),
-            page.Row(f"{name}: -ln p", *mean(-result.log_p), f"nats; {result.by}"),
-            page.Row(f"{name}: KL", *mean(log_p - result.log_p), "nats; KL(data || model): -ln p point by point"),
+            page.Row(f"{name}: bound - H", *mean(log_p - result.evaluation.elbo), lost),
+            page.Row(f"{name}: KL", *mean(log_p - result.log_p), f"nats, KL(data || model); {most}ln p is {result.by}"),
         ]
     return rows
+
+
+def bounds(results: dict[str, Result]) -> page.TextTable:
+    """-ELBO and -ln p of each model, and what its steps cost, the one next to y first."""
+    rows = []
+    for name, result in results.items():
+        elbo, log_p = (str(mean(-x)) for x in (result.evaluation.elbo, result.log_p))
+        rates = result.evaluation.level_rate
+        assert rates is not None
+        costs = ", ".join(f"{rate:.3f}" for rate in rates), f"{mean(result.evaluation.distortion).value:.3f}"
+        rows.append([name, elbo, f"≤ {log_p}" if result.bounded else log_p, *costs])
+    return page.TextTable(["model", "−ELBO", "−ln p", "rates, z₁ first", "distortion"], rows)
 
 
 def rates_by_time(d: diffusion.Denoiser, params: Any, key: Array, ys: np.ndarray, times: int) -> np.ndarray:
@@ -79,81 +96,78 @@ def rates_by_time(d: diffusion.Denoiser, params: Any, key: Array, ys: np.ndarray
 
 
 def walk(d: diffusion.Denoiser, params: Any, key: Array, ys: np.ndarray, steps: int) -> list[list[np.ndarray]]:
-    """(z_t of the data, z_t of the ancestral sampler) at t = 0, 0.2, ..., 1."""
+    """(z_t of the data, z_t of the ancestral sampler) at t = 0, 1/2 and 1, or near them."""
     k_noise, k_walk = jax.random.split(key)
     eps = np.asarray(jax.random.normal(k_noise, ys.shape))
     sampler = diffusion.ancestral(steps)
     one = jax.jit(jax.vmap(lambda key: diffusion.trajectory(d, params, key, sampler=sampler).zs))
     zs = np.asarray(one(jax.random.split(k_walk, len(ys))))[:, ::-1]
     pairs = []
-    for i in np.linspace(0, steps, 6).round().astype(int):
+    for i in np.linspace(0, steps, 3).round().astype(int):
         level = d.level(params["enc"], jnp.float32(i / steps))
         pairs.append([np.asarray(level.alpha) * ys + np.asarray(level.sigma) * eps, zs[:, i]])
     return pairs
 
 
-def tiles(columns: Sequence[Sequence[np.ndarray]], pixels: int) -> bytes:
-    """Histograms of points (n, 2) as a PNG, a column for each list, in which range and scale are the same."""
-    made = []
-    for column in columns:
-        reach = 1.15 * np.quantile(np.abs(np.concatenate(column)), 0.998)
-        edges = np.linspace(-reach, reach, pixels + 1)
-        made.append(as_images([np.histogramdd(zs, (edges, edges), density=True)[0].T[::-1] for zs in column]))
-    rows = np.stack(made, axis=1).reshape(-1, pixels, pixels, 1)
-    return pictures.png(pictures.grid(rows, len(columns), 3), 3)
+def reach_of(points: np.ndarray) -> float:
+    """Half the width of a square with nearly all of them."""
+    return float(1.15 * np.quantile(np.abs(points), 0.998))
 
 
-def as_images(densities: Any) -> np.ndarray:
-    """The root of the densities, which shows the tails, on one scale: (n, pixels, pixels, 1) in [0, 1]."""
-    return np.sqrt(np.stack(densities) / np.max(densities))[..., None]
-
-
-def rate_table(results: dict[str, Result]) -> page.TextTable:
-    """The rate of each step, the one next to y first."""
-    rows = []
-    for name, result in results.items():
-        rates, distortion = result.evaluation.level_rate, mean(result.evaluation.distortion).value
-        assert rates is not None
-        rows.append([name, ", ".join(f"{rate:.3f}" for rate in rates), f"{distortion:.3f}"])
-    return page.TextTable(["model", "rates in nats, z₁ first (of the diffusion: steps, end)", "distortion"], rows)
+def marginals(zs: np.ndarray, pixels: int, name: str) -> page.Picture:
+    """(2, T + 1, n, 2): the data and their latents, then draws and the latents they come from, a row for each."""
+    levels = ["y", *(f"z{i}".translate(SUBSCRIPTS) for i in range(1, len(zs[0])))]
+    known = [f"{level} {what}" for what in ("of data", "of the model") for level in levels]
+    reaches = [reach_of(points) for points in zs[0]]
+    flat = [counted(points, pixels, reach) for way in zs for points, reach in zip(way, reaches, strict=True)]
+    panels = dict(zip(known, flat, strict=True))
+    drawn = pictures.planes(panels, min(3, len(zs[0])), x="first axis", y="second axis")
+    return page.Picture(drawn, f"marginals of {name}", name)
 
 
 def sections(results: dict[str, Result], shown: Shown, pixels: int) -> list[page.Section]:
-    """Samples, the marginal of each step, the diffusion's way, its density, and what each step costs."""
+    """What was lost, samples, the marginal of each step, the diffusion's way, its density, and what each step costs."""
     climbs = {name: by_epoch(r.history[len(r.history) // 10 :], "elbo", -1) for name, r in results.items()}
-    samples = tiles([[points] for points in (shown.data, *(result.draws for result in results.values()))], pixels)
-    densities = pictures.png(pictures.grid(as_images(shown.densities), 2, 3), 4)
+    samples = {"data": shown.data} | {name: result.draws for name, result in results.items()}
+    walks = {
+        f"{what}, t = {i / (len(shown.walk) - 1):g}": counted(pair[j], pixels, reach_of(pair[j]))
+        for j, what in enumerate(("data", "sampler"))
+        for i, pair in enumerate(shown.walk)
+    }
+    densities = {name: (density, REACH) for name, density in zip(("data", "diffusion"), shown.densities, strict=True)}
     return [
         page.Section(
+            "Bounds",
+            "Nats per test point: -ELBO of each model, its -ln p (≤: a bound from above), and what its bound is made "
+            "of: the rate of each step (of the diffusion: all steps, then the end) and the distortion.",
+            table=bounds(results),
+        ),
+        page.Section(
             "Samples",
-            f"The root of the density. From left to right: data, {', '.join(results)}.",
-            [page.Picture(samples, "samples")],
+            "Data, and draws of each model: the root of the density, on one scale.",
+            [page.Picture(pictures.planes({n: counted(zs, pixels, REACH) for n, zs in samples.items()}), "samples")],
         ),
         page.Section(
             "Marginals",
-            "Above, the data and what the encoders make of them; below, draws of the model and the latents that they "
-            "come from: each step's prior has to learn the marginal above it. From left to right y, z₁, and so on.",
-            [
-                page.Picture(tiles(list(zip(*zs, strict=True)), pixels), f"marginals of {name}", name)
-                for name, zs in shown.marginals.items()
-            ],
+            "First the data and what the encoders make of them; then draws of the model and the latents that they come "
+            "from. Each step's prior has to learn the marginal of the data's latents.",
+            [marginals(zs, pixels, name) for name, zs in shown.marginals.items()],
         ),
         page.Section(
             "Diffusion",
-            "The same for the diffusion at t = 0, 0.2, ..., 1: above, data with noise; below, the ancestral sampler.",
-            [page.Picture(tiles(shown.walk, pixels), "z_t of data and sampler")],
+            "The same for the diffusion at three times: first data with noise, then the ancestral sampler.",
+            [page.Picture(pictures.planes(walks, x="first axis", y="second axis"), "z_t of data and sampler")],
         ),
         page.Section(
             "Density",
-            "Left the data's density, right the diffusion's, by the flow's ODE at each pixel.",
-            [page.Picture(densities, "true density and the flow's")],
+            "The density of the data, and the diffusion's by the flow's ODE in each small square.",
+            [page.Picture(pictures.planes(densities), "true density and the flow's")],
         ),
         page.Section(
             "Rates",
-            "What each step costs. For the diffusion, the rate in each of the equal parts of t, beside that of the "
+            f"The diffusion's rate in each of {len(shown.rates['trained'][0])} equal parts of t, beside that of the "
             "exact denoiser.",
-            [page.Picture(pictures.curves(shown.rates, x="t", y="nats per part"), "rate by time")],
-            rate_table(results),
+            [page.Picture(pictures.curves(shown.rates, x="t", y="rate of a part of t, nats"), "rate by time")],
         ),
         page.Section(
             "Training",

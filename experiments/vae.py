@@ -9,7 +9,7 @@ The three distributions of the lecture are three lines of `build`; all else is d
 
 import dataclasses
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -18,7 +18,7 @@ import optax
 import vae_jax
 from experiments import vae_report
 from experiments.shared import publish
-from experiments.shared.config import Adam, ImageVAE, Resumable
+from experiments.shared.config import SHARE, Adam, ImageVAE, Resumable, at_least, checked, fitting
 from experiments.shared.image_report import Pictured
 from experiments.shared.images import Split, load_splits, networks, pixels
 from experiments.shared.training import warm_cosine
@@ -61,13 +61,13 @@ class Config(ImageVAE, Adam, Resumable):
     """Estimator of the loss: one sample, closed-form KL, or sticking the landing."""
     objective: Literal["elbo", "free-bits", "importance-weighted"] = "elbo"
     """What is minimised. The bound that is reported is the ELBO whatever is minimised."""
-    beta: float = 1.0
+    beta: Annotated[float, at_least(0)] = 1.0
     """Weight of the rate in the objective (elbo, free-bits)."""
     beta_schedule: Literal["constant", "linear", "sigmoid", "cyclical"] = "constant"
     """How the weight reaches beta."""
     beta_epochs: int = 10
     """Epochs that the rise to beta takes (one cycle, for cyclical)."""
-    free_bits: float = 0.1
+    free_bits: Annotated[float, at_least(0)] = 0.1
     """Floor of free-bits in nats."""
     free_bits_definition: Literal["batch-mean-per-unit", "per-unit", "per-example"] = "batch-mean-per-unit"
     """Which definition of free bits."""
@@ -81,13 +81,13 @@ class Config(ImageVAE, Adam, Resumable):
     """Learning rate over the run; cosine warms up during the first twentieth, and falls to 0."""
     clip_norm: float | None = None
     """Bound on the global norm of the gradient."""
-    ema_decay: float | None = None
+    ema_decay: Annotated[float | None, SHARE] = None
     """Keep an exponential moving average of the parameters with this decay, and evaluate that."""
     micro_batches: int = 1
     """Accumulate the gradient over this many slices of the batch."""
     patience: int | None = None
     """Stop after so many epochs without a better validation ELBO."""
-    k: int = 500
+    k: Annotated[int, at_least(0)] = 500
     """Importance samples for the test log-likelihood; 0 leaves it out."""
     out: str = "runs/vae"
 
@@ -176,8 +176,10 @@ def run_config(config: Config) -> dict[str, Any]:
     return publish.fields(config, left_out)
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, report; returns the numbers of the table."""
+    config = checked(config)
     if config.smoke:
         config = dataclasses.replace(config, epochs=min(config.epochs, 2), k=min(config.k, 10))
     train, valid, test, source = load_splits(
@@ -188,6 +190,7 @@ def main(config: Config) -> dict[str, Any]:
         download=config.download,
         size=config.size,
     )
+    config = fitting(config, len(train.ys))
     model, pictured = build(config, train)
     steps_per_epoch = max(1, len(train.ys) // config.batch_size)
     key = jax.random.key(config.seed)
@@ -204,7 +207,7 @@ def main(config: Config) -> dict[str, Any]:
         patience=config.patience,
         directory=config.out,
         config=run_config(config),
-        resume=config.resume,
+        resume=config.resume or config.smoke,
         objective=build_objective(config, steps_per_epoch),
         parts=config.train_parts,
         clip_norm=config.clip_norm,

@@ -7,7 +7,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.shared.image_report import Pictured, draw_samples, enlarged, learning_curve, show
+from experiments.shared.image_report import Pictured, draw_samples, enlarged, learning_curve, of_classes, picture, show
 from experiments.shared.images import Split
 from experiments.shared.results import over_batch
 from vae_jax import Evaluation, Fitted, core
@@ -59,26 +59,23 @@ def sections(
     overview = draw_overview(pictured, fitted.params, k_overview, test)
     (directory / "overview.png").write_bytes(enlarged(overview, height))
 
-    def picture(image: np.ndarray, alt: str) -> list[page.Picture]:
-        return [page.Picture(enlarged(image, height), alt)]
-
     return [
         learning_curve(fitted),
         page.Section(
             "Samples",
             "z from the prior, then the generator's mean" + ("." if test.cs is None else ", a column for each class."),
-            picture(pictures.grid(samples, columns), "samples from the model"),
+            [picture(samples, columns, "samples from the model", above=of_classes(label_names, test.cs))],
         ),
         page.Section(
             "Reconstructions",
             "Test images, and beside each the generator's mean for one z drawn from the encoder.",
-            picture(pictures.pairs(*pairs), "originals and reconstructions"),
+            [page.Picture(enlarged(pictures.pairs(*pairs), height), "originals and reconstructions")],
         ),
         page.Section(
             "Interpolations",
             "In each row the first and the last picture are the generator's means for the codes of two test images; "
             "between them, the straight line from one code to the other.",
-            picture(pictures.grid(lines, 10), "interpolations"),
+            [picture(lines, 10, "interpolations")],
         ),
         latent_map(pictured, fitted.params, k_map, test, label_names),
         *unit_rates(result),
@@ -89,7 +86,7 @@ def unit_rates(result: Evaluation) -> list[page.Section]:
     """The rate of each unit of z, largest first, where the model has one."""
     if result.unit_rate is None:
         return []
-    drawn = pictures.bars(np.sort(result.unit_rate)[::-1], y="nats")
+    drawn = pictures.bars(np.sort(result.unit_rate)[::-1], y="rate, nats per image")
     return [
         page.Section(
             "Rate per unit",
@@ -104,16 +101,17 @@ def latent_map(
 ) -> page.Section:
     """The test images' codes in the plane: z itself where it has two dimensions, else its two principal axes."""
     codes = encode(pictured, params, key, test).reshape(len(test.ys), -1)
-    x, y = "z₁", "z₂"
+    x, y, plane = "z₁", "z₂", ""
     if codes.shape[1] == 1:
         codes, y = np.concatenate([codes, np.zeros_like(codes)], axis=1), ""
     if codes.shape[1] > 2:
         centred = codes - codes.mean(axis=0)
         codes = centred @ np.linalg.svd(centred, full_matrices=False)[2][:2].T
         x, y = "first principal axis", "second principal axis"
+        plane = ", in the two directions in which the codes vary most"
     labels = None if test.labels is None else test.labels[:2000]
     drawn = pictures.scatter(codes[:2000], labels, label_names, x=x, y=y)
-    caption = "The encoder's mean for each test image, in the two directions in which the codes vary most."
+    caption = f"The encoder's mean for {len(codes[:2000])} test images{plane}."
     return page.Section("Latent map", caption, [page.Picture(drawn, "map of the latent space")])
 
 

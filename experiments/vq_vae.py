@@ -10,7 +10,7 @@ autoregressive prior on the stored codes. The bound of the whole is counted in b
 """
 
 import dataclasses
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import flax.linen as nn
 import jax
@@ -19,7 +19,7 @@ import numpy as np
 
 import vae_jax
 from experiments.shared import publish
-from experiments.shared.config import Images
+from experiments.shared.config import Images, at_least, checked
 from experiments.shared.image_report import picture
 from experiments.shared.images import load_splits
 from experiments.shared.results import by_epoch, over_batch
@@ -38,7 +38,7 @@ from vae_jax.vq import code_perplexity, codebook, encode, uniform_codes, usage, 
 class Config(Images):
     """Train a VQ-VAE and a prior of its codes, and report what both are worth."""
 
-    codes: int = 512
+    codes: Annotated[int, at_least(2)] = 512
     """Vectors in the codebook, K."""
     dimensions: int = 16
     """Numbers of a vector, D."""
@@ -169,19 +169,21 @@ def sections(
     stages: tuple[Fitted, Fitted],
 ) -> list[page.Section]:
     """Reconstructions with their codes, usage, samples from both priors, learning curves."""
-    n, side = len(shown), originals.shape[1]
+    wide, side = min(10, len(shown)), originals.shape[1]
+    n = len(shown) // wide * wide
     palette = colours(np.asarray(params["codes"]["codes"]))
     maps = palette[codes[:n]].repeat(-(-side // codes.shape[1]), axis=1).repeat(-(-side // codes.shape[2]), axis=2)
     maps = maps[:, :side, : originals.shape[2]]
-    three = [np.broadcast_to(x, (*x.shape[:3], 3)) for x in (originals / np.float32(255), maps, shown)]
-    rows = np.concatenate([part[i : i + 10] for i in range(0, n, 10) for part in three])
+    three = [np.broadcast_to(x, (*x.shape[:3], 3)) for x in (originals[:n] / np.float32(255), maps, shown[:n])]
+    rows = np.concatenate([part[i : i + wide] for i in range(0, n, wide) for part in three])
+    names = ["image", "codes", "mean"] * (n // wide)
     how_often = np.sort(usage(codes, len(palette)))[::-1]
     return [
         page.Section(
             "Reconstructions",
             "Test images, below each its codes and what the generator makes of them. A code's colour tells where its "
             "vector lies along the three principal axes of the codebook.",
-            [picture(rows, 10, "originals, codes and reconstructions")],
+            [picture(rows, wide, "originals, codes and reconstructions", beside=names)],
         ),
         page.Section(
             "Samples",
@@ -214,14 +216,25 @@ def learning(stage: Fitted) -> dict[str, tuple[np.ndarray, np.ndarray]]:
     return {"training": by_epoch(stage.history, "elbo", -1), "validation": by_epoch(stage.history, "valid_elbo", -1)}
 
 
+@publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train both stages, evaluate with both priors, report; returns the numbers of the table.
 
     Raises:
         ValueError: options that do not fit the data.
     """
+    config = checked(config)
     if config.smoke:
-        config = dataclasses.replace(config, epochs=2, prior_epochs=2, codes=32, channels=(8, 8), width=16, depth=1)
+        small: dict[str, Any] = {
+            "epochs": 4,
+            "prior_epochs": 2,
+            "codes": 32,
+            "channels": (8, 8),
+            "width": 16,
+            "depth": 1,
+            "learning_rate": 1e-2,  # in some 130 steps the pictures come to show something
+        }
+        config = dataclasses.replace(config, **small)
     train, valid, test, source = load_splits(config.data, smoke=config.smoke)
     prepare = preprocess.dequantisation()
     k_first, k_codes, k_prior, k_evaluate, k_pictures = jax.random.split(jax.random.key(config.seed), 5)
@@ -230,7 +243,7 @@ def main(config: Config) -> dict[str, Any]:
     uniform, prior = uniform_codes(config.codes, grid), prior_of(config, grid)
 
     def how(epochs: int) -> Training:
-        return Training(epochs, 128, config.learning_rate)
+        return Training(epochs, min(16 if config.smoke else 128, len(train.ys)), config.learning_rate)
 
     first = model_of(uniform, generator)
     stage_one = how(config.epochs).fit(first, train.ys, k_first, validation=(valid.ys, None), preprocess=prepare)

@@ -40,7 +40,7 @@ from vae_jax import (
     vae,
 )
 from vae_jax.core import Estimator, as_network, join, lift, share
-from vae_jax.core.distributions import GumbelSoftmax, bounded_log_std
+from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint, bounded_log_std
 from vae_jax.diffusion import (
     Denoiser,
     ancestral,
@@ -83,7 +83,7 @@ compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimizatio
 class Grid(NamedTuple):
     """Points (m, *shape) and the log volume that each stands for: a sum over them is an integral; 0 for discrete x."""
 
-    points: np.ndarray
+    points: Any
     log_volume: float
 
 
@@ -173,8 +173,6 @@ LABELS = np.eye(2, dtype=np.float32)[integers(2)]
 # Latents: all their values.
 FINE = grid(2, reach=6.0, step=0.25)
 PATHS = Grid(FINE.points[..., None], FINE.log_volume)
-_middles = (np.arange(400) + 0.5) / 400
-SEGMENT = Grid(np.stack([_middles, 1 - _middles], axis=1), -math.log(400))  # the simplex of two classes
 LINE, PLANE, THREE, PAIRS, TWO_BITS = grid(1), grid(2), Grid(np.arange(3), 0.0), words(3, 2), words(2, 2)
 
 
@@ -193,7 +191,7 @@ def latent(
         def joint(z):
             return pri_density(pri_params, z, c) + gen_density(params["gen"], y, join(z, c))
 
-        return logsumexp(jax.vmap(joint)(jnp.asarray(zs.points))) + zs.log_volume
+        return logsumexp(jax.vmap(joint)(jax.tree.map(jnp.asarray, zs.points))) + zs.log_volume
 
     return System(
         share(model, "enc", "pri/enc") if tied else model,
@@ -299,6 +297,20 @@ def uniform(shape: tuple[int, ...], make: Callable[[Any], dist.Distribution]) ->
     return Conditional(lambda key, c=None: {}, lambda params, c=None: make(jnp.zeros(shape)))
 
 
+def relaxed_at(temperature: float) -> System:
+    """Two relaxed classes, and their density by summing over the logit of z, with dz / prod z as its volume."""
+    step = 0.02
+    logits = np.arange(-25, 25 + step / 2, step) / temperature
+    segment = SimplexPoint(-np.logaddexp(0, np.stack([-logits, logits], axis=1)))
+    return latent(
+        gumbel_softmax(affine(2), temperature),
+        uniform((2,), lambda logits: GumbelSoftmax(logits, temperature)),
+        bernoulli(affine(3, scale=1.0)),
+        BITS,
+        Grid(segment, math.log(step / temperature)),
+    )
+
+
 UNIFORM_CLASS = uniform((3,), dist.CategoricalLogits)
 UNIFORM_PAIR = uniform((2, 3), lambda logits: dist.CategoricalLogits(logits).to_event(1))
 UNIFORM_BITS = uniform((2,), lambda logits: dist.Bernoulli(logits=logits).to_event(1))
@@ -331,13 +343,9 @@ SYSTEMS: dict[str, System] = {
     "score function, classes": latent(
         *DISCRETE, estimator=score_function(baseline=2.0), on_average=("enc",), same_as="enumerated classes"
     ),
-    "relaxed classes": latent(
-        gumbel_softmax(affine(2), 1.0),
-        uniform((2,), lambda logits: GumbelSoftmax(logits, 1.0)),
-        bernoulli(affine(3, scale=1.0)),
-        BITS,
-        SEGMENT,
-    ),
+    "relaxed classes": relaxed_at(1.0),
+    "relaxed classes, temperature 0.1": relaxed_at(0.1),
+    "relaxed classes, temperature 0.01": relaxed_at(0.01),
     "enumerated pair of classes": latent(
         categorical(affine(2, 3)), UNIFORM_PAIR, categorical(affine(2, 3)), CLASSES, PAIRS, estimator=enumerated
     ),
@@ -533,6 +541,18 @@ REPRESENTATIVE = (
     "text VAE",
     "PixelCNN as prior of codes",
     "convolutional",
+)
+
+# The same for laws that train: one more program each, the step.
+TRAINED = (
+    "sampled",
+    "score function, classes",
+    "mixture of Gaussians, as a VAE",
+    "hidden Markov model",
+    "diffusion, learned schedule",
+    "VQ-VAE",
+    "adversarial term",
+    "text VAE",
 )
 
 # The same for laws that compile for several devices, or write to the disk.

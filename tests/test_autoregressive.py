@@ -9,7 +9,7 @@ import numpy as np
 import numpyro.distributions as dist
 import pytest
 from flax import linen as nn
-from scipy.special import log_softmax
+from scipy.special import log_softmax, softmax
 from scipy.stats import chi2
 
 from vae_jax import bernoulli, gaussian, standard_normal, vae
@@ -102,7 +102,7 @@ def test_each_position_is_a_softmax_of_the_network():
     net, ys = LSTM(4, 3, 5), np.array([[2, 3, 1, 0, 0], [1, 1, 2, 3, 3], [0, 0, 0, 0, 0]], np.int32)
     conditional = autoregressive(net, 5, 4, end=0)
     params = some_params(conditional)
-    logits = np.asarray(net.apply(params, ys), np.float64)
+    logits = np.asarray(jax.jit(net.apply)(params, ys), np.float64)
     want = np.take_along_axis(log_softmax(logits, axis=-1), ys[..., None], axis=-1)[..., 0]
     want[0, 4] = want[2, 1:] = 0
     types = (ys, ys.astype(np.float32), ys.astype(np.uint8), ys.astype(jnp.bfloat16))
@@ -137,10 +137,12 @@ def test_padding_changes_no_number():
 def test_networks_in_16_bits_have_log_probabilities_of_32():
     conditional = autoregressive(LSTM(4, 3, 5, dtype=jnp.bfloat16), 5, 4, end=0)
     params = some_params(conditional)
-    assert conditional.dist(params).log_prob(np.array([2, 3, 1, 0, 0])).dtype == jnp.float32
+    log_p = jax.eval_shape(lambda p: conditional.dist(p).log_prob(np.array([2, 3, 1, 0, 0])), params)
+    assert log_p.dtype == jnp.float32
 
     rough = autoregressive((lambda key, y: {}, lambda params, y: jnp.zeros((*y.shape, 4), jnp.bfloat16)), 5, 4)
-    np.testing.assert_allclose(rough.dist({}).log_prob(np.zeros(5)), -5 * np.log(4), rtol=1e-6)
+    log_p = jax.jit(lambda: rough.dist({}).log_prob(np.zeros(5)))()
+    np.testing.assert_allclose(log_p, -5 * np.log(4), rtol=1e-6)
 
 
 def test_extreme_logits_are_finite():
@@ -150,10 +152,11 @@ def test_extreme_logits_are_finite():
         net = (lambda key, y: {}, lambda params, y: jnp.broadcast_to(logits[None], (2, 3)))
         return -autoregressive(net, 2, 3).dist({}).log_prob(np.array([0, 1]))
 
-    value, gradient = jax.value_and_grad(nats)(jnp.array([1e4, 0.0, -1e4]))
+    graded = jax.jit(jax.value_and_grad(nats))
+    value, gradient = graded(jnp.array([1e4, 0.0, -1e4]))
     np.testing.assert_allclose(value, 1e4)
     np.testing.assert_allclose(gradient, [1, -1, 0], atol=1e-6)
-    value, gradient = jax.value_and_grad(nats)(jnp.array([1.0, 2.0, -jnp.inf]))
+    value, gradient = graded(jnp.array([1.0, 2.0, -jnp.inf]))
     np.testing.assert_allclose(value, 2 * np.log(np.exp(1) + np.exp(2)) - 3, rtol=1e-6)
     assert np.all(np.isfinite(gradient))
 
@@ -267,12 +270,34 @@ def test_adjusted_logits_give_the_distribution_worked_out_by_hand(adjust, wanted
     assert np.all(np.abs(shares - wanted) <= 4 * np.sqrt(wanted * (1 - wanted) / 2_000) + 1e-9)
 
 
+def test_top_p_keeps_what_float64_keeps():
+    """Of 50,000 values, also those that float32 cannot tell from 0, and with p next to 1."""
+    logits = np.random.default_rng(0).normal(size=50_000).astype(np.float32) * 3
+    logits[:10] -= 200
+    order = np.argsort(-logits, kind="stable")
+    tail = np.cumsum(softmax(np.float64(logits))[order][::-1])[::-1]
+    adjust = jax.jit(lambda logits, p: top_p(p)(logits), static_argnums=1)
+    for p in (1.0, 1 - 1e-6, 0.999, 0.3):
+        kept, wanted = np.sum(adjust(logits, p) > -np.inf), np.sum((tail > 1 - p) | (p == 1))
+        assert abs(kept - wanted) <= (0 if p == 1 else 2), p
+    np.testing.assert_array_equal(top_k(50_000)(logits), logits)
+
+
+def test_temperatures_at_the_edge_leave_numbers():
+    for t, wanted in ((1e-30, [0, 1, 0]), (1e30, [1 / 3] * 3)):
+        for logits in ([1e-3, 2e-3, -1e-3], [1e9, 2e9, -3e9]):
+            np.testing.assert_allclose(jax.nn.softmax(temperature(t)(jnp.array(logits))), wanted, atol=1e-6)
+    kept = temperature(1e-30)(top_k(1)(jnp.array([1.0, 3.0])))
+    np.testing.assert_array_equal(jax.nn.softmax(kept), [0, 1])
+
+
 def test_ties():
     """All that tie with the k-th stay, of the likeliest the first is taken."""
     flat = jnp.zeros(4)
     np.testing.assert_array_equal(top_k(2)(flat), flat)
     np.testing.assert_array_equal(jax.nn.softmax(greedy(flat)), [1, 0, 0, 0])
-    np.testing.assert_allclose(np.sort(jax.nn.softmax(top_p(0.4)(flat))), [0, 0, 0.5, 0.5])
+    np.testing.assert_allclose(jax.nn.softmax(top_p(0.4)(flat)), [0.5, 0.5, 0, 0])
+    np.testing.assert_allclose(jax.nn.softmax(top_p(0.6)(flat)), [1 / 3, 1 / 3, 1 / 3, 0], rtol=1e-6)
 
 
 def test_an_adjusted_model_has_the_density_of_the_conditional():
@@ -296,7 +321,9 @@ def test_an_adjusted_model_has_the_density_of_the_conditional():
         (lambda: temperature(0.0), "temperature wants a positive number, got 0.0; for the likeliest values use greedy"),
         (lambda: temperature(-1.0), "got -1.0"),
         (lambda: temperature(float("nan")), "got nan"),
+        (lambda: temperature(float("inf")), r"got inf; .* none beyond 1e\+30"),
         (lambda: top_k(0), "top_k keeps at least 1 value, got 0"),
+        (lambda: top_k(2.5), "got 2.5: want a whole number"),
         (lambda: top_p(0.0), r"top_p wants a probability in \(0, 1\], got 0.0"),
         (lambda: top_p(1.5), "got 1.5"),
     ],
@@ -323,8 +350,9 @@ def test_dropped_words_are_read_as_unknown_and_still_predicted():
     """At rate 1: the probability of the words from a network that reads nothing but unknown ones (value 3)."""
     conditional = autoregressive(Counting(4), 4, 4, end=0)
     params, y = some_params(conditional), np.array([2, 1, 2, 0])
-    got = in_training(conditional, word_dropout=1.0, unknown=3).terms(params, jax.random.key(0), y).nats
-    logits = np.asarray(Counting(4).apply(params, np.full((1, 4), 3)), np.float64)[0]
+    model = in_training(conditional, word_dropout=1.0, unknown=3)
+    got = jax.jit(lambda params: model.terms(params, jax.random.key(0), y).nats)(params)
+    logits = np.asarray(jax.jit(Counting(4).apply)(params, np.full((1, 4), 3)), np.float64)[0]
     np.testing.assert_allclose(got, -log_softmax(logits, axis=-1)[np.arange(4), y].sum(), rtol=1e-5)
 
 
@@ -395,7 +423,8 @@ def test_it_is_a_pytree():
     params, y = some_params(conditional, Z), np.array([1, 2, 0, 0])
     p = jax.jit(conditional.dist)(params, Z)
     assert isinstance(p, Autoregressive) and isinstance(p, dist.Distribution)
-    np.testing.assert_allclose(p.log_prob(y), conditional.dist(params, Z).log_prob(y), rtol=1e-5)
+    whole = jax.jit(lambda params: conditional.dist(params, Z).log_prob(y))(params)
+    np.testing.assert_allclose(jax.jit(lambda p: p.log_prob(y))(p), whole, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -403,6 +432,9 @@ def test_it_is_a_pytree():
     [
         (lambda: autoregressive(LSTM(3, 2, 3), 0, 3), r"positive sizes in shape and levels >= 2; got \(0,\) and 3"),
         (lambda: autoregressive(LSTM(3, 2, 3), (), 3), r"got \(\) and 3"),
+        (lambda: autoregressive(LSTM(3, 2, 3), 4.0, 3), r"positive sizes .*got \(4.0,\) and 3: whole numbers"),
+        (lambda: autoregressive(LSTM(3, 2, 3), 4, 2.5), "levels >= 2; got .* and 2.5"),
+        (lambda: autoregressive(LSTM(3, 2, 3), 4, 3, end=0.5), "or None; got 0.5"),
         (lambda: autoregressive(LSTM(1, 2, 3), 4, 1), "levels >= 2; got"),
         (lambda: autoregressive(LSTM(3, 2, 3), 4, 3, end=3), r"end is one of the values 0 .. 2, or None; got 3"),
         (lambda: in_training(autoregressive(LSTM(3, 2, 3), 4, 3), word_dropout=1.5), "does not see; got 1.5"),
@@ -416,15 +448,15 @@ def test_arguments_that_cannot_be(make, message):
 def test_networks_and_arrays_that_cannot_be():
     y, key = np.zeros(4, np.int32), jax.random.key(0)
     wrong = autoregressive(LSTM(3, 2, 3), 4, 5)
-    params = wrong.init(key)
+    params = jax.jit(wrong.init)(key)
     with pytest.raises(ValueError, match=r"logits of shape \(4, 5\).*got \(4, 3\)"):
-        wrong.dist(params).log_prob(y)
+        jax.eval_shape(lambda params: wrong.dist(params).log_prob(y), params)
     right = autoregressive(LSTM(3, 2, 3), 4, 3)
     with pytest.raises(ValueError, match=r"arrays of shape \(4,\); got one of \(2, 5\)"):
         right.dist(params).log_prob(np.zeros((2, 5)))
     with pytest.raises(ValueError, match=r"unknown is one of the values 0 .. 2; got 7"):
         in_training(right, unknown=7).terms(params, key, y)
     with pytest.raises(TypeError, match=r"made by autoregressive\(...\); got one of Independent"):
-        adjusted(bernoulli(MLP((), 4))).sample(bernoulli(MLP((), 4)).init(key, Z), key, Z)
+        adjusted(bernoulli(MLP((), 4))).sample(jax.jit(bernoulli(MLP((), 4)).init)(key, Z), key, Z)
     with pytest.raises(TypeError, match="flax linen module or a pair"):
         autoregressive(lambda y: y, 4, 3)

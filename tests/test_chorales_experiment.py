@@ -15,21 +15,16 @@ from experiments.phrases import HELD, LOWEST, REST
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-def music(path, pieces=12, rows=24, **changes):
-    """Scales in four voices, every note two rows long; each third piece is for validation, each third for testing."""
-    t = np.arange(pieces * rows)
-    pitch = np.stack([72 + t // 2 % 5, 65 + t // 2 % 3, 60 - t // 2 % 4, np.where(t % 8 < 4, 48, 0)], axis=1)
-    onset = np.repeat(t[:, None] % 2 == 0, 4, axis=1)
-    arrays = {"pitch": pitch, "onset": onset, "offsets": np.arange(pieces + 1) * rows}
-    arrays["split"] = np.array([("train", "valid", "test")[i % 3] for i in range(pieces)])
-    np.savez(path, **{**arrays, **changes})
+def music(path, **changes):
+    """Twelve pieces of 24 rows; each third one is for validation, each third for testing."""
+    np.savez(path, **{**phrases.scales(24), **changes})
     return str(path)
 
 
-def test_chorales(tmp_path):
-    config = chorales.Config(
-        data=music(tmp_path / "scales.npz"), ways=("autoregressive", "VAE, free bits"), out=str(tmp_path), smoke=True
-    )
+def test_chorales(tmp_path, monkeypatch):
+    """A smoke run needs no file."""
+    monkeypatch.chdir(tmp_path)
+    config = chorales.Config(ways=("autoregressive", "VAE, free bits"), out=str(tmp_path), smoke=True)
     numbers = chorales.main(config)
     assert np.isfinite(list(numbers.values())).all()
     assert list(numbers) == [
@@ -37,7 +32,7 @@ def test_chorales(tmp_path):
         *(f"VAE, free bits: {n}" for n in ("-ln P(y) at most", "-ELBO", "rate")),
     ]
     assert numbers["VAE, free bits: -ln P(y) at most"] < numbers["VAE, free bits: -ELBO"]
-    uniform = 4 * np.log(phrases.load_phrases(config.data, 16, 2).levels)
+    uniform = 4 * np.log(phrases.load_phrases("scales", 16, 2).levels)
     assert all(0 < value < 1.1 * uniform for name, value in numbers.items() if "rate" not in name)
     page = (tmp_path / "report.html").read_text()
     titles = ("Phrases", "Between two phrases", "Learning curves", "autoregressive: drawn")
@@ -110,12 +105,15 @@ def test_files_that_do_not_fit_are_refused(tmp_path, changes, said):
         phrases.load_phrases(music(tmp_path / "scales.npz", **changes), 16, 2)
 
 
-def test_what_cannot_be_run_is_an_error_in_words(tmp_path):
+def test_what_cannot_be_run_is_an_error_in_words(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
     with pytest.raises(FileNotFoundError, match=r"nowhere.npz does not exist; the top of experiments/phrases.py"):
         chorales.main(chorales.Config(data=str(tmp_path / "nowhere.npz")))
     np.savez(tmp_path / "other.npz", x=np.zeros(3))
     with pytest.raises(ValueError, match=r"holds \['x'\]; want \('pitch'"):
         chorales.main(chorales.Config(data=str(tmp_path / "other.npz")))
+    with pytest.raises(FileNotFoundError, match=r"bach_chorales\.npz does not exist"):
+        chorales.main(chorales.Config())
     with pytest.raises(ValueError, match="want some of"):
         chorales.main(chorales.Config(ways=("fugue",)))
     with pytest.raises(ValueError, match="got 0 and 2"):

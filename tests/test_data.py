@@ -3,16 +3,20 @@
 import gzip
 import hashlib
 import importlib.resources
+import struct
 import subprocess
 import sys
+import tracemalloc
+import zlib
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import Image
+from PIL import Image, ImageOps, features
 from sklearn.datasets import load_iris
 
+from vae_jax import text
 from vae_jax.data import NAMES, Dataset, load, load_table
 from vae_jax.data.datasets import DEBIAN
 from vae_jax.data.images import as_images, held_out, resized
@@ -276,6 +280,162 @@ def test_size_resizes_images_of_several_sizes(tmp_path):
     np.testing.assert_array_equal(resized(constant, (6, 8)), np.full((6, 8, 3), 77))
 
 
+def deep_png(kind, channels, value=999):
+    """The bytes of a PNG of 2 x 3 pixels with 16 bits a channel, which pillow does not write."""
+
+    def chunk(name, content):
+        body = name + content
+        return struct.pack(">I", len(content)) + body + struct.pack(">I", zlib.crc32(body))
+
+    rows = (b"\0" + np.full((3, channels), value, ">u2").tobytes()) * 2
+    head = struct.pack(">IIBBBBB", 3, 2, 16, kind, 0, 0, 0)
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def deep_tiff():
+    """A TIFF of one RGB pixel with 16 bits a channel: the head, eight entries, the bits, the pixel."""
+    bits, pixel = 8 + 2 + 8 * 12 + 4, 8 + 2 + 8 * 12 + 4 + 6
+    entries = [(256, 4, 1, 1), (257, 4, 1, 1), (258, 3, 3, bits), (259, 3, 1, 1), (262, 3, 1, 2), (273, 4, 1, pixel)]
+    entries += [(277, 3, 1, 3), (279, 4, 1, 6)]
+    head = b"II*\0" + struct.pack("<IH", 8, 8) + b"".join(struct.pack("<HHII", *entry) for entry in entries)
+    return head + struct.pack("<I3H3H", 0, 16, 16, 16, 999, 999, 999)
+
+
+DEEP = {
+    "grey.png": deep_png(0, 1),
+    "rgb.png": deep_png(2, 3),
+    "grey_alpha.png": deep_png(4, 2),
+    "rgba.png": deep_png(6, 4),
+    "rgb.ppm": b"P6 3 2 999\n" + np.full(18, 999, ">u2").tobytes(),
+    "full.ppm": b"P6 3 2 65535\n" + np.full(18, 999, ">u2").tobytes(),
+    "plain.ppm": b"P3 3 2 999\n" + b"999 " * 18,
+    "grey.pgm": b"P5 3 2 999\n" + np.full(6, 999, ">u2").tobytes(),
+    "rgb.tiff": deep_tiff(),
+}
+
+
+@pytest.mark.parametrize("name", DEEP)
+def test_more_than_8_bits_are_refused(name, tmp_path):
+    """Pillow itself gives the upper eight of the bits of a colour: 999 as 3."""
+    (tmp_path / name).write_bytes(DEEP[name])
+    refusal(ValueError, [name, "more than 8 bits", "want 8-bit images"], tmp_path, "test")
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.ppm", b"P6 1 1 100\n\x64\x00\x32"), ("a.ppm", b"P3 1 1 15 15 0 8")])
+def test_fewer_than_8_bits_are_scaled(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    assert load(tmp_path, "test").ys.ravel().tolist() == pytest.approx([255, 0, 128], abs=9)
+
+
+def test_16_bit_pixels_of_a_bitmap_are_8_bit_colours(tmp_path):
+    """BMP's 5 + 6 + 5 bits: white and black."""
+    head = struct.pack("<2sIHHI", b"BM", 70 + 4, 0, 0, 70) + struct.pack(
+        "<IiiHHIIiiII", 56, 2, 1, 1, 16, 3, 4, 0, 0, 0, 0
+    )
+    masks = struct.pack("<IIII", 0xF800, 0x07E0, 0x001F, 0)
+    (tmp_path / "a.bmp").write_bytes(head + masks + struct.pack("<HH", 0xFFFF, 0))
+    np.testing.assert_array_equal(load(tmp_path, "test").ys, [[[[255] * 3, [0] * 3]]])
+
+
+@pytest.mark.parametrize(("suffix", "colours"), [("png", 1), ("gif", 1), ("bmp", 1), ("png", 3), ("gif", 3)])
+def test_a_palette_counts_by_its_colours(suffix, colours, tmp_path):
+    image = Image.new("P", (3, 2), 1)
+    image.putpalette([0, 0, 0, 90, 90, 90] if colours == 1 else [0, 0, 0, 90, 20, 30])
+    image.putpixel((0, 0), 0)
+    image.save(tmp_path / f"a.{suffix}")
+    ys = load(tmp_path, "test").ys
+    assert ys.shape == (1, 2, 3, colours)
+    assert ys[0, :, :, 0].tolist() == [[0, 90, 90], [90, 90, 90]]
+
+
+def test_both_splits_have_the_channels_of_the_richest(tmp_path):
+    """One image in colour is held out, or lies in the other split."""
+    save_pictures(tmp_path / "flat", [pictures(1, channels=3)[0], *pictures(3)])
+    save_pictures(tmp_path / "split/train", pictures(2))
+    save_pictures(tmp_path / "split/test", pictures(1, channels=3))
+    assert {load(tmp_path / name, split).ys.shape[3] for name in ("flat", "split") for split in ("train", "test")} == {
+        3
+    }
+
+
+def test_photos_are_brought_to_size_one_by_one(tmp_path, monkeypatch):
+    """Six photos of 4.3 MB each in memory of less than two; a JPEG is not even decoded in full."""
+    wide = np.tile(np.linspace(0, 255, 1800).astype(np.uint8)[None, :, None], (800, 1, 3))
+    for i in range(6):
+        Image.fromarray(wide).save(tmp_path / f"{i}.{'jpg' if i else 'png'}")
+    seen, fit = [], ImageOps.fit
+    monkeypatch.setattr(ImageOps, "fit", lambda image, *args: seen.append(image.size) or fit(image, *args))
+    tracemalloc.start()
+    ys = load(tmp_path, "train", size=(8, 6)).ys
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert ys.shape == (5, 8, 6, 3) and peak < 2 * wide.nbytes
+    assert seen == [(225, 100)] * 5
+    middle = np.linspace(0, 255, 1800)[600:1200].reshape(6, 100).mean(axis=1)  # 600 of 1800 columns are kept
+    np.testing.assert_allclose(ys, np.broadcast_to(middle[:, None], ys.shape), atol=3)
+
+
+def test_pictures_keep_their_proportions(tmp_path):
+    """Of 4 x 8 pixels the middle 4 x 4, of 8 x 4 as well; in a folder and in an array, and turned by EXIF."""
+    wide = np.zeros((4, 8, 1), np.uint8)
+    wide[:, 2:6] = np.arange(16, dtype=np.uint8).reshape(4, 4, 1) * 16 + 1
+    save_pictures(tmp_path / "own", [wide] * 10)
+    turned = Image.fromarray(np.rot90(wide[..., 0]))
+    exif = turned.getexif()
+    exif[0x0112] = 6  # to be turned by 90 degrees clockwise
+    turned.save(tmp_path / "own/000.png", exif=exif)
+    np.save(tmp_path / "own.npy", np.stack([wide] * 10))
+    for source in ("own", "own.npy"):
+        for split in ("train", "test"):
+            for y in load(tmp_path / source, split, size=(4, 4)).ys:
+                np.testing.assert_array_equal(y, wide[:, 2:6])
+    np.testing.assert_array_equal(resized(wide.swapaxes(0, 1), (4, 4)), wide[:, 2:6].swapaxes(0, 1))
+
+
+@pytest.mark.parametrize(("labelled", "flat"), [("train", "test"), ("test", "train"), ("Train", "TEST")])
+def test_classes_in_one_split_only(labelled, flat, tmp_path):
+    ys = pictures(5)
+    save_pictures(tmp_path / labelled / "a", ys[:1])
+    save_pictures(tmp_path / labelled / "b", ys[1:3])
+    save_pictures(tmp_path / flat, ys[3:])
+    one, other = load(tmp_path, labelled.lower()), load(tmp_path, flat.lower())
+    assert one.labels.tolist() == [0, 1, 1] and one.label_names == ("a", "b")
+    assert other.labels is None and other.label_names is None
+    np.testing.assert_array_equal(one.ys, ys[:3])
+    np.testing.assert_array_equal(other.ys, ys[3:])
+
+
+@pytest.mark.parametrize("wrapping", ["", "data/", "a/b/"])
+def test_images_below_a_class_are_of_it(wrapping, tmp_path):
+    """class/images/*.JPEG, deeper ones, links; with a folder around all, with and without splits."""
+    ys = pictures(11)
+    root = tmp_path / "here"
+    save_pictures(root / wrapping / "train/cats/images", ys[:2], ["0.png", "1.PNG"])
+    save_pictures(root / wrapping / "train/dogs", ys[2:3])
+    save_pictures(tmp_path / "elsewhere/2019/may", ys[3:4])
+    (root / wrapping / "train/dogs/more").symlink_to(tmp_path / "elsewhere")
+    save_pictures(root / wrapping / "test/dogs/images", ys[4:5])
+    (root / wrapping / "__MACOSX").mkdir()
+    train, test = load(root, "train"), load(root, "test")
+    assert train.labels.tolist() == [0, 0, 1, 1] and test.labels.tolist() == [1]
+    assert train.label_names == test.label_names == ("cats", "dogs")
+    np.testing.assert_array_equal(train.ys, ys[:4])
+
+    save_pictures(tmp_path / "there" / wrapping / "cats/images", ys[:6])
+    save_pictures(tmp_path / "there" / wrapping / "dogs/images", ys[6:])
+    train = load(tmp_path / "there", "train")
+    assert train.label_names == ("cats", "dogs") and train.labels.tolist() == [0] * 5 + [1] * 4
+
+
+@pytest.mark.parametrize("suffix", ["jfif", "JPE", "webp", "avif", "pnm"])
+def test_further_kinds_of_files(suffix, tmp_path):
+    kind = {"jfif": "jpeg", "JPE": "jpeg", "pnm": "ppm"}.get(suffix, suffix)
+    if kind == "avif" and not features.check("avif"):
+        pytest.skip("pillow without AVIF")
+    Image.new("RGB", (16, 16), (200, 100, 50)).save(tmp_path / f"a.{suffix}", kind)
+    np.testing.assert_allclose(load(tmp_path, "test").ys[0], np.full((16, 16, 3), [200, 100, 50]), atol=4)
+
+
 def test_size_resizes_arrays_too():
     assert load("emoji_mini", "test", size=(8, 12)).ys.shape == (99, 8, 12, 3)
 
@@ -302,7 +462,9 @@ def test_missing_path_says_so(name):
 def test_bad_options():
     refusal(ValueError, ["split='valid'", "train", "test"], "emoji_mini", "valid")
     refusal(ValueError, ["name is empty"], "")
-    refusal(ValueError, ["size=(0, 3)", "(h, w)"], "emoji_mini", size=(0, 3))
+    for size in ((0, 3), 32, (8,), (8, 8, 3), (8.5, 8), "8x8", (-1, 3), (None, 3)):
+        refusal(ValueError, [f"size={size!r}", "(h, w)", "such as (32, 32)"], "emoji_mini", size=size)
+    assert load("emoji_mini", "test", size=[8, np.int64(8)]).ys.shape == (99, 8, 8, 3)
 
 
 @pytest.mark.parametrize(
@@ -339,6 +501,7 @@ def test_npz_refusals(tmp_path):
     )
     half = save_npz(tmp_path / "half.npz", train_image=ys)
     refusal(ValueError, ["['train_image']", "test_image"], half, "test")
+    refusal(ValueError, ["nothing.npz", "the keys []", "want train_image"], save_npz(tmp_path / "nothing.npz"))
     objects = save_npz(tmp_path / "objects.npz", image=np.full(3, None))
     refusal(ValueError, ["objects.npz", "Python objects"], objects)
 
@@ -407,7 +570,7 @@ def test_folder_refusals(tmp_path):
     refusal(ValueError, ["none", "no images", ".png"], tmp_path / "none")
 
     save_pictures(tmp_path / "half" / "train", pictures(2))
-    refusal(FileNotFoundError, ["test", "does not exist", "half"], tmp_path / "half", "test")
+    refusal(FileNotFoundError, ["test", "does not exist", "half", "['train']"], tmp_path / "half", "test")
 
     save_pictures(tmp_path / "both", pictures(2))
     save_pictures(tmp_path / "both" / "cats", pictures(2))
@@ -483,21 +646,97 @@ def test_own_table(tmp_path):
     np.testing.assert_array_equal(table.ys, [[1, 2], [3, np.nan], [-1000, 0.5]])
 
 
+NAN, UNNAMED = float("nan"), ("column 1", "column 2")
+TABLES = {  # content: names and numbers, by hand
+    "no names": ("1,2\n3,4\n", UNNAMED, [[1, 2], [3, 4]]),
+    "no names, first is missing": ("NA,2\n3,4\n", UNNAMED, [[NAN, 2], [3, 4]]),
+    "no names, one column": ("1\n\n3", UNNAMED[:1], [[1], [NAN], [3]]),
+    "no names, trailing commas": ("1,2,\n3,4,\n", UNNAMED, [[1, 2], [3, 4]]),
+    "no names, one row": ("1,2", UNNAMED, [[1, 2]]),
+    "a gap in one column": ("\n\na\n1\n\n \n4\n\n\n", "a", [[1], [NAN], [NAN], [4]]),
+    "a comment is no gap": ("a\n1\n# why\n4\n", "a", [[1], [4]]),
+    "a quoted gap at the end": ('a\n1\n""\n', "a", [[1], [NAN]]),
+    "byte-order mark": ("\ufeffa,b\n1,2\n", "ab", [[1, 2]]),
+    "byte-order mark and quotes": ('\ufeff"a","b"\n1,2\n', "ab", [[1, 2]]),
+    "utf-16": ("a\tb\n1\t2\n".encode("utf-16"), "ab", [[1, 2]]),
+    "latin-1": ("h\xf6he,b\n1,2\n".encode("latin-1"), ("h\xf6he", "b"), [[1, 2]]),
+    "Windows-1252": ("price \u20ac,b\n1,2\n".encode("cp1252"), ("price \u20ac", "b"), [[1, 2]]),
+    "trailing commas": ("a,b\n1,2,\n3,4,\n", "ab", [[1, 2], [3, 4]]),
+    "trailing commas everywhere": ("a,b,\n1,2,\n3,4\n", "ab", [[1, 2], [3, 4]]),
+    "a missing last field is no trailing comma": ("a,b\n1,\n3,4\n", "ab", [[1, NAN], [3, 4]]),
+    "names of rows": (",b\n0,2\n1,4\n", ("column 1", "b"), [[0, 2], [1, 4]]),
+    "semicolons": ("a;b\n1.5;2\n", "ab", [[1.5, 2]]),
+    "decimal commas": ("a;b\n1,5;-2,25\n3;,5\n", "ab", [[1.5, -2.25], [3, 0.5]]),
+    "semicolons without names": ("1,5;2\n3;4\n", UNNAMED, [[1.5, 2], [3, 4]]),
+    "tabs": ("a\tb, c\n1\t2\n\t4\n", ("a", "b, c"), [[1, 2], [NAN, 4]]),
+    "a semicolon in quotes": ('"a;b",c\n1,2\n', ("a;b", "c"), [[1, 2]]),
+    "lines in quotes": ('"a\nx","say ""b"""\n"1",2\n', ("a\nx", 'say "b"'), [[1, 2]]),
+    "marks": ("a,b\nNA,-\n?,.\nnull,#N/A\nNaN,n/a\n1e3,inf\n", "ab", [[NAN] * 2] * 4 + [[1000, np.inf]]),
+    "old line ends": ("a,b\r1,2\r3,4\r", "ab", [[1, 2], [3, 4]]),
+}
+
+
+@pytest.mark.parametrize("case", TABLES)
+def test_tables_as_people_have_them(case, tmp_path):
+    content, columns, ys = TABLES[case]
+    path = tmp_path / "own.csv"
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    table = load_table(path)
+    assert table.columns == tuple(columns) and table.ys.dtype == np.float64
+    np.testing.assert_array_equal(table.ys, ys)
+    assert ("without names" in table.source) == ("no names" in case or "without names" in case)
+
+
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("content", "message"),
     [
         ("a,b\n", "numbers below; got 1"),
+        ("", "numbers below; got 0"),
+        ("# only\n\n", "numbers below; got 0"),
         ("a,b\n1,2\n1,2,3\n", "line 3: 3 fields, and the first line names 2"),
-        ("a;b\n1;2\n", "line 2: could not convert .* separated by commas"),
+        ("# c\n\na,b\n1,2\n# c\n1,2,3\n", "line 6: 3 fields, and the first line names 2"),
+        ('"a\nx",b\n1,2\n1\n', "line 4: 1 fields, and the first line names 2"),
+        ("a|b\n1|2\n", "line 2, column 'a|b': could not convert .* separated by commas"),
+        ("a,city\n1,2\n3,Paris\n", "line 3, column 'city': could not convert 'Paris' .* no column of words"),
+        ("a,b\n1_000,2\n", "line 2, column 'a': could not convert '1_000'"),
+        ('a,b\n"1,5",2\n', "line 2, column 'a': could not convert '1,5'"),
+        ("a;b\n1.234,5;2\n", "line 2, column 'a': could not convert '1.234,5'"),
+        ("a;b\n1.234;2,5\n", "some numbers have a decimal comma, some a point"),
+        ('a,b\n1,2\n3,"4\n5,6\n', "line 3: .* quotation mark"),
+        ("a,b\n1,2,\n1,2,3\n", "line 3: 3 fields, and the first line names 2"),
+        ("a,b\0\n", "is no text.*np.load.*saved as CSV"),
     ],
 )
-def test_damaged_tables(tmp_path, text, message):
+def test_damaged_tables(tmp_path, content, message):
     path = tmp_path / "damaged.csv"
-    path.write_text(text)
-    with pytest.raises(ValueError, match=message):
+    path.write_text(content)
+    with pytest.raises(ValueError, match=f"damaged.csv.*{message.replace('|', '[|]')}"):
         load_table(path)
 
 
-def test_a_table_that_is_not_there():
+def test_a_table_that_is_not_there(tmp_path):
     with pytest.raises(FileNotFoundError, match="carried tables are geyser, iris"):
         load_table("nowhere.csv")
+    np.save(tmp_path / "own.npy", np.eye(3))
+    with pytest.raises(ValueError, match=r"own.npy is no text.*np\.load"):
+        load_table(tmp_path / "own.npy")
+
+
+def test_what_reads_the_other_kind_is_named(tmp_path):
+    """Tables given to `load`, images given to `load_table`; homes of no one."""
+    (tmp_path / "own.csv").write_text("a,b\n1,2\n")
+    refusal(ValueError, ["own.csv", "neither npz", "load_table"], tmp_path / "own.csv")
+    refusal(ValueError, ["'geysir'", "load_table"], "geysir")
+    with pytest.raises(FileNotFoundError, match=r"'emoji_mini'.*data\.load reads images"):
+        load_table("emoji_mini")
+    for reader in (load, load_table, text.load):
+        with pytest.raises(FileNotFoundError, match=r"'~nobody_here/x\.npz' does not exist: no user"):
+            reader("~nobody_here/x.npz")
+
+
+def test_homes_are_expanded(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "own.csv").write_text("a,b\n1,2\n")
+    save_pictures(tmp_path / "own", pictures(2))
+    assert load_table("~/own.csv").ys.tolist() == [[1, 2]]
+    assert len(load("~/own", "test").ys) == 1

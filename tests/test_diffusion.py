@@ -5,6 +5,7 @@ over the corners (+-1, +-1) of both: the oracles of Gaussian data hold to roundi
 """
 
 import itertools
+import re
 
 import flax.linen as nn
 import jax
@@ -16,6 +17,7 @@ import pytest
 from vae_jax import evaluate
 from vae_jax.core import objectives
 from vae_jax.diffusion import (
+    ancestral,
     continuous,
     cosine,
     ddpm,
@@ -83,7 +85,7 @@ def diffused(d, params, variance: float, count: int) -> float:
         each = jax.vmap(lambda y, e: step_terms(d, params["enc"], params["gen"], e, y, t, None).nats)(ys, eps)
         return jnp.mean(each)
 
-    return float(jnp.mean(jax.vmap(at)(ts)))
+    return float(jax.jit(lambda: jnp.mean(jax.vmap(at)(ts)))())
 
 
 def limit(variance: float, start: float, end: float) -> float:
@@ -136,10 +138,10 @@ def test_learned_schedules_rise_between_their_ends(x64, ends, scale):
     gammas = learned(-6.0, 4.0, ends=ends)
     params = gammas.init(jax.random.key(0))
     assert ("ends" in params) == (ends == "learned")
-    params["curve"] = jax.tree.map(lambda x: x + scale * jnp.sin(7 * x), params["curve"])
-    values = jax.vmap(lambda t: gammas.gamma(params, t))(jnp.linspace(0, 1, 101))
+    params["curve"] = jax.tree.map(lambda x: x + scale * np.sin(7 * np.asarray(x)), params["curve"])
+    values = np.asarray(jax.jit(jax.vmap(lambda t: gammas.gamma(params, t)))(np.linspace(0, 1, 101)))
     assert np.all(np.diff(values) > 0)
-    np.testing.assert_allclose(values[jnp.array([0, -1])], [-6, 4], rtol=1e-6)
+    np.testing.assert_allclose(values[[0, -1]], [-6, 4], rtol=1e-6)
 
 
 # One step
@@ -203,7 +205,7 @@ def test_processes_differ_in_scale_only(x64):
     both = [diffusion(denoiser(small(), (2,), linear(-3.0, 2.0), process=p, steps=3)) for p in PROCESSES]
     params = both[0].init(jax.random.key(0), y)
     for name in ("terms", "importance"):
-        one, other = (getattr(model, name)(params, key, y).nats for model in both)
+        one, other = (jax.jit(getattr(model, name))(params, key, y).nats for model in both)
         np.testing.assert_allclose(one, other, rtol=1e-9)
 
 
@@ -232,8 +234,8 @@ def test_optimal_reverse_variance_makes_every_step_count_exact(x64, variance, st
     """With the variance of x given z_t in it, a reverse step is the true one: no rate is lost to finite T."""
     d = denoiser(exact(variance), (1,), linear(-6.0, 4.0), prediction=predict_data, steps=steps, variance="analytic")
     params = d.init(jax.random.key(0))
-    snr = jnp.exp(-jax.vmap(lambda t: d.gamma({}, t))(d.times()))
-    params["gen"]["variance"] = variance / (1 + variance * snr)
+    snr = np.exp(-jax.jit(lambda: jax.vmap(lambda t: d.gamma({}, t))(d.times()))())
+    params["gen"]["variance"] = jnp.asarray(variance / (1 + variance * snr))
     np.testing.assert_allclose(diffused(d, params, variance, steps), limit(variance, -6.0, 4.0), rtol=1e-9)
 
 
@@ -338,20 +340,24 @@ def test_importance_samples_average_to_the_likelihood(x64, variance):
     )
     assert abs(one - other) < ERRORS * np.hypot(error, others)
     # P(y) by a Riemann sum over z_0, z_1, z_2.
-    line = jnp.linspace(-9, 9, 121)[:, None]
-    ts, gen = d.times(), params["gen"]
-    low, middle, last = (d.level({}, t) for t in ts)
+    line = np.linspace(-9, 9, 121)[:, None]
 
-    def table_of(log_prob):
-        return jnp.exp(jax.vmap(lambda z: jax.vmap(lambda x: log_prob(x, z))(line))(line)) * 0.15
+    @jax.jit
+    def riemann_sum(gen):
+        low, middle, last = (d.level({}, t) for t in d.times())
 
-    back_1 = table_of(lambda x, z: reverse_step(d.denoise(gen, z, last), z, middle, last).log_prob(x))
-    back_0 = table_of(lambda x, z: reverse_step(d.denoise(gen, z, middle), z, low, middle).log_prob(x))
-    start = jnp.exp(jax.vmap(end((1,), last).log_prob)(line)) * 0.15
-    seen = jax.vmap(
-        lambda z: jnp.exp(d.observation.dist(z, low, lambda z, level: d.denoise(gen, z, level)).log_prob(y))
-    )(line)
-    assert abs(one - float(start @ back_1 @ back_0 @ seen)) < ERRORS * error
+        def table_of(log_prob):
+            return jnp.exp(jax.vmap(lambda z: jax.vmap(lambda x: log_prob(x, z))(line))(line)) * 0.15
+
+        back_1 = table_of(lambda x, z: reverse_step(d.denoise(gen, z, last), z, middle, last).log_prob(x))
+        back_0 = table_of(lambda x, z: reverse_step(d.denoise(gen, z, middle), z, low, middle).log_prob(x))
+        start = jnp.exp(jax.vmap(end((1,), last).log_prob)(line)) * 0.15
+        seen = jax.vmap(
+            lambda z: jnp.exp(d.observation.dist(z, low, lambda z, level: d.denoise(gen, z, level)).log_prob(y))
+        )(line)
+        return start @ back_1 @ back_0 @ seen
+
+    assert abs(one - float(riemann_sum(params["gen"]))) < ERRORS * error
 
 
 def test_rates_of_a_chain_are_those_of_its_steps(x64):
@@ -422,7 +428,7 @@ def weighted_terms():
 def test_the_bounds_own_weight_gives_the_bound(x64):
     model, params, keys, ys = weighted_terms()
     losses = [
-        jax.value_and_grad(lambda p, o=objective: o(model, p, keys, ys, None, 0)[0])(params)
+        jax.jit(jax.value_and_grad(lambda p, o=objective: o(model, p, keys, ys, None, 0)[0]))(params)
         for objective in (objectives.elbo(), weighted(lambda gamma, slope: slope))
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12), *losses)
@@ -453,12 +459,13 @@ def test_learned_schedule_lowers_the_variance_and_nothing_else(x64):
     d = denoiser(small(), (2,), learned(-6.0, 5.0, ends="learned"))
     model, y, key = diffusion(d), jnp.array([0.7, -1.0]), jax.random.key(3)
     params = model.init(jax.random.key(1), y)
-    bound = jax.grad(lambda p: model.terms(p, key, y).nats)(params)["enc"]
+    bound = jax.jit(jax.grad(lambda p: model.terms(p, key, y).nats))(params)["enc"]
     assert all(not np.any(leaf) for leaf in jax.tree.leaves(bound["curve"]))
     assert all(np.all(leaf != 0) for leaf in jax.tree.leaves(bound["ends"]))
-    penalty, slope = jax.value_and_grad(lambda p: model.terms(p, key, y).penalty)(params)
+    penalty, slope = jax.jit(jax.value_and_grad(lambda p: model.terms(p, key, y).penalty))(params)
     assert penalty == 0 and not any(np.any(leaf) for leaf in jax.tree.leaves(slope["gen"]))
 
+    @jax.jit
     def squared(shift):
         moved = jax.tree.map(lambda x: x, params)
         moved["enc"]["curve"]["middle"] = params["enc"]["curve"]["middle"].at[3].add(shift)
@@ -495,16 +502,17 @@ def test_dropped_conditions(x64):
     d = denoiser(small(), (2,), linear(-6.0, 5.0))
     model, ys = diffusion(d), jax.random.normal(jax.random.key(4), (400, 2))
     cs = jnp.ones((400, 2))
-    params = model.init(jax.random.key(1), ys[0], cs[0])
-    seen = []
+    params = jax.jit(model.init)(jax.random.key(1), ys[0], cs[0])
 
     def spy(model, params, keys, ys, cs, step):
-        seen.append(cs)
-        return objectives.elbo()(model, params, keys, ys, cs, step)
+        return objectives.elbo()(model, params, keys, ys, cs, step)[0], cs
 
-    for rate in (0.0, 1.0, 0.3):
+    @jax.jit
+    def dropped(params):
         keys = jax.random.split(jax.random.key(5), 400)
-        objectives.drop_condition(spy, rate)(model, params, keys, ys, cs, 0)
+        return [objectives.drop_condition(spy, rate)(model, params, keys, ys, cs, 0)[1] for rate in (0.0, 1.0, 0.3)]
+
+    seen = dropped(params)
     np.testing.assert_array_equal(seen[0], cs)
     np.testing.assert_array_equal(seen[1], 0 * cs)
     kept = np.asarray(seen[2])
@@ -517,9 +525,9 @@ def test_dropped_conditions(x64):
 
 @pytest.mark.parametrize("gamma", [-9.0, -2.0])
 def test_levels_are_probabilities(x64, gamma):
-    of = discrete(8).dist(jnp.array([0.3, -2.0]), variance_preserving(gamma), None)
+    of = jax.jit(lambda z: discrete(8).dist(z, variance_preserving(gamma), None))(jnp.array([0.3, -2.0]))
     pairs = jnp.asarray(list(itertools.product(range(8), repeat=2)))
-    np.testing.assert_allclose(jnp.sum(jnp.exp(jax.vmap(of.log_prob)(pairs))), 1.0, rtol=1e-9)
+    np.testing.assert_allclose(np.sum(np.exp(jax.jit(jax.vmap(of.log_prob))(pairs))), 1.0, rtol=1e-9)
     np.testing.assert_allclose(discrete(256).embed(jnp.array([0, 255])), [-1 + 1 / 256, 1 - 1 / 256])
 
 
@@ -559,16 +567,30 @@ def test_expected_reconstruction_is_the_average_over_z(x64):
         (lambda: linear(5.0, -5.0), "start to end"),
         (lambda: cosine(-1000.0, 5.0), "within"),
         (lambda: learned(hidden=0), "at least 1"),
+        (lambda: learned(hidden=1.5), "at least 1; got 1.5"),
         (lambda: ddpm(1), "steps >= 2"),
+        (lambda: ddpm(2.5), "steps >= 2"),
         (lambda: denoiser(small(), (2,), steps=0), "T >= 1"),
+        (
+            lambda: denoiser(small(), (2,), steps=2.5),
+            "or None for continuous time; got steps=2.5: a whole",
+        ),
+        (lambda: denoiser(small(), (2,), steps=-1), "got steps=-1"),
         (lambda: denoiser(small(), ()), "shape is that of one example"),
+        (lambda: denoiser(small(), 2.5), "shape is that of one example, (28, 28, 1) or (2,); got (2.5,)"),
+        (lambda: denoiser(small(), (2,), steps=3, variance="lerned"), "variance is one of ('fixed', 'learned', 'ana"),
+        (lambda: learned(ends="free"), 'the ends are "fixed" or "learned"; got \'free\''),
+        (lambda: schedule(lambda t: jnp.stack([t, t])), "one number for one t; it has shape (2,)"),
         (lambda: denoiser(small(), (2,), variance="learned"), "needs steps"),
         (lambda: denoiser(small(), (2,), learned(), steps=3, variance="analytic"), "learned schedule moves"),
         (lambda: continuous(0.0), "low < high"),
         (lambda: continuous(1.0, 0.0), "low < high"),
         (lambda: discrete(1), "at least 2 levels"),
+        (lambda: discrete(8.0), "at least 2 levels; got 8.0: a whole"),
         (lambda: times.proposal([1.0, 0.0]), "weight of 0"),
         (lambda: times.stratified(0), "at least one time"),
+        (lambda: times.every(2.5), "at least one time; got 2.5: a whole"),
+        (lambda: measure(None, {}, jax.random.key(0), jnp.zeros((1, 2)), parts=0), "parts of [0, 1): want a whole"),
         (lambda: weighted(simple, bound=-1.0), "at least 0"),
         (lambda: min_snr(0.0), "positive"),
         (lambda: objectives.drop_condition(objectives.elbo(), 2.0), "in [0, 1]"),
@@ -577,7 +599,26 @@ def test_expected_reconstruction_is_the_average_over_z(x64):
     ],
 )
 def test_bad_options(make, message):
-    with pytest.raises(ValueError, match=message.replace("[", r"\[").replace("(", r"\(")):
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (
+            lambda: denoiser(small(), (2,), lambda t: 10 * t - 5),
+            r"schedule\(function\) of a function of t; got function",
+        ),
+        (lambda: denoiser(small(), (2,), cosine), "ddpm.*called.*got function"),
+        (lambda: denoiser(small(), (2,), observation=discrete), "observation wants .* called; got function"),
+        (lambda: schedule(5.0), "wants a function of t.*got float"),
+        (lambda: diffusion(small()), r"wants denoiser\(net, shape, \.\.\.\); got tuple"),
+        (lambda: diffusion(denoiser(small(), (2,)), sampler=ancestral), "sampler wants .* called; got function"),
+    ],
+)
+def test_what_is_none_of_these(make, message):
+    with pytest.raises(TypeError, match=message):
         make()
 
 
@@ -585,7 +626,7 @@ def test_bad_data_are_refused_before_compilation():
     """8-bit likelihood on float data, data outside the declared range, another shape."""
     ranged = diffusion(denoiser(small(), (2,), observation=continuous(0.0, 1.0)))
     binned = diffusion(denoiser(small(), (2,), observation=discrete(256)))
-    params = ranged.init(jax.random.key(0), jnp.zeros(2))
+    params = jax.jit(ranged.init)(jax.random.key(0), jnp.zeros(2))
     for model, ys in ((ranged, [[0.5, 1.5]]), (binned, [[0.5, 3.0]]), (binned, [[0, 256]])):
         with pytest.raises(ValueError):
             evaluate(model, params, jax.random.key(1), np.asarray(ys, np.float32))

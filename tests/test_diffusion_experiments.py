@@ -11,7 +11,15 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     "options",
     [
-        {"network": "mlp", "width": 16, "repeat": 2, "keep": "last", "steps": 5, "sampler": "ancestral"},
+        {
+            "network": "mlp",
+            "width": 16,
+            "size": (14, 14),
+            "repeat": 2,
+            "keep": "last",
+            "steps": 5,
+            "sampler": "ancestral",
+        },
         {},
         {
             "data": "emoji_mini",

@@ -28,6 +28,7 @@ from vae_jax.diffusion import (
     linear,
     log_likelihood,
     predict_data,
+    table,
     trajectory,
     variance_exploding,
     variance_preserving,
@@ -201,6 +202,92 @@ def test_draws_have_the_moments_of_the_mixture(sampler):
     within(ys > -0.4, w @ norm.sf(-0.4, m, np.sqrt(v)))
 
 
+# Steps as their papers write them, in numpy: from z at time 0, which is noise, with the denoiser eps(z, i) at time i,
+# alpha and sigma at every time, and the noise that each step may draw.
+
+
+def by_ho_et_al(z, eps, alphas, sigmas, fresh):
+    """Ho et al. 2020, equations 6 and 7."""
+    for i in range(len(fresh)):
+        bar, bar_s = alphas[i] ** 2, alphas[i + 1] ** 2
+        beta = 1 - bar / bar_s
+        x = (z - np.sqrt(1 - bar) * eps(z, i)) / np.sqrt(bar)
+        mean = np.sqrt(bar_s) * beta / (1 - bar) * x + np.sqrt(1 - beta) * (1 - bar_s) / (1 - bar) * z
+        z = mean + np.sqrt((1 - bar_s) / (1 - bar) * beta) * fresh[i]
+        yield z
+
+
+def by_song_et_al(z, eps, alphas, sigmas, fresh, eta=0.6):
+    """Song et al. 2021, equations 12 and 16."""
+    for i in range(len(fresh)):
+        bar, bar_s = alphas[i] ** 2, alphas[i + 1] ** 2
+        sigma = eta * np.sqrt((1 - bar_s) / (1 - bar)) * np.sqrt(1 - bar / bar_s)
+        noise = eps(z, i)
+        x = (z - np.sqrt(1 - bar) * noise) / np.sqrt(bar)
+        z = np.sqrt(bar_s) * x + np.sqrt(1 - bar_s - sigma**2) * noise + sigma * fresh[i]
+        yield z
+
+
+def by_karras_et_al(z, eps, alphas, sigmas, fresh):
+    """Karras et al. 2022, algorithm 1, in x = z / alpha and t = sigma / alpha; d = (x - D) / t is epshat."""
+    x, ts = z / alphas[0], sigmas / alphas
+    for i in range(len(fresh)):
+        d = eps(alphas[i] * x, i)
+        guess = x + (ts[i + 1] - ts[i]) * d
+        x = x + (ts[i + 1] - ts[i]) * (d / 2 + eps(alphas[i + 1] * guess, i + 1) / 2)
+        yield alphas[i + 1] * x
+
+
+def by_lu_et_al(z, eps, alphas, sigmas, fresh):
+    """Lu et al. 2022b, algorithm 2: DPM-Solver++(2M), r_i = h_{i-1} / h_i."""
+    h, seen = np.diff(np.log(alphas / sigmas)), []
+    for i in range(len(fresh)):
+        seen.append((z - sigmas[i] * eps(z, i)) / alphas[i])
+        r = h[i - 1] / h[i]
+        ahead = seen[0] if i == 0 else (1 + 1 / (2 * r)) * seen[i] - 1 / (2 * r) * seen[i - 1]
+        z = sigmas[i + 1] / sigmas[i] * z - alphas[i + 1] * np.expm1(-h[i]) * ahead
+        yield z
+
+
+JUMPY = np.array([-3.0, -2.9, -2.5, 1.9, 2.0, 2.8])
+
+
+@pytest.mark.parametrize(
+    ("make", "by_the_paper"),
+    [
+        (ancestral, by_ho_et_al),
+        (functools.partial(ddim, eta=0.6), by_song_et_al),
+        (heun, by_karras_et_al),
+        (dpm_solver, by_lu_et_al),
+    ],
+)
+@pytest.mark.parametrize("steps", [1, 7])
+def test_unequal_steps_are_those_of_the_papers(make, by_the_paper, steps):
+    """A table of ln SNR with a jump, from whose points the times differ; every z of a trajectory."""
+    d = denoiser(network(lambda z, gamma: jnp.sin(z) + 0.3 * gamma), (2,), table(JUMPY))
+    key = jax.random.key(5)
+    found = jax.jit(functools.partial(trajectory, d, PARAMS, sampler=make(steps)))(key)
+    gammas = np.interp(np.linspace(1, 0, steps + 1), np.linspace(0, 1, len(JUMPY)), JUMPY)
+    k, fresh = jax.random.split(key, 3)[1], []
+    for _ in range(steps):
+        own, k = jax.random.split(k)
+        fresh.append(np.asarray(jax.random.normal(own, (2,))))
+    alphas, sigmas = np.sqrt(1 / (1 + np.exp(gammas))), np.sqrt(1 / (1 + np.exp(-gammas)))
+    zs = by_the_paper(np.asarray(found.zs[0]), lambda z, i: np.sin(z) + 0.3 * gammas[i], alphas, sigmas, fresh)
+    np.testing.assert_allclose(found.zs[1:], list(zs), rtol=1e-9)
+
+
+def test_heun_says_where_it_goes_astray():
+    """Its variance of N(0, 1), by the same steps: 3.0 in steps of 3.8, and 150,000 in one, which is refused."""
+    d = denoiser(gaussian_noise(1.0), (1,), linear(-13.3, 13.3))
+    zs = trajectories(d, heun(7), 1).zs[0, :, 0]
+    assert (zs[-1] / zs[0]) ** 2 == pytest.approx(3.007, abs=1e-3)
+    for steps in (1, 4):
+        sample = diffusion(d, sampler=heun(steps)).sample
+        with pytest.raises(ValueError, match=rf"with {steps} steps ln SNR rises by .*beyond 6: take more steps, or"):
+            jax.jit(sample)(PARAMS, jax.random.key(0))
+
+
 def test_a_trajectory():
     """It starts from noise, ends at the draw but for the observation's noise, and its xhat are the denoiser's."""
     ends = (-12.0, 4.0)
@@ -263,6 +350,17 @@ def test_guidance_mixes_with_and_without():
     np.testing.assert_allclose(level.alpha * found.x + level.sigma * found.noise, z, rtol=1e-12)
 
 
+def test_guidance_of_a_learned_variance():
+    """Without the condition at 0, with it at 1 and beyond, between them a straight line."""
+    apply = lambda z, gamma, c: jnp.append(z, c.sum() - 1)  # noqa: E731
+    d = denoiser(network(apply), (1,), linear(-3.0, 3.0), steps=2, variance="learned")
+    z, c, level = jnp.ones(1), jnp.ones(1), d.level({}, jnp.float64(0.8))
+    with_c, without = np.exp(7 * np.tanh(np.array([0.0, -1.0]) / 7)) / (1 + np.exp(-1.8))
+    for w, part in ((0.0, 0.0), (0.25, 0.25), (1.0, 1.0), (4.0, 1.0)):
+        variance = guided(d, PARAMS["gen"], c, w)(z, level).variance
+        np.testing.assert_allclose(variance, without + part * (with_c - without), rtol=1e-12)
+
+
 @pytest.mark.parametrize("make", [ancestral, dpm_solver])
 def test_guidance_of_a_gaussian(make):
     """Data N(c, v), and N(0, v) without c: the flow with guidance w is that of N(w c, v), sample for sample.
@@ -287,11 +385,14 @@ def of_each(d, ys, **options):
     return np.asarray(one(jnp.asarray(ys)))
 
 
-@pytest.mark.parametrize(("v", "process"), [(0.2, variance_preserving), (3.0, variance_exploding)])
-def test_likelihood_of_a_gaussian(v, process):
-    """The flow is linear, and takes N(0, I) at t = 1 to N(0, (v + tau_0^2) / (a_1^2 v + s_1^2))."""
+@pytest.mark.parametrize(("v", "process", "steps"), [(0.2, variance_preserving, 1), (3.0, variance_exploding, None)])
+def test_likelihood_of_a_gaussian(v, process, steps):
+    """The flow is linear, and takes N(0, I) at t = 1 to N(0, (v + tau_0^2) / (a_1^2 v + s_1^2)).
+
+    The steps of the denoiser's own chain are not those of the flow.
+    """
     ends, ys = (-3.0, 2.0), np.array([[0.1, -0.4], [1.5, 0.3], [-2.0, 2.5]])
-    d = denoiser(gaussian_noise(v), (2,), linear(*ends), process=process)
+    d = denoiser(gaussian_noise(v), (2,), linear(*ends), process=process, steps=steps)
     _, a, s = levels_of(ends, 1)
     variance = (v + (s[1] / a[1]) ** 2) / (a[0] ** 2 * v + s[0] ** 2)
     exact = norm.logpdf(ys, 0, np.sqrt(variance)).sum(axis=1)
@@ -356,6 +457,9 @@ def test_range_of_the_data():
         (lambda d: ddim(0), "at least one step; got 0"),
         (lambda d: heun(-1), "at least one step; got -1"),
         (lambda d: dpm_solver(0), "at least one step; got 0"),
+        (lambda d: dpm_solver(2.5), "at least one step; got 2.5: a whole number is wanted"),
+        (lambda d: ancestral(4.0), "at least one step; got 4.0"),
+        (lambda d: heun(True), "at least one step; got True"),
         (lambda d: ddim(5, eta=1.5), r"eta .* in \[0, 1\]; got 1.5"),
         (lambda d: ddim(5, eta=float("nan")), r"eta .* in \[0, 1\]; got nan"),
         (lambda d: diffusion(d, guidance=-1.0), "cannot be negative; got -1"),
@@ -364,6 +468,9 @@ def test_range_of_the_data():
             "guidance=2.0 weighs a condition, and none is given",
         ),
         (lambda d: log_likelihood(d, PARAMS, jax.random.key(0), jnp.zeros(1), probes=0), "at least 1; got 0"),
+        (lambda d: log_likelihood(d, PARAMS, jax.random.key(0), jnp.zeros(1), probes=1.5), "at least 1; got 1.5"),
+        (lambda d: log_likelihood(d, PARAMS, jax.random.key(0), jnp.zeros(1), most_steps=0), ">= 1, .* got 0 and"),
+        (lambda d: log_likelihood(d, PARAMS, jax.random.key(0), jnp.zeros(1), tolerance=0.0), "got 4096 and 0.0"),
         (
             lambda d: log_likelihood(d._replace(observation=discrete(4)), PARAMS, jax.random.key(0), jnp.zeros(1)),
             "data are levels, which have probabilities",

@@ -115,7 +115,7 @@ def test_what_is_never_seen_costs_the_floor_and_is_never_nan():
         infinite = {"logits": jnp.where(jnp.isfinite(fitted["logits"] * 2), jnp.inf * fitted["logits"], 0.0)}
         if levels == 3:  # one level certain, the others impossible
             infinite = {"logits": jnp.full((1, 2, 3), -jnp.inf).at[:, :, 0].set(0.0)}
-        value, gradient = jax.value_and_grad(lambda p, f=family, ys=ys: f.log_prob(p, ys).sum())(infinite)
+        value, gradient = jax.jit(jax.value_and_grad(lambda p, f=family, ys=ys: f.log_prob(p, ys).sum()))(infinite)
         assert np.isfinite(value) and np.isfinite(gradient["logits"]).all()
         assert np.isfinite(family.dist(infinite, 0).log_prob(ys[1]))
 
@@ -185,10 +185,11 @@ def test_missing_rows_change_nothing(x64):
     ys = np.random.default_rng(8).integers(0, 2, (30, 5)).astype(float)
     padded = np.concatenate([ys, np.full((10, 5), NAN)])
     model = mixture_of_bernoullis(5, 2, missing=True)
-    start = model.init(jax.random.key(0))
-    (log_p, stats), (log_p_padded, stats_padded) = (model.em.expect(start, jnp.asarray(y), None) for y in (ys, padded))
+    start, expect = jax.jit(model.init)(jax.random.key(0)), jax.jit(model.em.expect)
+    (log_p, stats), (log_p_padded, stats_padded) = (expect(start, y, None) for y in (ys, padded))
+    maximise = jax.jit(model.em.maximise, static_argnums=2)
     np.testing.assert_allclose(log_p_padded, np.append(log_p, np.zeros(10)), rtol=1e-13, atol=1e-14)
-    a, b = (model.em.maximise(start, s, n)["gen"]["logits"] for s, n in ((stats, 30), (stats_padded, 40)))
+    a, b = (maximise(start, s, n)["gen"]["logits"] for s, n in ((stats, 30), (stats_padded, 40)))
     np.testing.assert_allclose(a, b, rtol=1e-12)
 
 
@@ -199,8 +200,11 @@ def test_the_posterior_by_enumeration(x64):
     joint = softmax(params["pri"]["logits"]) * np.exp(log_tables(categoricals(2, 3), params["gen"]))[:, 0, 2]
     joint = joint * np.exp(log_tables(categoricals(2, 3), params["gen"]))[:, 1, 1]
     y = jnp.array([2, 1])
-    np.testing.assert_allclose(model.em.posterior(params, y, None).probs, joint / joint.sum(), rtol=1e-12)
-    assert model.dist(params, None).log_prob(y) == pytest.approx(np.log(joint.sum()), rel=1e-12)
+    posterior, log_p = jax.jit(lambda p: (model.em.posterior(p, y, None).probs, model.dist(p, None).log_prob(y)))(
+        params
+    )
+    np.testing.assert_allclose(posterior, joint / joint.sum(), rtol=1e-12)
+    assert log_p == pytest.approx(np.log(joint.sum()), rel=1e-12)
 
 
 def test_gradient_of_the_logits_against_the_formula(x64):

@@ -5,9 +5,21 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import math
+import os
+import re
+import subprocess
+import sys
+import typing
 from pathlib import Path
 
+import numpy as np
 import pytest
+
+from experiments import vae
+from experiments.shared import publish
+from experiments.shared.config import checked, fitting
+from experiments.shared.images import load_splits
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -116,3 +128,148 @@ def test_every_option_is_explained(name):
     config = importlib.import_module(f"experiments.{name}").Config
     assert {field.name for field in dataclasses.fields(config)} - explained(config) == set()
     assert config().out == f"runs/{name}"
+
+
+# Options: out of range, and what becomes of errors.
+
+ZERO = {  # options that may be 0; all other numbers are refused at 0 and -1, and all at NaN and infinity
+    "chorales": {"shifts", "dropout", "floor"},
+    "diffusion": {
+        *("blocks", "attention", "patch", "dropout", "epochs", "batch_size", "ema_decay", "drop_condition", "guidance"),
+    },
+    "em_mixture": {"prior_examples", "tolerance"},
+    "flow": {"layers"},
+    "hierarchical": {"warm_up", "ema_decay"},
+    "latent_diffusion": {"start"},
+    "text_vae": {"dropout"},
+    "two_steps": {"noise"},
+    "vae": {"beta", "free_bits", "ema_decay", "k"},
+}
+BELOW_ZERO = {("latent_diffusion", "start"), ("two_steps", "noise")}
+
+
+def numeric(config: type) -> list[str]:
+    hints = typing.get_type_hints(config)
+    return [name for name, hint in hints.items() if {"int", "float"} & set(re.findall(r"[a-z]+", str(hint)))]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_numbers_out_of_range_are_refused_before_anything_else(name):
+    """The data do not even exist."""
+    experiment = importlib.import_module(f"experiments.{name}")
+    default = experiment.Config(**({"data": "no/such.npz"} if hasattr(experiment.Config, "data") else {}))
+    checked(default)
+    assert len(numeric(experiment.Config)) >= 4
+    for field in numeric(experiment.Config):
+        values = [0] * (field not in {"seed", *ZERO.get(name, ())}) + [-1] * ((name, field) not in BELOW_ZERO)
+        for value in (*values, math.nan, math.inf, -math.inf):
+            many = isinstance(getattr(default, field), tuple) or field == "size"
+            with pytest.raises(ValueError, match=rf"\b{field.rstrip('s')}|dimension of z"):
+                experiment.main(dataclasses.replace(default, **{field: (value,) if many else value}))
+        if field in ZERO.get(name, ()):
+            checked(dataclasses.replace(default, **{field: 0}))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 0}, "batch_size=0: want a whole number, at least 1"),
+        ({"batch_size": 2.5}, "batch_size=2.5: want a whole number, at least 1"),
+        ({"learning_rate": math.nan}, "learning_rate=nan: want a finite number, above 0"),
+        ({"hidden": (8, 0)}, r"hidden=\(8, 0\): want a whole number, at least 1"),
+        ({"seed": 2**32}, "seed=4294967296: want a whole number, from 0 to 4294967295"),
+        ({"ema_decay": 1.0}, "ema_decay=1.0: want a finite number, at least 0 and below 1"),
+        ({"sigma": -0.5}, "sigma=-0.5: want a finite number, above 0"),
+        ({"patience": 0}, "patience=0: want a whole number"),
+    ],
+)
+def test_what_is_wanted_of_a_number(options, message):
+    with pytest.raises(ValueError, match=message):
+        checked(vae.Config(**options))
+
+
+def test_homes_in_out_are_expanded(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    assert checked(vae.Config(out="~/runs")).out == "/home/someone/runs"
+    with pytest.raises(FileNotFoundError, match="'~nobody_here/x' does not exist: no user"):
+        checked(vae.Config(out="~nobody_here/x"))
+
+
+def test_the_default_batch_fits_small_data(capsys):
+    """The default, and that of a smoke run, no larger than the data; what was asked for stays."""
+    assert fitting(vae.Config(), 49).batch_size == 49
+    assert "batch_size=49: all training examples, which are fewer than 128" in capsys.readouterr().out
+    assert fitting(vae.Config(), 128).batch_size == 128
+    assert fitting(vae.Config(batch_size=64), 49).batch_size == 64
+    assert fitting(vae.Config(batch_size=64, smoke=True), 49).batch_size == 49
+    assert fitting(vae.Config(batch_size=64), 49, default=64).batch_size == 49
+    assert capsys.readouterr().out.count("\n") == 2
+
+
+@pytest.mark.parametrize(("name", "smoke"), [("vae", True), ("diffusion", True), ("vae", False)])
+def test_a_smoke_run_may_be_repeated(name, smoke, monkeypatch):
+    """What keeps a run goes on with it; a run in earnest is asked to say --resume."""
+    experiment, asked = importlib.import_module(f"experiments.{name}"), {}
+
+    def fit(*arguments, **options):
+        asked.update(options)
+        raise InterruptedError
+
+    monkeypatch.setattr(experiment, "fit", fit)
+    with pytest.raises(InterruptedError):
+        experiment.main(experiment.Config(smoke=smoke))
+    assert asked["resume"] is smoke
+
+
+def test_splits_that_do_not_match_are_refused(tmp_path):
+    """Before anything is trained: images of another size, classes that training lacks, no labels."""
+    ys, path = np.full((30, 4, 4), 9, np.uint8), str(tmp_path / "own.npz")
+
+    def refused(message, conditional=False, **arrays):
+        np.savez(path, train_image=ys, **arrays)
+        with pytest.raises(ValueError, match=message):
+            load_splits(path, conditional=conditional)
+
+    refused(r"own.npz: training images .* \(4, 4, 1\), test images \(5, 4, 1\)", test_image=np.full((9, 5, 4), 9))
+    labels = {"train_label": np.arange(30) % 3, "test_image": ys}
+    refused(r"own.npz has test images of the classes \[3\]", True, **labels, test_label=np.arange(30) % 4)
+    refused("--conditional wants labels", True, **labels)
+    assert load_splits(path)[2].labels is None
+
+
+@pytest.mark.parametrize(
+    ("error", "line"),
+    [
+        (PermissionError(13, "Permission denied", "/x/report.html"), "error: .*Permission denied: '/x/report.html'"),
+        (OSError(28, "No space left on device"), "error: .*No space left on device"),
+        (ValueError("latent=0: why"), "error: latent=0: why"),
+        (KeyboardInterrupt(), "error: interrupted; continue it with --resume"),
+    ],
+)
+def test_errors_are_one_line(error, line, monkeypatch):
+    def main(config):
+        raise error
+
+    monkeypatch.setattr(sys, "argv", ["vae.py"])
+    with pytest.raises(SystemExit, match=f"^{line}$"):
+        publish.run(main, vae.Config)
+
+
+def test_an_ascii_locale():
+    """What is printed is legible, and a path that libraries cannot take is refused at once."""
+    program = (
+        "from experiments.shared import config, publish\n"
+        "publish.run(lambda config: print(config.seed, chr(177), 1), config.Run)"
+    )
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": str(EXPERIMENTS.parent), "JAX_PLATFORMS": "cpu"}
+    environment.pop("PYTHONIOENCODING", None)
+
+    def run(*arguments):
+        line = [sys.executable, "-X", "utf8=0", "-c", program, *arguments]
+        return subprocess.run(line, env=environment, capture_output=True, timeout=100, cwd="/")
+
+    assert run("--seed", "3").stdout == b"3 ? 1\n"
+    refused = run("--out", "r\u00e9sum\u00e9")
+    assert refused.returncode == 1
+    (line,) = refused.stderr.splitlines()
+    assert line.startswith(b"error: a path has letters that this locale (") and line.endswith(b"set PYTHONUTF8=1")

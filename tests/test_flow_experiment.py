@@ -32,14 +32,14 @@ def test_all_models_start_alike():
     """At its start a flow is its base: with the same key, the same VAE with or without one has the same terms."""
     models, y, key = flow.build(flow.Config(layers=2), 2), np.ones(2, np.float32), jax.random.key(0)
     assert tuple(models) == flow.Config().models
-    nets = models["vae"].init(key, y)
-    flows = {name: models[name].init(key, y) for name in ("flow-prior", "iaf-encoder")}
+    nets = jax.jit(models["vae"].init)(key, y)
+    flows = {name: jax.jit(models[name].init)(key, y) for name in ("flow-prior", "iaf-encoder")}
     params = {
         "vae": nets,
         "flow-prior": {**nets, "pri": flows["flow-prior"]["pri"]},
         "iaf-encoder": {**nets, "enc": {**flows["iaf-encoder"]["enc"], "base": nets["enc"]}},
     }
-    nats = [float(models[name].terms(params[name], key, y).nats) for name in params]
+    nats = [float(jax.jit(models[name].terms)(params[name], key, y).nats) for name in params]
     assert nats == pytest.approx([nats[0]] * 3, abs=1e-4)
 
 

@@ -117,7 +117,7 @@ def test_masks_are_causal(x64):
     context, size = 2, 4
     degrees = np.arange(1, size + 1)
     masks = made_masks(np.append(np.zeros(context), degrees), (9, 8), np.tile(degrees, 2))
-    params = moved(init_net(jax.random.key(0), masks), 1)
+    params = jax.jit(lambda key: moved(init_net(key, masks), 1))(jax.random.key(0))
     x = jnp.asarray(np.random.default_rng(0).normal(size=context + size))
     for of in jax.jit(jax.jacfwd(functools.partial(log_scale_and_shift, params, masks)))(x):
         of_context, of_x = np.split(np.asarray(of), [context], axis=1)
@@ -211,13 +211,15 @@ def test_context_network(x64):
     flow, plain = coupling_flow(2, layers=2, hidden=(4,), context=net), coupling_flow(2, layers=2, hidden=(4,))
     c, x = jnp.array([1.0, -0.5]), jnp.array([0.2, 0.7])
     params = moved_flow(flow, c)
-    h = net.apply(params["context"], c)
-    assert float(flow.dist(params, c).log_prob(x)) == float(plain.dist(params, h).log_prob(x))
-    joined = plain.init(jax.random.key(0), (c, jnp.array(2)))  # an integer beside floats
+    h = jax.jit(net.apply)(params["context"], c)
+    given_c, given_h = (jax.jit(lambda p, c, of=of: of.dist(p, c).log_prob(x)) for of in (flow, plain))
+    assert float(given_c(params, c)) == float(given_h(params, h))
+    joined = jax.jit(plain.init)(jax.random.key(0), (c, jnp.array(2)))  # an integer beside floats
     assert plain.dist(joined, (c, jnp.array(2))).h.tolist() == [1.0, -0.5, 2.0]
     pair = (lambda key, y, c: {}, lambda params, y, c: jnp.append(y, c))
     flow = coupling_flow(2, layers=2, hidden=(4,), context=pair)
-    np.testing.assert_array_equal(flow.dist(flow.init(jax.random.key(0), (c, c)), (c, c)).h, jnp.append(c, c))
+    params = jax.jit(flow.init)(jax.random.key(0), (c, c))
+    np.testing.assert_array_equal(flow.dist(params, (c, c)).h, np.append(c, c))
 
 
 def test_an_affine_flow_reaches_the_entropy_of_gaussian_data(x64):
@@ -341,14 +343,14 @@ def test_one_flow_in_both_precisions(kind):
 
 def test_what_a_flow_says_of_itself():
     """Reparameterised where its base is; no mean; real vectors; float32 data go with what they are given to."""
-    q = coupling_flow(2).dist(coupling_flow(2).init(jax.random.key(0)))
+    q = coupling_flow(2).dist(jax.jit(coupling_flow(2).init)(jax.random.key(0)))
     assert isinstance(q, Flow) and q.has_rsample and q.event_shape == (2,) and q.batch_shape == ()
-    assert q.sample(jax.random.key(0)).dtype == jnp.float32
-    assert np.isfinite(q.log_prob(np.array([1, 2])))  # integers
+    assert jax.eval_shape(q.sample, jax.random.key(0)).dtype == jnp.float32
+    assert np.isfinite(jax.jit(q.log_prob)(np.array([1, 2])))  # integers
     with pytest.raises(NotImplementedError):
         _ = q.mean
     flow = coupling_flow(2, base=mixture_of_gaussians(2, 3))
-    assert not flow.dist(flow.init(jax.random.key(0))).has_rsample
+    assert not flow.dist(jax.jit(flow.init)(jax.random.key(0))).has_rsample
 
 
 @pytest.mark.parametrize(

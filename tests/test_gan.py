@@ -56,7 +56,7 @@ def test_the_bound_has_no_part_in_it():
     got, want = compiled(model.terms)(params, key, Y), compiled(plain.terms)(without(params), key, Y)
     assert got.distortion == want.distortion and got.rate == want.rate and got.penalty > 0
     assert compiled(model.importance)(params, key, Y).nats == want.nats
-    np.testing.assert_array_equal(model.sample(params, key), plain.sample(without(params), key))
+    np.testing.assert_array_equal(compiled(model.sample)(params, key), compiled(plain.sample)(without(params), key))
     assert model.support(params) == plain.support(without(params))
 
 
@@ -77,19 +77,25 @@ def test_gradients_go_where_they_should(x64, loss, adaptive):
         return gen["weights"] @ z + gen["bias"]
 
     w, b = params["gen"]["dis"]["weights"][0], params["gen"]["dis"]["bias"][0]
-    yhat = yhat_of(params["enc"], params["gen"]["gen"])
-    slope = float(jax.grad(loss.fool)(w @ yhat + b))
+
+    @compiled
+    def by_hand(params):
+        yhat = yhat_of(params["enc"], params["gen"]["gen"])
+        real, fake = w @ y + b, w @ yhat + b
+        ends = (loss.fool, fake), (loss.real, real), (loss.fake, fake)
+        return yhat, [jax.value_and_grad(of)(d) for of, d in ends]
+
+    yhat, ((fooled, slope), (real_lost, real), (fake_lost, fake)) = jax.tree.map(np.asarray, by_hand(params))
     ratio = np.linalg.norm((yhat - y) / 0.25) / np.linalg.norm(slope * w) if adaptive else 1.0
     scale = 0.7 * ratio
     want_enc, want_gen = compiled(jax.grad(lambda e, g: scale * loss.fool(w @ yhat_of(e, g) + b), argnums=(0, 1)))(
         params["enc"], params["gen"]["gen"]
     )
-    real, fake = float(jax.grad(loss.real)(w @ y + b)), float(jax.grad(loss.fake)(w @ yhat + b))
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4 if adaptive else 1e-9)  # the 1e-6 of the ratio
     jax.tree.map(close, (got["enc"], got["gen"]["gen"]), (want_enc, want_gen))
     close(got["gen"]["dis"]["weights"][0], real * y + fake * yhat)
     close(got["gen"]["dis"]["bias"][0], real + fake, atol=1e-12)
-    close(value, scale * loss.fool(w @ yhat + b) + loss.real(w @ y + b) + loss.fake(w @ yhat + b))
+    close(value, scale * fooled + real_lost + fake_lost)
     bound = compiled(jax.grad(lambda p: model.terms(p, key, y).nats))(params)
     assert not np.any(bound["gen"]["dis"]["weights"])
 
@@ -99,13 +105,14 @@ def test_the_ratio_of_a_bernoulli_generator(x64):
     model, _, params = vae_gan(bernoulli(affine(3)), loss=hinge)
     params = jax.tree.map(lambda x: x.astype(jnp.float64), params)
     y, key = jnp.array([0.0, 1.0, 1.0]), jax.random.key(1)
-    z = ENC.dist(params["enc"], y).rsample(jax.random.split(key)[0])
-    p, w = expit(params["gen"]["gen"]["weights"] @ z), params["gen"]["dis"]["weights"][0]
-    pull = jax.grad(lambda p: -jnp.sum(y * jnp.log(p) + (1 - y) * jnp.log1p(-p)))(p)
+    z = compiled(lambda enc: ENC.dist(enc, y).rsample(jax.random.split(key)[0]))(params["enc"])
+    weights, w = np.asarray(params["gen"]["gen"]["weights"]), np.asarray(params["gen"]["dis"]["weights"][0])
+    p = expit(weights @ z)
+    pull = compiled(jax.grad(lambda p: -jnp.sum(y * jnp.log(p) + (1 - y) * jnp.log1p(-p))))(p)
     scale = np.linalg.norm(pull) / np.linalg.norm(w)
     d_real, d_fake = w @ y, w @ p
     want = -scale * d_fake + max(1 - d_real, 0) + max(1 + d_fake, 0)
-    np.testing.assert_allclose(model.terms(params, key, y).penalty, want, rtol=1e-4)
+    np.testing.assert_allclose(compiled(model.terms)(params, key, y).penalty, want, rtol=1e-4)
 
 
 def test_the_ratio_is_capped():
@@ -144,7 +151,7 @@ def test_the_optimal_discriminator(x64, loss, best, optimum):
     np.testing.assert_allclose(lost(best), optimum, rtol=1e-12)
     for noise in 0.3 * np.random.default_rng(0).normal(size=(50, 5)):
         assert lost(best + noise) >= optimum - 1e-12
-    assert (np.asarray(jax.vmap(jax.grad(loss.fool))(jnp.asarray(best))) < 0).all()  # fooling pushes D up
+    assert (np.asarray(compiled(jax.vmap(jax.grad(loss.fool)))(jnp.asarray(best))) < 0).all()  # fooling pushes D up
 
 
 def normals(shift):
@@ -168,7 +175,7 @@ def test_the_objective_at_two_normals(x64):
     each = jax.jit(jax.vmap(lambda key, y: gan(log_ratio, loss=judged)(model, params, key[None], y[None], None, 0)[0]))
     losses = np.asarray(each(keys, ys))
     assert abs(losses.mean() - want) < 4 * losses.std() / np.sqrt(len(losses))
-    loss, terms = gan(log_ratio, loss=judged)(model, params, keys, ys, None, 0)
+    loss, terms = compiled(lambda p: gan(log_ratio, loss=judged)(model, p, keys, ys, None, 0))(params)
     np.testing.assert_allclose(loss, losses.mean(), rtol=1e-12)
     np.testing.assert_allclose(terms.nats, ys[:, 0])  # what is reported is the model's own
 
@@ -297,10 +304,10 @@ def test_hoist_moves_parameters_and_nothing_else():
     jax.tree.map(
         np.testing.assert_array_equal, compiled(moved.terms)(flat, key, Y), compiled(model.terms)(params, key, Y)
     )
-    np.testing.assert_array_equal(moved.sample(flat, key), model.sample(params, key))
+    np.testing.assert_array_equal(compiled(moved.sample)(flat, key), compiled(model.sample)(params, key))
     assert compiled(moved.pathwise)(flat, key, Y).nats == compiled(model.pathwise)(params, key, Y).nats
     stats = compiled(model.terms)(params, key, Y).stats
-    got, want = moved.maximise(flat, stats), model.maximise(params, stats)
+    got, want = compiled(moved.maximise)(flat, stats), compiled(model.maximise)(params, stats)
     assert jax.tree.structure(got) == jax.tree.structure(flat)
     jax.tree.map(np.testing.assert_array_equal, got["gen"]["gen"], want["gen"]["gen"])
     jax.tree.map(np.testing.assert_array_equal, got["dis"], params["gen"]["dis"])
@@ -318,10 +325,10 @@ def test_patches(shape, grid):
     """A logit for each cell of the grid; the first depends on the corner and not on what is 22 pixels away."""
     dis = PatchDiscriminator((4, 4))
     y = jax.random.normal(jax.random.key(0), shape)
-    params = dis.init(jax.random.key(1), y[None])
-    logits = dis.apply(params, y[None])
+    params = compiled(dis.init)(jax.random.key(1), y[None])
+    logits = jax.eval_shape(dis.apply, params, y[None])
     assert logits.shape == (1, *grid) and logits.dtype == jnp.float32
-    reach = np.abs(jax.grad(lambda y: dis.apply(params, y[None])[0, 0, 0])(y)).sum(axis=-1)
+    reach = np.abs(compiled(jax.grad(lambda y: dis.apply(params, y[None])[0, 0, 0]))(y)).sum(axis=-1)
     assert reach[0, 0] > 0 and not reach[:, 22:].any()
 
 
@@ -333,14 +340,14 @@ def test_what_is_refused():
         adversarial(lift(PRI), DIS)
     with pytest.raises(ValueError, match="cannot be negative; got -1"):
         adversarial(bernoulli(affine(3)), DIS, weight=-1.0)
-    model, _, _ = vae_gan(categorical(affine(3, 2)))
+    model, _, params = vae_gan(categorical(affine(3, 2)))
     with pytest.raises(TypeError, match=r"judges the mean .* has none"):
-        model.terms(model.init(jax.random.key(0), jnp.zeros(3, int)), jax.random.key(0), jnp.zeros(3, int))
+        jax.eval_shape(model.terms, params, jax.random.key(0), jnp.zeros(3, int))
     plain, key = vae(ENC, PRI, bernoulli(affine(3))), jax.random.key(0)
     with pytest.raises(ValueError, match=r"trains params\['dis'\], and this model has none"):
-        gan(DIS)(plain, plain.init(key, Y), key[None], Y[None], None, 0)
+        gan(DIS)(plain, jax.eval_shape(plain.init, key, Y), key[None], Y[None], None, 0)
     model = with_discriminator(plain, DIS)
     with pytest.raises(ValueError, match=r"samples of type int32 have no gradient.*means\(generator\)"):
-        gan(DIS)(model, model.init(key, Y), key[None], Y[None], None, 0)
+        jax.eval_shape(lambda: gan(DIS)(model, model.init(key, Y), key[None], Y[None], None, 0))
     with pytest.raises(ValueError, match="PatchDiscriminator wants channels"):
         PatchDiscriminator(())

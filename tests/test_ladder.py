@@ -310,11 +310,11 @@ def test_a_condition_reaches_every_network(x64):
     moved = {**params, "pri": [_with_bias(of_rung, 0.7) for of_rung in params["pri"]]}
     model = ladder(given, l2(taking_c(yhat()), SIGMA))
     key, c = jax.random.key(3), jnp.array([0.7])
-    want = CHAIN_MODEL.importance(moved, key, y)
-    got = model.importance(params, key, y, c)
+    want = jit(CHAIN_MODEL.importance)(moved, key, y)
+    got = jit(model.importance)(params, key, y, c)
     np.testing.assert_allclose(got.rates, want.rates, rtol=1e-12)
     np.testing.assert_allclose(got.nats, want.nats, rtol=1e-12)
-    np.testing.assert_allclose(model.sample(params, key, c), CHAIN_MODEL.sample(moved, key), rtol=1e-12)
+    np.testing.assert_allclose(jit(model.sample)(params, key, c), jit(CHAIN_MODEL.sample)(moved, key), rtol=1e-12)
     with pytest.raises(TypeError, match="argument"):
         model.terms(params, key, y)
 
@@ -336,8 +336,8 @@ def test_a_ladder_is_a_model_like_any_other():
     params = jit(optimal.init)(jax.random.key(0), Y[:3])
     key = jax.random.key(1)
     terms = jit(optimal.terms)(params, key, Y[:3])
-    h = ladder_latents(CHAIN, params, jax.random.split(key)[0], Y[:3])[-1]
-    log_sigma = optimal.maximise(params, terms.stats)["gen"]["log_sigma"]
+    h = jit(lambda p: ladder_latents(CHAIN, p, jax.random.split(key)[0], Y[:3])[-1])(params)
+    log_sigma = jit(optimal.maximise)(params, terms.stats)["gen"]["log_sigma"]
     away = Y[:3] - params["gen"]["net"] @ h
     np.testing.assert_allclose(bounded_log_std(log_sigma), 0.5 * np.log(np.mean(away**2)), rtol=1e-5)
 
@@ -412,7 +412,7 @@ def test_what_is_no_ladder():
 
 def test_networks_that_do_not_fit_together():
     def init_with(**fields):
-        ladder([CHAIN[0], CHAIN[1]._replace(**fields)], GENERATOR).init(jax.random.key(0), Y)
+        jax.eval_shape(ladder([CHAIN[0], CHAIN[1]._replace(**fields)], GENERATOR).init, jax.random.key(0), Y)
 
     with pytest.raises(ValueError, match=r"rung 1 .*prior gives z of shape \(1,\) and its posterior of shape \(2,\)"):
         init_with(posterior=nets.MLP((), 4))

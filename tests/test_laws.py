@@ -13,7 +13,7 @@ import numpy as np
 import optax
 import pytest
 from jax.sharding import Mesh
-from laws import BATCH, LARGER, ON_DEVICES, REPRESENTATIVE, SYSTEMS, System, compiled
+from laws import BATCH, LARGER, ON_DEVICES, REPRESENTATIVE, SYSTEMS, TRAINED, System, compiled
 
 from vae_jax import evaluate, init_state, make_train_step
 from vae_jax.core.objectives import batch_terms
@@ -217,7 +217,7 @@ def test_rows_do_not_touch_each_other(case):
     assert before[1].nats[1] != after[1].nats[1]
 
 
-@pytest.mark.over(REPRESENTATIVE)
+@pytest.mark.over(TRAINED)
 def test_nothing_is_compiled_twice(case):
     """Other parameters, keys and data of the same shapes: no new trace. Nor for a state that the step made itself."""
     case.at(seed=1)
@@ -254,7 +254,7 @@ def test_samples_follow_the_density(case):
         assert_mean(wave(samples @ frequencies.T), weights @ wave(points @ frequencies.T), wave.__name__)
 
 
-@pytest.mark.over(REPRESENTATIVE)
+@pytest.mark.over(TRAINED)
 def test_loss_falls(case):
     """30 steps of Adam; the same 20 draws before and after."""
 

@@ -15,6 +15,7 @@ from scipy.special import expit, log_expit, log_softmax, logsumexp, softmax
 from scipy.stats import logistic
 
 from vae_jax import (
+    Conditional,
     bernoulli,
     categorical,
     conditional,
@@ -29,7 +30,7 @@ from vae_jax import (
 from vae_jax.core import elbo, leave_one_out, lift, of, vimco
 from vae_jax.core.distributions import GumbelSoftmax, enumerate_support
 from vae_jax.core.model import log_prob
-from vae_jax.parts import learned_classes, one_hot
+from vae_jax.parts import gumbel_softmax, learned_classes, one_hot
 from vae_jax.parts.classes import OneHot
 
 compiled = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -68,7 +69,7 @@ def at_keys(estimator, params, n, objective=None, seed=0, classes=8):
 
 
 def exact_gradients(params, classes=8):
-    return jax.grad(lambda p: model_with(enumerated, classes).terms(p, jax.random.key(0), Y).nats)(params)
+    return compiled(jax.grad(lambda p: model_with(enumerated, classes).terms(p, jax.random.key(0), Y).nats))(params)
 
 
 def gap(values, want):
@@ -95,9 +96,9 @@ def test_density_mean_and_divergence_of_one_hot_classes(x64):
 def test_samples_of_one_hot_classes():
     """20,000 draws: each is in the support, and the frequencies are the probabilities within 4 standard errors."""
     q = OneHot(jnp.asarray([[0.3, -1.0, 0.8], [2.0, 0.0, 0.0]])).to_event(1)
-    zs = q.sample(jax.random.key(0), (20_000,))
+    zs, means = compiled(lambda key: (q.sample(key, (20_000,)), q.mean))(jax.random.key(0))
     assert zs.shape == (20_000, 2, 3) and zs.dtype == jnp.float32 and bool(q.support(zs).all())
-    off, error = gap(np.asarray(zs), q.mean)
+    off, error = gap(np.asarray(zs), means)
     assert (np.abs(off) < 4 * error).all()
     for wrong in (zs[0] * 0.5, zs[0].at[0].set(1), zs[0].at[1].set(0), zs[0].at[0].set(jnp.array([2, -1, 0]))):
         assert not q.support(wrong)
@@ -132,6 +133,96 @@ def test_all_values_of_a_vector_of_one_hot_classes(x64):
         enumerate_support(OneHot(jnp.zeros((11, 3))).to_event(1))
 
 
+# A relaxed z
+
+
+def exact_divergence(logits, others):
+    """KL of relaxed classes at one temperature, which it does not depend on: numpy, from the mean of ln sum w b over
+    even weights w, which is a divided difference (Hermite and Genocchi)."""
+    n, b = len(logits), np.exp(others - logits)
+    apart = b[:, None] - b + np.eye(n)
+    mean = np.sum(b ** (n - 1) * (np.log(b) - np.sum(1 / np.arange(1, n))) / apart.prod(axis=1))
+    return np.sum(logits - others) + n * mean
+
+
+def log_density(x, logits, temperature):
+    """Maddison et al. 2017, appendix C.3, of x = ln z, by numpy in float64."""
+    n, inside = x.shape[-1], logits - temperature * x
+    constant = np.log(np.arange(1, n)).sum() + (n - 1) * np.log(temperature)
+    return constant + inside.sum(-1) - n * logsumexp(inside, axis=-1)
+
+
+@functools.partial(compiled, static_argnums=0)
+def relaxed_terms(model_at, params, temperatures, keys):
+    """(terms, nats by `pathwise`, gradient of the rate) of a batch of the one example Y, under every key."""
+
+    def of_one(key):
+        model = model_at(*temperatures)
+        rate = lambda p: model.terms(p, key, Y).rate  # noqa: E731
+        return model.terms(params, key, Y), model.pathwise(params, key, Y).nats, jax.grad(rate)(params)
+
+    return jax.vmap(of_one)(keys)
+
+
+def relaxed_model(temperature, other):
+    prior = Conditional(lambda key, c=None: None, lambda table, c=None: GumbelSoftmax(table, other))
+    return vae(gumbel_softmax(look_up, temperature), prior, GEN)
+
+
+@pytest.mark.parametrize("classes", [2, 3, 6])
+def test_the_rate_of_a_relaxed_z_is_right_at_any_temperature(classes):
+    """In float32, draw by draw against float64, and on average against the closed form, within 4 standard errors.
+
+    The generator is given z, and the gradient of the rate is that of the closed form for the noise drawn.
+    """
+    rng = np.random.default_rng(classes)
+    q, p = (np.array([2.0, -1, 0]), np.zeros(3)) if classes == 3 else rng.normal(size=(2, classes))
+    gen = rng.normal(size=(classes, 3)).astype(np.float32)
+    params = {"enc": jnp.tile(jnp.float32(q), (3, 1)), "pri": jnp.float32(p), "gen": jnp.asarray(gen)}
+    keys = jax.random.split(jax.random.key(0), 20_000)
+    noise = np.float64(jax.vmap(lambda key: jax.random.gumbel(jax.random.split(key)[0], (classes,)))(keys))
+    for t, other in ((1.0, 1.0), (0.1, 0.1), (0.05, 0.05), (0.02, 0.02), (0.01, 0.01), (1e-4, 1e-4), (0.01, 0.02)):
+        terms, pathwise, gradient = relaxed_terms(relaxed_model, params, (jnp.float32(t), jnp.float32(other)), keys)
+        x = log_softmax((q + noise) / t, axis=1)
+        rate = log_density(x, q, t) - log_density(x, p, other)
+        np.testing.assert_allclose(terms.rate, rate, rtol=1e-4, atol=1e-3)
+        logits = np.exp(x) @ gen
+        distortion = logsumexp(logits, axis=1) - logits[:, 1]
+        np.testing.assert_allclose(terms.distortion, distortion, atol=1e-4 + 2e-6 / t)  # the noise in float32, over t
+        np.testing.assert_allclose(pathwise, terms.nats, rtol=1e-5, atol=1e-4)
+        if t == other:
+            off, error = gap(np.asarray(terms.rate), exact_divergence(q, p))
+            assert abs(off) < 4 * error
+            share = softmax(p - q - noise, axis=1)  # d/dl of sum(l - l') + n ln sum w exp(l' - l), w = softmax(-noise)
+            np.testing.assert_allclose(gradient["enc"][:, 1], 1 - classes * share, atol=1e-3)
+
+
+def test_a_relaxed_z_is_the_data_of_another_vae():
+    """As the prior a VAE of z: the network of its encoder is given z, too, and ln P(z) is that of the points."""
+    inner = vae(gaussian((lambda key, z: None, lambda w, z: w @ z)), standard_normal(1), gumbel_softmax(weigh, 0.01))
+    model = vae(gumbel_softmax(look_up, 0.01), inner, GEN)
+    rng = np.random.default_rng(0)
+    enc, mid, out, gen = (jnp.float32(rng.normal(size=s)) for s in ((3, 3), (2, 3), (1, 3), (3, 3)))
+    params = {"enc": enc, "pri": {"enc": mid, "pri": {}, "gen": out}, "gen": gen}
+    key = jax.random.key(0)
+    terms = compiled(model.terms)(params, key, Y)
+    k_z, k_parts = jax.random.split(key)
+    x = log_softmax((np.float64(enc[1]) + jax.random.gumbel(k_z, (3,))) / 0.01)
+    k_u, _ = jax.random.split(jax.random.split(k_parts)[0])
+    (mean, raw), noise = np.float64(mid) @ np.exp(x), np.float64(jax.random.normal(k_u, (1,)))
+    std = np.exp(7 * np.tanh(raw / 7))
+    u = mean + std * noise
+    rate = 0.5 * np.sum(u**2 - noise**2) - np.log(std)
+    rate += log_density(x, np.float64(enc[1]), 0.01) - log_density(x, u @ np.float64(out), 0.01)
+    assert terms.rate == pytest.approx(rate, rel=1e-4)
+
+
+def test_a_relaxed_z_wants_a_relaxed_prior():
+    simplex = Conditional(lambda key, c=None: None, lambda _, c=None: dist.Dirichlet(jnp.ones(8)))
+    with pytest.raises(TypeError, match=r"Dirichlet was given a relaxed class.*the prior is another one"):
+        vae(gumbel_softmax(look_up, 0.5), simplex, GEN).terms(tables() | {"pri": None}, jax.random.key(0), Y)
+
+
 # The model
 
 
@@ -162,14 +253,16 @@ def test_an_array_of_classes_by_hand(x64):
     zs = [np.eye(3)[[i, j]] for i, j in itertools.product(range(3), repeat=2)]
     log_p = logsumexp([(z * log_pri).sum() + log_expit((2 * y - 1) * (weights @ z.ravel())).sum() for z in zs])
     exact, relaxed = (vae(enc, learned_classes(2, 3), gen, estimator=e) for e in (enumerated, gumbel(0.5)))
-    np.testing.assert_allclose(exact.importance(params, jax.random.key(0), y).nats, -log_p, rtol=1e-12)
+    found = compiled(lambda p, key: exact.importance(p, key, y).nats)(params, jax.random.key(0))
+    np.testing.assert_allclose(found, -log_p, rtol=1e-12)
     nats = compiled(jax.vmap(lambda key: relaxed.importance(params, key, y).nats))(
         jax.random.split(jax.random.key(0), 4000)
     )
     off, error = gap(np.exp(-np.asarray(nats)), np.exp(log_p))
     assert abs(off) < 5 * error
-    terms = relaxed.terms(params, jax.random.key(0), y)
-    assert relaxed.sample(params, jax.random.key(0)).shape == (4,) and terms.units.mean.shape == (2, 3)
+    terms = jax.eval_shape(relaxed.terms, params, jax.random.key(0), y)
+    sample = jax.eval_shape(relaxed.sample, params, jax.random.key(0))
+    assert sample.shape == (4,) and terms.units.mean.shape == (2, 3)
 
 
 # Gradients
@@ -222,7 +315,7 @@ def test_straight_through_by_hand(x64):
     of_kl = np.exp(log_q) * (log_q - log_p - kl)
     gen = np.asarray(params["gen"])
     for i, key in enumerate(keys):
-        soft = np.asarray(GumbelSoftmax(params["enc"][1], t).sample(jax.random.split(key)[0]))
+        soft = np.asarray(GumbelSoftmax(params["enc"][1], t).sample(jax.random.split(key)[0]).parts)
         row = gen[soft.argmax()]
         back = gen @ softmax(row) - gen[:, 1]
         through = soft * (back - soft @ back) / t
@@ -237,7 +330,7 @@ def test_the_gumbel_gradient_is_that_of_the_relaxed_loss(x64):
     gradients, losses = at_keys(gumbel(t), params, 50)
 
     def relaxed_loss(params, key):
-        z = GumbelSoftmax(params["enc"][1], t).sample(jax.random.split(key)[0])
+        z = GumbelSoftmax(params["enc"][1], t).sample(jax.random.split(key)[0]).parts
         rate = dist.kl_divergence(OneHot(params["enc"][1]), OneHot(params["pri"]["logits"]))
         return rate - jax.nn.log_softmax(z @ params["gen"])[1]
 
@@ -303,13 +396,13 @@ def test_a_traced_temperature_is_that_temperature(x64):
         return jax.grad(lambda p: schedule(EXACT, p, key, y, None, step)[0])(params)
 
     for step, t in ((0, 2.0), (3, 0.5)):
-        want = jax.grad(lambda p, t=t: model_with(gumbel(t)).terms(p, key[0], Y).nats)(params)
+        want = compiled(jax.grad(lambda p, t=t: model_with(gumbel(t)).terms(p, key[0], Y).nats))(params)
         for got in (traced(t), scheduled(step)):
             jax.tree.map(lambda g, w: np.testing.assert_allclose(g, w, rtol=1e-10), got, want)
     assert len(traces) == 1
     logits, z = jnp.zeros(3), jnp.array([0.2, 0.3, 0.5])
     density = jax.jit(lambda t: GumbelSoftmax(logits, t).log_prob(z))(0.7)
-    np.testing.assert_allclose(density, GumbelSoftmax(logits, 0.7).log_prob(z), rtol=1e-12)
+    np.testing.assert_allclose(density, jax.jit(GumbelSoftmax(logits, 0.7).log_prob)(z), rtol=1e-12)
 
 
 @pytest.mark.parametrize("make", [gumbel, straight_through_gumbel])
@@ -331,7 +424,7 @@ def test_keys_are_used_once(one_use_keys):
 
 @pytest.mark.parametrize("make", [gumbel, straight_through_gumbel])
 def test_what_is_refused(make):
-    for t in (0.0, -1.0, float("nan"), jnp.float32(0)):
+    for t in (0.0, -1.0, float("nan"), float("inf"), jnp.float32(0)):
         with pytest.raises(ValueError, match="temperature of relaxed classes must be positive; got"):
             make(t)
     prior, y, params = (
@@ -348,5 +441,6 @@ def test_what_is_refused(make):
     ):
         with pytest.raises(TypeError, match=message):
             vae(enc, pri, bernoulli(same), estimator=make(1.0)).terms(params, jax.random.key(0), y)
-    with pytest.raises(ValueError, match="at least two classes to choose from; got 1"):
-        learned_classes(3, 1)
+    for shape, classes in ((3, 1), (3, 2.5), (2.5, 3), ((2, 0), 3)):
+        with pytest.raises(ValueError, match="at least two classes to choose from; got"):
+            learned_classes(shape, classes)

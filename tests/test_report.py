@@ -9,10 +9,17 @@ import sys
 import xml.etree.ElementTree as ET
 from html.parser import HTMLParser
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from PIL import Image
+from reported import check_report
 
+from experiments import em_routes
+from experiments.shared import publish
+from experiments.shared.config import Run
+from vae_jax.evaluation import Mean, mean
 from vae_jax.report import page, pictures
 from vae_jax.report.page import Picture, Row, Section, TextTable
 
@@ -51,6 +58,18 @@ def test_floats_are_scaled_and_clipped():
     np.testing.assert_array_equal(pictures.grid(images)[0, :, 0], [0, 0, 51, 255, 255])
 
 
+def test_what_models_sample_is_shown():
+    """Bernoulli samples are int32: 0 and 1 are black and white. Whole numbers beyond that are levels, as uint8 is."""
+    drawn = np.array([0, 1, 1, 0]).reshape(1, 1, 4, 1)
+    kinds = (bool, np.int8, np.int32, np.int64, np.uint16)
+    for binary in (*(drawn.astype(kind) for kind in kinds), jnp.asarray(drawn, jnp.int32), jnp.asarray(drawn, bool)):
+        np.testing.assert_array_equal(pictures.grid(binary)[0, :, 0], [0, 255, 255, 0])
+    np.testing.assert_array_equal(pictures.grid(drawn.astype(np.uint8))[0, :, 0], [0, 1, 1, 0])
+    np.testing.assert_array_equal(pictures.grid(jnp.asarray(85 * drawn, jnp.int32))[0, :, 0], [0, 85, 85, 0])
+    both = pictures.pairs(np.full((1, 1, 1, 1), 7, np.uint8), jnp.ones((1, 1, 1, 1), jnp.int32))
+    np.testing.assert_array_equal(both[0, :, 0], [7, 255])
+
+
 def test_gaps_follow_the_images_in_dark_and_light():
     dark = np.zeros((2, 1, 1, 1))
     np.testing.assert_array_equal(pictures.grid(dark, gap=1)[0, :, 0], [0, 40, 0])
@@ -69,7 +88,9 @@ def test_pairs_put_each_original_left_of_its_reconstruction():
     [
         (lambda: pictures.grid(np.zeros((4, 28, 28))), r"images: got shape \(4, 28, 28\).*None"),
         (lambda: pictures.grid(np.zeros((0, 2, 2, 1))), r"images: got shape \(0, 2, 2, 1\)"),
-        (lambda: pictures.grid(np.zeros((1, 2, 2, 1), np.int32)), "images: got dtype int32"),
+        (lambda: pictures.grid(np.zeros((1, 2, 2, 1), np.complex64)), "images: got dtype complex64"),
+        (lambda: pictures.grid(np.full((1, 2, 2, 1), 256)), "images: got int64 from 256 to 256, wanted 0 and 1, or"),
+        (lambda: pictures.grid(np.full((1, 2, 2, 1), -1, np.int8)), "images: got int8 from -1 to -1"),
         (lambda: pictures.grid(np.zeros((1, 2, 2, 1)), 0), "columns=0"),
         (lambda: pictures.grid(np.zeros((1, 2, 2, 1)), gap=-1), "gap=-1"),
         (lambda: pictures.png(np.zeros((2, 2, 3))), "array: got float64"),
@@ -82,6 +103,11 @@ def test_pairs_put_each_original_left_of_its_reconstruction():
             lambda: pictures.pairs(np.zeros((2, 1, 1, 1)), np.zeros((3, 1, 1, 1))),
             r"originals have shape \(2, 1, 1, 1\), reconstructions \(3, 1, 1, 1\)",
         ),
+        (lambda: pictures.planes({}), "planes: got 0 panels in 3 columns"),
+        (lambda: pictures.planes({"a": (np.zeros(4), 1.0)}), r"planes: 'a' has shape \(4,\) and reach 1.0"),
+        (lambda: pictures.planes({"a": (np.zeros((2, 2)), 0.0)}), r"planes: 'a' has shape \(2, 2\) and reach 0.0"),
+        (lambda: pictures.planes({"a": (np.full((2, 2), np.nan), 1.0)}), "planes: 'a': 4 of 4 values are NaN"),
+        (lambda: pictures.planes({"a": (np.full((2, 2), -1.0), 1.0)}), "planes: 'a' goes down to -1.0"),
         (lambda: pictures.curves({}), "got no lines"),
         (lambda: pictures.curves({"a": (np.zeros(2), np.zeros(3))}), r"'a' has xs of shape \(2,\)"),
         (
@@ -164,6 +190,22 @@ def test_scatter_shows_every_class_in_its_colour():
     assert all(texts.count(name) == 2 for name in ("zero", "one", "two"))  # map and legend
 
 
+def test_planes_are_as_dark_as_the_root_of_the_density():
+    """Upwards is upwards, the scale is that of all panels, and each has its name and its range."""
+    one, two = np.array([[4.0, 1.0], [0.0, 0.0]]), np.array([[0.0, 0.0], [0.0, 1.0]])
+    svg = pictures.planes({"one": (one, 2.0), "two": (two, 30.0)}, x="z₁", y="z₂").decode()
+    alphas = [
+        np.asarray(Image.open(io.BytesIO(base64.b64decode(image))).convert("RGBA"))[..., 3]
+        for image in re.findall(r"data:image/png;base64,\s*([^\"]+)", svg)
+    ]
+    for alpha, want in zip(alphas, ([[255, 128], [0, 0]], [[0, 0], [0, 128]]), strict=True):
+        h, w = alpha.shape
+        corners = alpha[np.ix_([h // 4, -h // 4], [w // 4, -w // 4])]  # an image inside goes upwards
+        np.testing.assert_array_equal(corners, want)
+    texts = [element.text for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
+    assert texts.count("z₂") == 1 and texts.count("z₁") == 2 and {"one", "two", "2", "20"} <= set(texts)
+
+
 def _timeline(**changes):
     arrays = {
         "series": np.array([[0.0], [1.0], [0.0]]),
@@ -200,6 +242,7 @@ FIGURES = {
     "many classes": lambda name: pictures.scatter(
         np.arange(274.0).reshape(137, 2), np.arange(137), [f"{name} {i}" for i in range(137)]
     ),
+    "planes": lambda name: pictures.planes({name: (np.eye(2), 1.0), "b": (np.eye(3), 2.0)}, 1, x=name, y=name),
     "bars": lambda name: pictures.bars(np.ones(1), [name]),
     "timeline": lambda name: pictures.timeline(
         np.eye(3)[:, :2], np.arange(3), np.eye(3), columns=[name, "b"], names=[name, "_c", "d"], x=name
@@ -276,6 +319,15 @@ def test_a_negative_standard_error_is_refused():
         page.number_text(1.0, -0.1)
 
 
+def test_a_mean_prints_as_tables_do():
+    found = mean(np.array([1.0, 2.0, 4.0]))  # 7 / 3 and sqrt(7 / 9)
+    assert (str(found), repr([found]), f"{found}") == ("2.33 ± 0.88", "[2.33 ± 0.88]", "2.33 ± 0.88")
+    assert str(Mean(-279.571462600708, 2.4452615697289666)) == "-279.6 ± 2.4"
+    assert repr(Mean(1.5, float("nan"))) == "1.500 ± nan"
+    for other in (Mean(jnp.ones(2), None), Mean(1.0, -1.0), jax.eval_shape(lambda: Mean(0.0, 1.0))):  # type: ignore
+        assert repr(other).startswith("(")
+
+
 def test_the_terminal_table_is_aligned():
     rows = [
         Row("test ELBO", -238.9134, 0.3512, "nats per image"),
@@ -339,6 +391,60 @@ def test_the_page_escapes_everything_it_is_given(tmp_path):
     places = [tag for tag, text in page.texts if text == NASTY]
     once = ["title", "h1", "h2", "figcaption", "dt", "dd", "code"]
     assert sorted(places) == sorted([*once, "p", "p", "th", "th", "td", "td", "td"])
+
+
+def test_notice_and_foot_frame_the_page(tmp_path):
+    plain, framed = (
+        _write(tmp_path / "r.html", **more).read_text(encoding="utf-8")
+        for more in ({}, {"notice": f"first {NASTY}", "foot": f"last {NASTY}"})
+    )
+    assert "role=note" not in plain and "<footer>" not in plain
+    texts = [text for _, text in _Page(framed).texts]
+    places = [texts.index(text) for text in ("A lead.", f"first {NASTY}", "Results", f"last {NASTY}")]
+    assert places == sorted(places) and places[-1] == len(texts) - 1
+
+
+def test_columns_and_rows_of_a_grid_have_names(tmp_path):
+    grid = Picture(PNG, "grid", rows=["top", NASTY], columns=["left", NASTY])
+    text = _write(tmp_path / "r.html", sections=[Section("S", "", [grid, Picture(PNG, "plain")])]).read_text()
+    assert [text for tag, text in _Page(text).texts if tag == "span"] == ["left", NASTY, "top", NASTY]
+    assert text.count("<div class=named>") == 1
+
+
+def test_a_table_of_text_can_be_scrolled_and_breaks_only_long_cells(tmp_path):
+    """What is wider than the screen scrolls in a region with a name and a shadow at its edge."""
+    table = TextTable(["a", "b"], [["0.22 ± 0.26", "a sentence of many words, one after the other"], ["1", "2"]])
+    page = _Page(_write(tmp_path / "r.html", sections=[Section("Said", "", table=table)]).read_text())
+    (region,) = [attributes for tag, attributes in page.tags if attributes.get("class") == "scroll"]
+    assert (region["role"], region["aria-label"], region["tabindex"]) == ("region", "Said", "0")
+    classes = [attributes.get("class") for tag, attributes in page.tags if tag == "td"]
+    assert classes[-4:] == [None, "long", None, "long"]
+
+
+def test_a_run_is_published_with_how_it_was_made(tmp_path, capsys):
+    """A smoke run says so above its numbers, and in the terminal; every page ends with time, device and versions."""
+
+    @publish.timed
+    def main(config):
+        words = {"title": "T", "lead": "L.", "table": [Row("a", 1)], "sections": []}
+        return publish.write("vae", config, **words)
+
+    for smoke in (True, False):
+        assert main(Run(out=str(tmp_path), smoke=smoke)) == {"a": 1}
+        check_report(tmp_path, Run(smoke=smoke), {"a": 1}, ("T", "Results"))
+        assert (publish.SMOKE in capsys.readouterr().out) == smoke
+    assert publish.made(125.2, resumed=True).startswith("Made in 2 min 5 s since its last start on ")
+    assert publish.made(59.97, resumed=False).startswith("Made in 1 min 0 s on ")
+
+
+@pytest.mark.parametrize(("hard", "where"), [(-5.5, "not above EM"), (-4.5, "ends above EM")])
+def test_what_is_said_of_hard_em_follows_from_the_numbers(hard, where):
+    names = (em_routes.EM, em_routes.HARD, em_routes.VAE, em_routes.GRADIENT)
+    best = dict.fromkeys(names, -5.0) | {em_routes.HARD: hard}
+    climbs = {name: np.array([-7.0, -6.0, hard if name == em_routes.HARD else -5.0]) for name in names}
+    section = em_routes.section(em_routes.Routes(climbs, best, -5.0), "Data")
+    assert where in section.caption and section.table is not None
+    assert "lower" not in str(section.table.rows) and "at most E ln P(y)" in str(section.table.rows)
 
 
 def test_the_page_needs_nothing_but_itself(tmp_path):

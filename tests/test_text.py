@@ -6,6 +6,7 @@ import gzip
 import hashlib
 import importlib.resources
 import tempfile
+from inspect import unwrap as unchecked  # users have no checker of annotations
 from pathlib import Path
 
 import numpy as np
@@ -94,6 +95,10 @@ def test_a_vocabulary_of_nothing_is_refused():
         words(SENTENCES, min_count=9)
     with pytest.raises(ValueError, match=r"2 words and an end; length=2 holds fewer: 'a b'"):
         words(SENTENCES).encode("a b", 2)
+    for options in ({"size": 1}, {"size": 4.5}, {"min_count": 0.5}):
+        for make in (words, characters):
+            with pytest.raises(ValueError, match="whole min_count of at least 1, and a whole size of at least 3"):
+                unchecked(make)(SENTENCES, **options)
 
 
 def test_subwords_are_merged_from_bytes_and_come_back():
@@ -219,6 +224,34 @@ def test_sentences_that_are_too_long(tmp_path):
         load(three(tmp_path, train="a\na\n", valid="a", test="a a\n"), max_length=2, too_long="drop")
 
 
+@pytest.mark.parametrize("unit", ["word", "byte"])
+def test_lines_end_as_on_any_machine(tmp_path, unit):
+    """LF, CR LF, CR, all of them; what Unicode calls a line end besides stays in the line; no byte-order mark."""
+    sentences = ["a b", "b\u2028a", "a\x0cb", "b\x85 a\x0b", "a"]
+    for content in (
+        "\n".join(sentences),
+        "\r\n".join(sentences) + "\r\n",
+        "\r".join(sentences) + "\r",
+        "a b\rb\u2028a\r\n\ra\x0cb\n\rb\x85 a\x0b\r\r\na",
+    ):
+        for mark in ("", "\ufeff"):
+            folder = three(tmp_path)
+            (folder / "train.txt").write_bytes((mark + content).encode())
+            text = load(folder, unit=unit, min_count=1)
+            wanted = [" ".join(line.split()) if unit == "word" else line for line in sentences]
+            assert [text.vocabulary.decode(row) for row in text.train] == wanted
+    (tmp_path / "train.txt").write_bytes(b"a\rb\r\nc\xff\r")
+    with pytest.raises(ValueError, match="byte 0xff in line 3"):
+        load(tmp_path)
+
+
+def test_one_file_with_carriage_returns_alone(tmp_path):
+    path = tmp_path / "old.txt"
+    path.write_bytes(b"\r".join(b"a %d" % i for i in range(40)))
+    text = load(path, min_count=1)
+    assert [len(part) for part in text[:3]] == [36, 2, 2]
+
+
 @given(st.lists(st.binary(min_size=1, max_size=6), min_size=1, max_size=4))
 def test_bytes_take_any_file(lines):
     """Whatever the bytes are, they come back; UTF-8 is not asked for."""
@@ -244,6 +277,9 @@ def test_white_space_is_kept_where_words_are_not_the_unit(tmp_path, unit):
         ({"unit": "letters"}, "unit='letters'"),
         ({"too_long": "wrap"}, "too_long='wrap'"),
         ({"min_count": 0}, "min_count.*got 0"),
+        ({"min_count": 1.5}, "min_count.*got 1.5: a whole number"),
+        ({"max_length": 8.0}, "max_length.*got 8.0: a whole number"),
+        ({"vocabulary_size": 9.5}, "vocabulary_size=9.5: want .* a whole number"),
         ({"max_length": 1}, "max_length.*got 1"),
         ({"vocabulary_size": 2}, "vocabulary_size=2"),
         ({"vocabulary_size": 300, "unit": "byte"}, "none for bytes"),
@@ -252,7 +288,7 @@ def test_white_space_is_kept_where_words_are_not_the_unit(tmp_path, unit):
 )
 def test_options_out_of_range(tmp_path, options, said):
     with pytest.raises(ValueError, match=said):
-        load(three(tmp_path), **options)
+        unchecked(load)(three(tmp_path), **options)
 
 
 def test_files_that_are_not_there_or_are_damaged(tmp_path):

@@ -1,6 +1,7 @@
 """Batches of like length and perplexity: the numbers are those of the whole width, and those of closed forms."""
 
 import functools
+from inspect import unwrap as unchecked  # users have no checker of annotations
 
 import jax
 import jax.numpy as jnp
@@ -120,10 +121,10 @@ def test_like_lengths_come_together():
     assert columns(order(key, 0, 512, 512)) < lengths(ys).mean() + 2
 
 
-@pytest.mark.parametrize(("batch_size", "window"), [(0, 1), (4, 0)])
+@pytest.mark.parametrize(("batch_size", "window"), [(0, 1), (4, 0), (4.0, 1), (4, 1.5)])
 def test_orders_without_batches_are_refused(batch_size, window):
     with pytest.raises(ValueError, match="at least 1"):
-        by_length(sentences(), batch_size, window=window)
+        unchecked(by_length)(sentences(), batch_size, window=window)
 
 
 def test_an_order_for_other_data_is_refused():
@@ -197,10 +198,14 @@ def test_a_scan_of_steps_in_this_order_is_that_of_the_whole_width():
     assert not np.allclose(ends[0]["gen"]["words"], state.params["gen"]["words"])
 
 
-@pytest.mark.parametrize("columns", [(), (0, 4)])
+@pytest.mark.parametrize("columns", [(), (0, 4), (2.5, 4), 4])
 def test_columns_that_are_none_are_refused(columns):
-    with pytest.raises(ValueError, match="at least one and all positive"):
-        cut_to_length(which, columns)
+    for call in (
+        lambda: unchecked(cut_to_length)(which, columns),
+        lambda: unchecked(evaluate_by_length)(text_vae, PARAMS, jax.random.key(0), sentences(4), columns),
+    ):
+        with pytest.raises(ValueError, match="at least one and all positive"):
+            call()
 
 
 # Whole splits

@@ -74,12 +74,12 @@ def test_attention_follows_its_pixels():
     """f(permuted pixels) = permuted f(pixels), and x alone at the start."""
     x, order = jnp.asarray(normal(0, 1, 2, 3, 4)), np.random.default_rng(1).permutation(6)
     net = Attention(2)
-    params = jax.jit(net.init)(jax.random.key(0), x)
-    np.testing.assert_array_equal(net.apply(params, x), x)
-    params = jax.tree.map(lambda leaf: leaf + normal(3, *leaf.shape), params)
-    moved = x.reshape(1, 6, 4)[:, order].reshape(x.shape)
-    expected = net.apply(params, x).reshape(1, 6, 4)[:, order]
-    np.testing.assert_allclose(net.apply(params, moved).reshape(1, 6, 4), expected, atol=1e-4)
+    params, apply = jax.jit(net.init)(jax.random.key(0), x), jax.jit(net.apply)
+    np.testing.assert_array_equal(apply(params, x), x)
+    params = jax.tree.map(lambda leaf: np.asarray(leaf) + normal(3, *leaf.shape), params)
+    moved = np.asarray(x).reshape(1, 6, 4)[:, order].reshape(x.shape)
+    expected = np.asarray(apply(params, x)).reshape(1, 6, 4)[:, order]
+    np.testing.assert_allclose(np.reshape(apply(params, moved), (1, 6, 4)), expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("centre", [0.0, 300.0])
@@ -88,7 +88,7 @@ def test_group_norm_is_its_formula(centre, x64):
     rows = x.astype(np.float64).reshape(2, 12, groups(8), 4)
     expected = (rows - rows.mean((1, 3), keepdims=True)) / np.sqrt(rows.var((1, 3), keepdims=True) + 1e-6)
     expected = expected.reshape(x.shape) * scale[:, None, None] + shift[:, None, None]
-    got = group_norm(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(shift))
+    got = jax.jit(group_norm)(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(shift))
     assert got.dtype == jnp.float32
     np.testing.assert_allclose(got, expected, atol=1e-5 if centre == 0 else 1e-3)
     double = (jnp.asarray(a, jnp.float64) for a in (x, scale, shift))
@@ -98,8 +98,8 @@ def test_group_norm_is_its_formula(centre, x64):
 def test_group_norm_keeps_its_statistics_in_float32():
     """Numbers near 64 in bfloat16 are 0.5 apart; a variance in bfloat16 would be off by far more than 1 %."""
     x = jnp.asarray(normal(0, 1, 8, 8, 8) + 64, jnp.bfloat16)
-    exact = GroupNorm().init_with_output(jax.random.key(0), x.astype(jnp.float32))[0]
-    got = GroupNorm(jnp.bfloat16).init_with_output(jax.random.key(0), x)[0]
+    exact = jax.jit(GroupNorm().init_with_output)(jax.random.key(0), x.astype(jnp.float32))[0]
+    got = jax.jit(GroupNorm(jnp.bfloat16).init_with_output)(jax.random.key(0), x)[0]
     assert got.dtype == jnp.bfloat16
     np.testing.assert_allclose(got.astype(jnp.float32), exact, rtol=2**-8, atol=1e-6)
 

@@ -56,7 +56,6 @@ FIRST_OF = {
         "test_density_and_e_step_agree_with_scipy",
         "test_e_and_m_step_are_the_two_halves_of_the_lecture",
         "test_fisher_identity",
-        "test_the_maximum_is_stationary",
         "test_degenerate_data_stay_finite",
     ),
     "test_experiment.py": ("test_trains_evaluates_and_reports",),
@@ -78,7 +77,6 @@ FIRST_OF = {
         "test_starts_as_its_base",
         "test_a_draw_and_its_own_density",
         "test_vmap_is_a_loop",
-        "test_in_a_vae",
         "test_finite_at_extremes",
         "test_one_flow_in_both_precisions",
     ),
@@ -92,6 +90,7 @@ FIRST_OF = {
         "test_gaussian_model_equals_hmmlearn",
         "test_left_to_right_models_are_exact_in_float32",
     ),
+    "test_hierarchical_experiment.py": ("test_smoke",),
     "test_ladder.py": ("test_convolutional_rungs",),
     "test_lecture.py": ("test_reparameterised_gradient_is_the_exact_gradient",),
     "test_linalg.py": ("test_values_and_derivatives_are_those_of_jax",),
@@ -172,10 +171,26 @@ LATER = {
         "test_from_the_exact_posterior_nothing_is_missing",  # test_annealed: every chain is ln P
     ),
     "test_diffusion.py": ("test_dropout_is_for_training_only",),  # the network with a key, for training alone
+    "test_discrete_experiment.py": ("test_em_and_the_vae_are_one_model",),  # test_it_runs takes both routes
+    "test_distributions.py": ("test_gumbel_softmax_bias_vanishes_with_the_temperature",),  # the discrete experiment
+    "test_em.py": (
+        "test_a_mixture_is_the_prior_of_a_vae",  # the experiment gmm_prior; the laws: a mixture, as a VAE
+        "test_iris_reaches_the_known_maximum",  # the self-check: oracle 24
+        "test_the_maximum_is_stationary",  # the self-check: Fisher's identity
+    ),
     "test_em_experiments.py": ("test_the_routes_end_at_one_optimum",),  # test_em_mixture runs the same routes
+    "test_evaluate.py": ("test_an_example_has_its_number_whatever_the_batches",),  # the laws: independent of batches
+    "test_factor_analysis.py": ("test_oracle_13",),  # the self-check: oracle 13
+    "test_fit.py": ("test_four_devices_compute_what_one_does",),  # test_train: a scan over a mesh; the laws: devices
+    "test_flow_experiment.py": ("test_images", "test_all_models_start_alike"),  # test_flow runs all models
+    "test_flows.py": ("test_in_a_vae", "test_many_draws_at_once"),  # the laws: flows as prior and as encoder
+    "test_gan.py": ("test_a_vae_gan_of_images_is_one_composition",),  # the laws: adversarial term
+    "test_hidden_markov.py": ("test_fit_on_the_geyser",),  # the experiment hmm: test_geyser
+    "test_hmm_experiment.py": ("test_scores_are_of_every_step",),  # test_geyser adds them up
     "test_ladder.py": (
         "test_every_part_has_a_gradient",  # the laws take the derivative of each leaf
         "test_state_and_numbers_are_float32_under_bfloat16",
+        "test_remat_changes_nothing",  # test_unet: the same of its own blocks
     ),
     "test_linear_vae_experiment.py": ("test_three_ways_to_a_known_optimum",),  # test_smoke runs the ways
     "test_nets.py": ("test_images_of_any_size",),
@@ -188,9 +203,16 @@ LATER = {
     "test_unet.py": ("test_one_example_is_its_row_of_a_batch",),  # the laws: rows do not touch each other
 }
 
+# Of these `.ci/run` runs all, after `make test`: no commit goes without them.
+AFTERWARDS = {
+    "test_notebook.py": ("test_it_runs",),
+    "test_readme.py": ("test_every_block_of_code_runs",),
+    "test_resume.py": ("test_killed_and_resumed_equals_uninterrupted",),
+}
+
 INSTANCES = {
     f"{file}::{test}": most
-    for most, table in ((1, FIRST_OF), (0, LATER))
+    for most, table in ((1, FIRST_OF), (0, LATER), (0, AFTERWARDS))
     for file, tests in table.items()
     for test in tests
 }

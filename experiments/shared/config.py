@@ -1,24 +1,45 @@
 """The options that many experiments have, each with its meaning said once; an experiment adds its own and its defaults.
 
 `tyro` makes the command line of the fields: an experiment that only changes a default inherits the explanation.
+Whole numbers are at least 1 and others above 0, unless the `Annotated` type of the field says otherwise; see `checked`.
 """
 
 import dataclasses
-from typing import Literal
+import math
+import numbers
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
 from experiments.shared.training import Training
+from vae_jax.data.local import path_of
+
+
+class Range(NamedTuple):
+    """The numbers that an option takes; each of them, where it takes several."""
+
+    words: str
+    holds: Callable[[Any], bool]
+
+
+def at_least(low: int) -> Range:
+    return Range(f"at least {low}", lambda x: x >= low)
+
+
+POSITIVE = Range("above 0", lambda x: x > 0)
+SHARE = Range("at least 0 and below 1", lambda x: 0 <= x < 1)
 
 
 @dataclasses.dataclass(frozen=True)
 class Run:
     """What every experiment is told."""
 
-    seed: int = 0
+    seed: Annotated[int, Range("from 0 to 4294967295", lambda x: 0 <= x < 2**32)] = 0
     """Seed of everything random."""
     out: str = "runs"
     """Directory of the report, and of the checkpoints, metrics and TensorBoard events of a run that keeps them."""
     smoke: bool = False
-    """A few seconds in place of minutes: few examples, one or two epochs, small networks. To see that all works."""
+    """About a minute in place of many: few examples, one or two epochs, small networks. To see that all works. A second
+    one into the same `out` goes on from there."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,3 +94,42 @@ class CosineAdam(Adam):
     def training(self) -> Training:
         """These options, as what trains."""
         return Training(self.epochs, self.batch_size, self.learning_rate)
+
+
+Config = TypeVar("Config", bound=Run)
+
+
+def checked(config: Config) -> Config:
+    """The configuration, with ~ in `out` expanded.
+
+    Raises:
+        ValueError: a number is not finite or out of its range.
+    """
+    for name, hint in get_type_hints(type(config), include_extras=True).items():
+        whole = float not in _inside(hint)
+        ranges = [one for one in _inside(hint) if isinstance(one, Range)] or [at_least(1) if whole else POSITIVE]
+        wanted = f"want a {'whole' if whole else 'finite'} number, {ranges[0].words}"
+        value = getattr(config, name)
+        for one in value if isinstance(value, tuple) else (value,):
+            if isinstance(one, numbers.Real) and not isinstance(one, bool):
+                right = isinstance(one, numbers.Integral) if whole else math.isfinite(one)
+                if not (right and ranges[0].holds(one)):
+                    raise ValueError(f"{name}={value}: {wanted}")
+    return dataclasses.replace(config, out=str(path_of(config.out)))
+
+
+def _inside(hint: Any) -> list[Any]:
+    """A type, what it is made of, and what is said about it."""
+    return [hint, *getattr(hint, "__metadata__", ()), *(x for inner in get_args(hint) for x in _inside(inner))]
+
+
+AdamConfig = TypeVar("AdamConfig", bound=Adam)
+
+
+def fitting(config: AdamConfig, examples: int, default: int | None = None) -> AdamConfig:
+    """With a batch no larger than the data, and said so; one that was asked for is left, for `fit` to refuse."""
+    chosen = config.batch_size != (default or type(config).batch_size) and not config.smoke
+    if config.batch_size <= examples or chosen:
+        return config
+    print(f"batch_size={examples}: all training examples, which are fewer than {config.batch_size}")
+    return dataclasses.replace(config, batch_size=examples)

@@ -1,5 +1,6 @@
 """What reports on images show: images as pictures, draws of a model, the bound by epoch."""
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -30,9 +31,24 @@ def enlarged(image: np.ndarray, height: int) -> bytes:
     return pictures.png(image, max(1, 56 // height))
 
 
-def picture(images: np.ndarray, columns: int, alt: str, caption: str = "") -> page.Picture:
-    """Images (n, h, w, channels) in rows of so many."""
-    return page.Picture(enlarged(pictures.grid(images, columns), images.shape[1]), alt, caption)
+def picture(
+    images: np.ndarray,
+    columns: int,
+    alt: str,
+    caption: str = "",
+    *,
+    above: Sequence[str] = (),
+    beside: Sequence[str] = (),
+) -> page.Picture:
+    """Images (n, h, w, channels) in rows of so many, the names of columns above them and those of rows beside them."""
+    return page.Picture(enlarged(pictures.grid(images, columns), images.shape[1]), alt, caption, above, beside)
+
+
+def of_classes(names: Sequence[str] | None, cs: np.ndarray | None) -> Sequence[str]:
+    """What to write above columns that are classes: their names, else their numbers; nothing where a model has none."""
+    if cs is None:
+        return ()
+    return names or [str(k) for k in range(cs.shape[1])]
 
 
 def show(pictured: Pictured, means: Any) -> np.ndarray:

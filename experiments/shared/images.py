@@ -24,6 +24,17 @@ class Split(NamedTuple):
         return jax.tree.map(lambda x: x[:n], self)
 
 
+def load_both(name: str, **options: Any) -> tuple[data.Dataset, data.Dataset]:
+    """(train, test) by `vae_jax.data.load`; `ValueError` where their images have not one shape."""
+    train, test = (data.load(name, split, **options) for split in ("train", "test"))
+    if train.ys.shape[1:] != test.ys.shape[1:]:
+        raise ValueError(
+            f"{name}: training images have the shape {train.ys.shape[1:]}, test images {test.ys.shape[1:]}; "
+            "want (h, w, channels) the same"
+        )
+    return train, test
+
+
 def load_splits(
     name: str, *, conditional: bool = False, smoke: bool = False, **options: Any
 ) -> tuple[Split, Split, Split, data.Dataset]:
@@ -34,9 +45,12 @@ def load_splits(
         smoke: few of them.
         options: of `vae_jax.data.load`.
     """
-    train, test = (data.load(name, split, **options) for split in ("train", "test"))
-    if conditional and train.labels is None:
-        raise ValueError(f"--conditional wants labels, and {name} has none: use a labelled data set")
+    train, test = load_both(name, **options)
+    if conditional:
+        if train.labels is None or test.labels is None:
+            raise ValueError(f"--conditional wants labels, and {name} has none: use a labelled data set")
+        if (unknown := np.setdiff1d(test.labels, train.labels)).size:
+            raise ValueError(f"{name} has test images of the classes {unknown.tolist()}, and no such training images")
     classes = len(train.label_names or ()) or (0 if train.labels is None else int(train.labels.max()) + 1)
 
     def split(source: data.Dataset, rows: np.ndarray | slice) -> Split:

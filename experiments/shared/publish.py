@@ -1,21 +1,52 @@
 """How an experiment ends: its report is written, its table is printed, and its numbers are returned."""
 
 import dataclasses
+import functools
+import io
 import json
+import os
+import platform
 import shlex
 import sys
+import time
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import jax
+
+import vae_jax
 from vae_jax.core.extras import extra
 from vae_jax.report import page
+
+SMOKE = (
+    "A smoke run: few examples, few passes over them, small models, to see that all works. Its numbers are those of "
+    "models that have hardly been trained: they are not to be held against theory, nor against those of a full run."
+)
+_began: ContextVar[float] = ContextVar("_began")
+
+
+def timed(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """`main` of an experiment, whose report says how long it took."""
+
+    @functools.wraps(main)
+    def wrapped(config: Any) -> Any:
+        token = _began.set(time.perf_counter())
+        try:
+            return main(config)
+        finally:
+            _began.reset(token)
+
+    return wrapped
 
 
 def write(
     name: str, config: Any, *, title: str, lead: str, table: Sequence[page.Row], sections: Sequence[page.Section]
 ) -> dict[str, Any]:
     """Write `config.out`/report.html, print the table, and return it by the names of its rows.
+
+    The page says when its numbers are those of a smoke run, and ends with the time, the device and the versions.
 
     Args:
         name: the experiment's module, as in `python -m experiments.NAME`.
@@ -29,10 +60,25 @@ def write(
         sections=sections,
         configuration=dataclasses.asdict(config),
         command=command(name),
+        notice=SMOKE if config.smoke else "",
+        foot=made(time.perf_counter() - _began.get(), resumed=getattr(config, "resume", False)),
     )
     print(page.table_text(table))
+    if config.smoke:
+        print(f"\n{SMOKE}")
     print(f"\nreport: {path}")
     return {row.name: row.value for row in table}
+
+
+def made(seconds: float, *, resumed: bool) -> str:
+    """How long a run took, on what, with which versions."""
+    minutes, rest = divmod(round(seconds), 60)
+    took = f"{minutes} min {rest} s" if minutes else f"{seconds:.1f} s"
+    devices = jax.devices()
+    cores = f" ({os.cpu_count()} cores)" if devices[0].platform == "cpu" else ""
+    versions = f"vae_jax {vae_jax.__version__}, jax {jax.__version__}, Python {platform.python_version()}"
+    since = " since its last start" if resumed else ""
+    return f"Made in {took}{since} on {len(devices)} x {devices[0].device_kind}{cores}. Versions: {versions}."
 
 
 def fields(config: Any, left_out: Sequence[str] = ()) -> dict[str, Any]:
@@ -50,9 +96,25 @@ def command(name: str) -> str:
 
 def run(main: Callable[[Any], Any], config: type) -> None:
     """`main` with the options of the command line; what cannot be run ends with one line that says why."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # an ASCII terminal has no ±
     try:
+        check_paths()
         with extra("cli", "the command line"):
             import tyro
         main(tyro.cli(config))
-    except (ImportError, ValueError, TypeError, FileNotFoundError, FileExistsError, FloatingPointError) as error:
+    except (ImportError, ValueError, TypeError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
+    except KeyboardInterrupt:
+        again = "; continue it with --resume" if hasattr(config, "resume") else ""
+        sys.exit(f"error: interrupted{again}")
+
+
+def check_paths() -> None:
+    """`ValueError` where Python's encoding of files has no letters for a path: libraries take UTF-8 only."""
+    try:
+        "".join([*sys.argv, os.getcwd()]).encode()
+    except UnicodeEncodeError:
+        raise ValueError(
+            f"a path has letters that this locale ({sys.getfilesystemencoding()}) does not know: set PYTHONUTF8=1"
+        ) from None

@@ -1,4 +1,5 @@
-"""From what was trained to numpy: a function of every example of a batch, and a number of every epoch of a run."""
+"""From what was trained to numpy: a function of every example of a batch, a number of every epoch of a run, points in
+a plane counted."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -23,3 +24,9 @@ def by_epoch(history: Iterable[dict[str, Any]], name: str, sign: int = 1) -> tup
     """(epochs, values) of a number that `fit` kept, times `sign`, where it was taken: an epoch can be all skipped."""
     rows = [row for row in history if np.isfinite(row.get(name, np.nan))]
     return np.array([row["epoch"] for row in rows]), np.array([sign * row[name] for row in rows])
+
+
+def counted(points: np.ndarray, cells: int, reach: float) -> tuple[np.ndarray, float]:
+    """The density of points (n, 2) in cells x cells squares from -reach to reach, as `pictures.planes` takes it."""
+    edges = np.linspace(-reach, reach, cells + 1)
+    return np.histogramdd(points, (edges, edges), density=True)[0].T, reach

@@ -12,7 +12,7 @@ import vae_jax
 from experiments.shared.config import ImageVAE
 from experiments.shared.image_report import Pictured, picture
 from experiments.shared.images import Split, networks, pixels
-from experiments.shared.results import over_batch
+from experiments.shared.results import counted, over_batch
 from vae_jax import Fitted, core, fit
 from vae_jax.data import Preprocess
 from vae_jax.report import page, pictures
@@ -49,6 +49,7 @@ def train_first(
         train.ys,
         key=key,
         epochs=config.epochs,
+        batch_size=min(128, len(train.ys)),
         preprocess=prepare,
         validation=(valid.ys, None),
     )
@@ -79,9 +80,9 @@ def codes_section(drawn: dict[str, np.ndarray], directions: np.ndarray, caption:
     edges = np.linspace(-4, 4, 65)
     middles = (edges[1:] + edges[:-1]) / 2
     flat = {name: zs @ plane for name, zs in drawn.items()}
-    density = [np.histogramdd(xs, (edges, edges), density=True)[0].T[::-1] for xs in flat.values()]
-    planes = np.sqrt(np.stack(density) / np.max(density))[..., None]  # the root shows the tails
-    shown = [page.Picture(pictures.png(pictures.grid(planes, 3, 6), 3), "densities in a plane")]
+    panels = {name: counted(xs, 64, 4.0) for name, xs in flat.items()}
+    planes = pictures.planes(panels, x="first axis", y="second axis")
+    shown = [page.Picture(planes, "densities in a plane")]
     for i, axis in enumerate(("first axis", "second axis")):
         lines = {name: (middles, np.histogram(xs[:, i], edges, density=True)[0]) for name, xs in flat.items()}
         shown.append(page.Picture(pictures.curves(lines, x=axis, y="density"), f"densities along the {axis}"))

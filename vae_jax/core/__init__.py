@@ -2,7 +2,7 @@
 
 `model` says what a `Conditional`, a `Model` and its `Terms` are, `combinator` is `vae`, `estimators` (and `reinforce`)
 how E L is estimated, `objectives` (and `multi_sample`) what a step minimises, `network` what a network is,
-`distributions` and `linalg` what numpyro and jax lack.
+`distributions` and `linalg` what numpyro and jax lack, `whole_numbers` which numbers are counts.
 """
 
 from vae_jax.core.combinator import importance_weighted_bound, means, reconstruct, vae

@@ -1,7 +1,10 @@
 """The densities that numpyro lacks or gets wrong at the edges, and what a factorised density tells unit by unit."""
 
+import dataclasses
+import functools
 import itertools
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -70,11 +73,37 @@ class MultivariateNormal(dist.MultivariateNormal):
         return -0.5 * squared - log_scale - 0.5 * self.event_shape[-1] * jnp.log(2 * jnp.pi)
 
 
+@functools.partial(jax.tree_util.register_dataclass, data_fields=["log"], meta_fields=[])
+@dataclasses.dataclass(frozen=True)
+class SimplexPoint:
+    """A point of the simplex, held by the logarithms of its parts. Networks are given the parts themselves.
+
+    (At low temperatures most parts of a relaxed class are below 1e-38, the least number of single precision.)
+
+    Fields:
+        log: (..., K), ln z.
+    """
+
+    log: Any
+
+    @property
+    def parts(self) -> Array:
+        """(..., K), z: positive numbers with sum 1, or 0 where they are too small."""
+        return jnp.exp(self.log)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return self.log.shape
+
+
 class GumbelSoftmax(dist.Distribution):
     """One of K classes, relaxed to a point z of the simplex: z = softmax((logits + Gumbel noise) / temperature).
 
     A smooth function of the logits, so that z has a reparameterised gradient; one-hot in the limit of temperature 0
-    (Jang et al. 2017; Maddison et al. 2017, the Concrete distribution, whose density, equation 10, this has).
+    (Jang et al. 2017; Maddison et al. 2017, the Concrete distribution).
+
+    Samples are `SimplexPoint`s. The density of such a point is that of ln z, relative to dz / prod z (Maddison et al.
+    2017, appendix C.3, ExpConcrete); that of an array z is relative to dz (their equation 10).
 
     Args:
         logits: (..., K).
@@ -94,24 +123,27 @@ class GumbelSoftmax(dist.Distribution):
         self.logits, self.temperature = jnp.asarray(logits), temperature
         super().__init__(self.logits.shape[:-1], self.logits.shape[-1:], validate_args=validate_args)
 
-    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
+    def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> SimplexPoint:
         noise = jax.random.gumbel(key, (*sample_shape, *self.logits.shape), self.logits.dtype)
         noisy = jnp.broadcast_to(self.logits, noise.shape) + noise
-        # Not exactly on the rim, where the density is infinite or 0.
-        return jnp.maximum(jax.nn.softmax(noisy / self.temperature), jnp.finfo(noise.dtype).tiny)
+        noisy -= jax.lax.stop_gradient(noisy.max(axis=-1, keepdims=True))  # no large numbers but those that count
+        return SimplexPoint(jax.nn.log_softmax(noisy / self.temperature))
 
-    def log_prob(self, value: ArrayLike) -> Array:
-        classes, shape = self.logits.shape[-1], jnp.broadcast_shapes(jnp.shape(value), self.logits.shape)
-        log_z, logits = jnp.log(jnp.broadcast_to(value, shape)), jnp.broadcast_to(self.logits, shape)
+    def log_prob(self, value: ArrayLike | SimplexPoint) -> Array:
+        if not isinstance(value, SimplexPoint):
+            log_z = jnp.log(value)
+            return self.log_prob(SimplexPoint(log_z)) - jnp.sum(log_z, axis=-1)
+        classes, shape = self.logits.shape[-1], jnp.broadcast_shapes(value.shape, self.logits.shape)
+        log_z, logits = jnp.broadcast_to(value.log, shape), jnp.broadcast_to(self.logits, shape)
         weighed = logits - self.temperature * log_z
         constant = math.lgamma(classes) + (classes - 1) * jnp.log(self.temperature)
-        return constant + jnp.sum(weighed - log_z, axis=-1) - classes * jax.nn.logsumexp(weighed, axis=-1)
+        return constant + jnp.sum(weighed, axis=-1) - classes * jax.nn.logsumexp(weighed, axis=-1)
 
 
 def check_temperature(temperature: ArrayLike) -> None:
-    """Raise a ValueError for a temperature of relaxed classes that is known and not positive."""
-    if not isinstance(temperature, jax.core.Tracer) and not np.asarray(temperature) > 0:
-        raise ValueError(f"the temperature of relaxed classes must be positive; got {temperature}")
+    """Raise a ValueError for a temperature of relaxed classes that is known and not positive, or infinite."""
+    if not isinstance(temperature, jax.core.Tracer) and not 0 < np.asarray(temperature) < math.inf:
+        raise ValueError(f"the temperature of relaxed classes must be positive; got {temperature}: a finite number")
 
 
 class Levels(constraints.ParameterFreeConstraint):

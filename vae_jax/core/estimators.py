@@ -6,6 +6,7 @@ An estimator does not change what is estimated, except that `importance` always 
 which the estimators with a closed form inside do not.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -38,8 +39,8 @@ class Estimator(NamedTuple):
     Fields:
         terms: the bound, what is trained and reported.
         importance: one importance sample of P(y|c).
-        pathwise: `(parts, params, key, y, c=None, scale=1.0)`, as `importance`, with a gradient that reaches the
-            encoder only through z, times `scale`; or None where z is not reparameterised.
+        pathwise: `(parts, params, key, y, c=None, scale=None)`, as `importance`, with a gradient that reaches the
+            encoder only through z, times `scale`, 1 by default; or None where z is not reparameterised.
     """
 
     terms: Callable[..., Terms]
@@ -47,19 +48,10 @@ class Estimator(NamedTuple):
     pathwise: Callable[..., Terms] | None = None
 
 
-class _Chain(NamedTuple):
-    """The functions of prior and generator that an estimator follows: those of the bound, or of importance."""
-
-    prior: Callable[..., Terms]
-    generator: Callable[..., Terms]
-
-
-def bounds(parts: Parts) -> _Chain:
-    return _Chain(parts.prior.terms, parts.generator.terms)
-
-
-def importances(parts: Parts) -> _Chain:
-    return _Chain(importance_of(parts.prior), importance_of(parts.generator))
+def importances(parts: Parts) -> Parts:
+    """The parts, with importance samples of prior and generator in place of their bounds."""
+    prior, generator = (model._replace(terms=importance_of(model)) for model in (parts.prior, parts.generator))
+    return parts._replace(prior=prior, generator=generator)
 
 
 def importance_of(model: Model) -> Callable[..., Terms]:
@@ -76,11 +68,11 @@ def importance_of(model: Model) -> Callable[..., Terms]:
     return model.importance
 
 
-def _assemble(chain: _Chain, params: Params, key: Array, log_q: Array, z: Any, y: Any, c: Any) -> Terms:
+def _assemble(parts: Parts, params: Params, key: Array, log_q: Array, z: Any, y: Any, c: Any) -> Terms:
     """L at one z: rate = ln P_enc - ln P_pri, distortion = -ln P_gen, each part giving its own bound."""
     k_pri, k_gen = jax.random.split(key)
-    pri = chain.prior(params["pri"], k_pri, z, c)
-    gen = chain.generator(params["gen"], k_gen, y, join(z, c))
+    pri = parts.prior.terms(params["pri"], k_pri, z, c)
+    gen = parts.generator.terms(params["gen"], k_gen, y, join(z, c))
     return latent_terms(log_q, pri, gen)
 
 
@@ -152,22 +144,20 @@ def _posterior(parts: Parts, params: Params, y: Any, c: Any, *, reparameterised:
     return q
 
 
-def at_z(
-    chain: _Chain, parts: Parts, params: Params, key: Array, q: dist.Distribution, z: Array, y: Any, c: Any
-) -> Terms:
+def at_z(parts: Parts, params: Params, key: Array, q: dist.Distribution, z: Array, y: Any, c: Any) -> Terms:
     """L at one z, ln P_enc and the rates of the units by the density of q."""
-    terms = _assemble(chain, params, key, log_prob(q, z), z, y, c)
+    terms = _assemble(parts, params, key, log_prob(q, z), z, y, c)
     return terms._replace(units=Units(mean_of(q), _unit_rate(parts, params, q, z, c)))
 
 
-def _sampled_terms(chain_of, *, stick: bool = False):
-    def terms(parts, params, key, y, c):
-        k_z, k_parts = jax.random.split(key)
-        q = _posterior(parts, params, y, c, reparameterised=True)
-        density = jax.lax.stop_gradient(q) if stick else q
-        return at_z(chain_of(parts), parts, params, k_parts, density, q.rsample(k_z), y, c)
-
-    return terms
+def _sampled_terms(parts, params, key, y, c=None, scale=None, *, stick=False):
+    k_z, k_parts = jax.random.split(key)
+    q = _posterior(parts, params, y, c, reparameterised=True)
+    density = jax.lax.stop_gradient(q) if stick else q
+    z = q.rsample(k_z)
+    if scale is not None:
+        z = jax.tree.map(lambda x: _scaled_gradient(x, scale), z)
+    return at_z(parts, params, k_parts, density, z, y, c)
 
 
 @jax.custom_jvp
@@ -183,13 +173,6 @@ def _scaled_gradient_jvp(primals, tangents):
     return x, jnp.asarray(scale, x.dtype) * tangents[0]
 
 
-def _pathwise(parts, params, key, y, c=None, scale=1.0):
-    k_z, k_parts = jax.random.split(key)
-    q = _posterior(parts, params, y, c, reparameterised=True)
-    z = _scaled_gradient(q.rsample(k_z), scale)
-    return at_z(importances(parts), parts, params, k_parts, jax.lax.stop_gradient(q), z, y, c)
-
-
 def _analytic_terms(parts, params, key, y, c):
     k_z, k_parts = jax.random.split(key)
     q = _posterior(parts, params, y, c, reparameterised=True)
@@ -201,28 +184,28 @@ def _analytic_terms(parts, params, key, y, c):
             f"no closed form is known for KL({type(q).__name__} || {type(p).__name__}); use estimator=sampled"
         ) from error
     z = q.rsample(k_z)
-    at_sample = _assemble(bounds(parts), params, k_parts, log_prob(q, z), z, y, c)
+    at_sample = _assemble(parts, params, k_parts, log_prob(q, z), z, y, c)
     return with_rate(at_sample, kl, q, unit_kl(q, p))
 
 
-def _at_every_z(chain, parts, params, key, y, c):
+def _at_every_z(parts, params, key, y, c):
     """q, all values of z, ln q of each and the terms at each."""
     q = _posterior(parts, params, y, c, reparameterised=False)
     zs = enumerate_support(q)
     log_qs = jax.vmap(lambda z: log_prob(q, z))(zs)
     keys = jax.random.split(key, len(zs))
-    each = jax.vmap(lambda k, log_q, z: _assemble(chain, params, k, log_q, z, y, c))(keys, log_qs, zs)
+    each = jax.vmap(lambda k, log_q, z: _assemble(parts, params, k, log_q, z, y, c))(keys, log_qs, zs)
     return q, log_qs, each
 
 
 def _enumerated_terms(parts, params, key, y, c):
-    q, log_qs, each = _at_every_z(bounds(parts), parts, params, key, y, c)
+    q, log_qs, each = _at_every_z(parts, params, key, y, c)
     return _average(jnp.exp(log_qs), each)._replace(units=Units(mean_of(q)))
 
 
 def _enumerated_importance(parts, params, key, y, c):
     """ln P(y) = logsumexp over z, exact where prior and generator are; the rest is averaged over the posterior."""
-    q, log_qs, each = _at_every_z(importances(parts), parts, params, key, y, c)
+    q, log_qs, each = _at_every_z(importances(parts), params, key, y, c)
     joint = -(each.nats - log_qs)
     terms = _average(jax.nn.softmax(joint), each)
     terms = with_rate(terms, -logsumexp(joint) - terms.distortion, q)
@@ -248,20 +231,22 @@ def drawn(parts: Parts, params: Params, key: Array, y: Any, c: Any) -> tuple[dis
     return q, jax.lax.stop_gradient(q.sample(k_z)), k_parts
 
 
-def _fixed_encoder_terms(chain_of):
-    def terms(parts, params, key, y, c):
-        q, z, k_parts = drawn(parts, params, key, y, c)
-        return at_z(chain_of(parts), parts, params, k_parts, jax.lax.stop_gradient(q), z, y, c)
-
-    return terms
+def _fixed_encoder_terms(parts, params, key, y, c):
+    q, z, k_parts = drawn(parts, params, key, y, c)
+    return at_z(parts, params, k_parts, jax.lax.stop_gradient(q), z, y, c)
 
 
-_one_sample = _sampled_terms(importances)
+def _weighted(terms: Callable[..., Terms]) -> Callable[..., Terms]:
+    return lambda parts, *given, **named: terms(importances(parts), *given, **named)
 
-sampled = Estimator(_sampled_terms(bounds), _one_sample, _pathwise)
+
+_sticking_terms = functools.partial(_sampled_terms, stick=True)
+_one_sample, _pathwise = _weighted(_sampled_terms), _weighted(_sticking_terms)
+
+sampled = Estimator(_sampled_terms, _one_sample, _pathwise)
 """z = z_enc(y, eps), one sample; every term at that z (Kingma & Welling 2014, equation 6)."""
 
-sticking = Estimator(_sampled_terms(bounds, stick=True), _one_sample, _pathwise)
+sticking = Estimator(_sticking_terms, _one_sample, _pathwise)
 """As `sampled`, without the score term in the gradient: unbiased, and noiseless at the exact posterior (Roeder et al.
 2017, sticking the landing). Its `importance` is the ordinary one: with k > 1 samples the shortcut is biased, and what
 takes its place is the objective `doubly_reparameterised`."""
@@ -272,5 +257,5 @@ analytic = Estimator(_analytic_terms, _one_sample, _pathwise)
 enumerated = Estimator(_enumerated_terms, _enumerated_importance)
 """The exact expectation over a latent with finitely many values; `importance` is then the exact likelihood."""
 
-fixed_encoder = Estimator(_fixed_encoder_terms(bounds), _fixed_encoder_terms(importances))
+fixed_encoder = Estimator(_fixed_encoder_terms, _weighted(_fixed_encoder_terms))
 """The lecture's fixed-encoder training: z is data. No gradient reaches the encoder, which may be discrete."""

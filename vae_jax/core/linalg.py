@@ -21,10 +21,7 @@ REFLECTED = 8  # up to this size `root_of_square` works on matrices side by side
 
 def _one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
     """A function of one matrix that goes through a batch of them in turn, on CPU."""
-
-    @jax.custom_batching.custom_vmap
-    def single(matrix):
-        return function(matrix)
+    single = jax.custom_batching.custom_vmap(function)
 
     @single.def_vmap
     def batched(axis_size, in_batched, matrices):
@@ -34,6 +31,7 @@ def _one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
         )
         return result, jax.tree.map(lambda _: True, result)
 
+    @functools.wraps(function)
     def over_leading_axes(matrices):
         apply: Callable[[Array], Any] = single
         for _ in range(jnp.ndim(matrices) - 2):
@@ -41,14 +39,6 @@ def _one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:
         return apply(matrices)
 
     return over_leading_axes
-
-
-_cholesky = _one_by_one(jnp.linalg.cholesky)
-_inverse_of_lower = _one_by_one(
-    lambda factor: jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(factor), dtype=factor.dtype), lower=True)
-)
-_eigh = _one_by_one(lambda matrix: tuple(jnp.linalg.eigh(matrix)))
-_upper_of_qr = _one_by_one(lambda matrix: jnp.linalg.qr(matrix, mode="r"))
 
 
 def matmul(*factors: Array) -> Array:
@@ -90,9 +80,10 @@ def eye_like(matrices: Array) -> Array:
 
 
 @jax.custom_jvp
+@_one_by_one
 def cholesky(matrix: Array) -> Array:
     """The lower Cholesky factor of symmetric matrices; NaN where one is not positive definite."""
-    return _cholesky(matrix)
+    return jnp.linalg.cholesky(matrix)
 
 
 @cholesky.defjvp
@@ -107,9 +98,10 @@ def _cholesky_jvp(primals, tangents):
 
 
 @jax.custom_jvp
+@_one_by_one
 def inverse_of_lower(factor: Array) -> Array:
     """The inverse of lower triangular matrices."""
-    return _inverse_of_lower(factor)
+    return jax.scipy.linalg.solve_triangular(factor, jnp.eye(len(factor), dtype=factor.dtype), lower=True)
 
 
 @inverse_of_lower.defjvp
@@ -127,7 +119,7 @@ def root_of_square(matrix: Array) -> Array:
     d = matrix.shape[-2]
     if d <= REFLECTED:
         return transposed(triangularised(transposed(matrix), d))
-    upper = _upper_of_qr(transposed(matrix))
+    upper = upper_of_qr(transposed(matrix))
     return transposed(upper * jnp.where(jnp.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)[..., :, None])
 
 
@@ -174,11 +166,13 @@ def _triangularised(matrix: Array, columns: int) -> Array:
     return jax.lax.fori_loop(0, columns, reflect, (matrix, jnp.ones(len(matrix), bool), upper))[2]
 
 
+@_one_by_one
 def eigh(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues, rising, and eigenvectors of symmetric matrices. Without derivatives."""
-    return _eigh(matrix)
+    return tuple(jnp.linalg.eigh(matrix))
 
 
+@_one_by_one
 def upper_of_qr(matrix: Array) -> Array:
     """R of the QR decomposition. Without derivatives."""
-    return _upper_of_qr(matrix)
+    return jnp.linalg.qr(matrix, mode="r")

@@ -20,6 +20,8 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
+from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint
+
 Params = Any
 
 
@@ -263,6 +265,7 @@ def log_prob(distribution: dist.Distribution, x: Any) -> jax.Array:
 
     Raises:
         ValueError: the log-probability is not a scalar, or x has another shape than the distribution's event.
+        TypeError: x is a relaxed class, and the distribution not one of these.
     """
     name = _describe(distribution)
     if distribution.batch_shape != ():
@@ -270,19 +273,31 @@ def log_prob(distribution: dist.Distribution, x: Any) -> jax.Array:
             f"{name} has batch shape {distribution.batch_shape}, so its log_prob is not a scalar: did you forget "
             f".to_event({len(distribution.batch_shape)})? One example is one event"
         )
-    if jnp.shape(x) != distribution.event_shape:
+    relaxed = isinstance(x, SimplexPoint)
+    if relaxed and not isinstance(_layers(distribution)[-1], GumbelSoftmax):
+        raise TypeError(
+            f"{name} was given a relaxed class, whose density only GumbelSoftmax knows: with gumbel_softmax(net, "
+            "temperature) as encoder the prior is another one, for instance with a network of constants"
+        )
+    shape = x.shape if relaxed else jnp.shape(x)
+    if shape != distribution.event_shape:
         raise ValueError(
             f"{name} is a distribution over arrays of shape {distribution.event_shape}, and was given one of shape "
-            f"{jnp.shape(x)}: does the network's output have the shape of one example?"
+            f"{shape}: does the network's output have the shape of one example?"
         )
     return distribution.log_prob(x)
 
 
+def _layers(distribution: dist.Distribution) -> list[dist.Distribution]:
+    """The distribution, and those that it is made of, the innermost last."""
+    layers = [distribution]
+    while isinstance(layers[-1], dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
+        layers.append(layers[-1].base_dist)
+    return layers
+
+
 def _describe(distribution: dist.Distribution) -> str:
-    names = [type(distribution).__name__]
-    while isinstance(distribution, dist.Independent | dist.ExpandedDistribution | dist.MaskedDistribution):
-        distribution = distribution.base_dist
-        names.append(type(distribution).__name__)
+    names = [type(layer).__name__ for layer in _layers(distribution)]
     return "(".join(names) + ")" * (len(names) - 1)
 
 

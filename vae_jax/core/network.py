@@ -9,7 +9,7 @@ A network for sequences gives the logits of every position from the ones before.
 position without going through all of them again: `SequenceNetwork`.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 def shape_of(size: int | Sequence[int]) -> tuple[int, ...]:
     """A shape, which may be said as the one number of a vector's size."""
-    return (size,) if isinstance(size, int) else tuple(size)
+    return tuple(size) if isinstance(size, Iterable) else (size,)
 
 
 class Network(NamedTuple):

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.typing import ArrayLike
 
-from vae_jax.core.estimators import Estimator, at_z, bounds, drawn, importances, total
+from vae_jax.core.estimators import Estimator, at_z, drawn, importances, total
 from vae_jax.core.model import log_prob
 
 
@@ -41,7 +41,7 @@ def score_function(baseline: ArrayLike | Callable[..., ArrayLike] = 0.0) -> Esti
         q, z, k_parts = drawn(parts, params, key, y, c)
         log_q = log_prob(q, z)
         # E d ln P_enc = 0: what the rate would say of it is left out.
-        plain = at_z(bounds(parts), parts, params, k_parts, jax.lax.stop_gradient(q), z, y, c)
+        plain = at_z(parts, params, k_parts, jax.lax.stop_gradient(q), z, y, c)
         expected = jnp.asarray(baseline(y, c) if callable(baseline) else baseline)
         # Each term has a score of its own: then any weighted sum of them has the right gradient.
         return plain._replace(
@@ -53,7 +53,7 @@ def score_function(baseline: ArrayLike | Callable[..., ArrayLike] = 0.0) -> Esti
 
     def importance(parts, params, key, y, c):
         q, z, k_parts = drawn(parts, params, key, y, c)
-        terms = at_z(importances(parts), parts, params, k_parts, q, z, y, c)
+        terms = at_z(importances(parts), params, k_parts, q, z, y, c)
         return terms._replace(log_drawn=total(terms.log_drawn, log_prob(q, z)))
 
     return Estimator(terms, importance)

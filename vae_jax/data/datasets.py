@@ -3,11 +3,14 @@
 import importlib.resources
 import os
 import re
+from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.data.folders import read_image_folder
 from vae_jax.data.images import SPLITS, Dataset, Found, as_dataset
-from vae_jax.data.local import is_idx_folder, read_file, read_idx_folder
+from vae_jax.data.local import is_idx_folder, path_of, read_file, read_idx_folder
 from vae_jax.data.prepared import read_prepared
 
 CARRIED = {
@@ -34,7 +37,7 @@ TFDS_NAME = re.compile(r"\w+(/\w[\w.-]*)?(:[\d.*]+)?")  # name/config:version
 POSSIBILITIES = (
     f"known names are {', '.join(NAMES)}; else give the path of an npz, npy or IDX file or of a "
     "folder of images, or the name of a data set that tensorflow-datasets has prepared in data_dir "
-    "(download=True lets it download)"
+    "(download=True lets it download); tables of numbers (geyser, iris, CSV files) are read by load_table"
 )
 
 
@@ -44,7 +47,7 @@ def load(
     *,
     data_dir: str | os.PathLike | None = None,
     download: bool = False,
-    size: tuple[int, int] | None = None,
+    size: Any = None,  # (h, w): `_pixels` has the better message
 ) -> Dataset:
     """One whole split as uint8 images.
 
@@ -55,7 +58,7 @@ def load(
        Keras's `x_train`, `y_train`, ... too), or any of npz with one array `image`, npy and IDX
        (raw or gz).
     3. A folder: MNIST's four IDX files, or images (png, jpg, ...). Subfolders `train/` and `test/`
-       are the splits, subfolders of another name are classes and give the labels.
+       are the splits, either of them flat or with a subfolder for each class, which give the labels.
     4. `fashion_mnist`: the files of Debian's package dataset-fashion-mnist, unless `data_dir` is
        given.
     5. Any name of tensorflow-datasets that is prepared (as array_record) in `data_dir`.
@@ -69,7 +72,8 @@ def load(
         data_dir: of tensorflow-datasets; None for its default (~/tensorflow_datasets).
         download: let tensorflow-datasets download what is not prepared; nothing is ever downloaded
             otherwise.
-        size: (h, w) to resize images to.
+        size: (h, w) to resize images to; they keep their proportions, and what is too much for these
+            is cut off at both ends alike.
 
     Raises:
         FileNotFoundError: no such file, or a data set of tensorflow-datasets that is not prepared.
@@ -79,10 +83,16 @@ def load(
     name = os.fspath(name)
     if split not in SPLITS:
         raise ValueError(f"split={split!r}: want one of {list(SPLITS)}")
-    if size is not None and (len(size) != 2 or min(size) < 1):
-        raise ValueError(f"size={size!r}: want (h, w), two positive numbers of pixels")
+    size = None if size is None else _pixels(size)
     found = _find(name, split, data_dir, download, size)
     return as_dataset(found, name, split, size)
+
+
+def _pixels(size: Any) -> tuple[int, int]:
+    pixels = tuple(size) if isinstance(size, Iterable) else ()
+    if len(pixels) != 2 or not all(map(is_whole, pixels)):
+        raise ValueError(f"size={size!r}: want (h, w), two positive numbers of pixels, such as (32, 32)")
+    return int(pixels[0]), int(pixels[1])
 
 
 def _find(
@@ -94,9 +104,9 @@ def _find(
 ) -> Found:
     if name in CARRIED:
         return _carried(name, split)
-    path = Path(name).expanduser()
     if not name:
         raise ValueError(f"name is empty; {POSSIBILITIES}")
+    path = path_of(name)
     if path.is_file():
         return read_file(path, split)
     if path.is_dir():
@@ -108,7 +118,7 @@ def _find(
         return read_idx_folder(DEBIAN, split, source, FASHION_NAMES)
     if not TFDS_NAME.fullmatch(name):
         raise FileNotFoundError(f"{name!r} does not exist; {POSSIBILITIES}")
-    found = read_prepared(name, split, data_dir, download, size)
+    found = read_prepared(name, split, data_dir and path_of(data_dir), download, size)
     if found is None:
         raise ValueError(f"unknown data set {name!r}, and no such file or folder; {POSSIBILITIES}")
     return found

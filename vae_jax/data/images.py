@@ -106,12 +106,19 @@ def as_labels(array: Shaped[np.ndarray, "..."], n: int, where: str) -> Int32[np.
 
 
 def resized(y: UInt8[np.ndarray, "h w channels"], size: tuple[int, int]) -> UInt8[np.ndarray, "h2 w2 channels"]:
-    """One image at `size = (h, w)` (Lanczos, each channel by itself)."""
+    """One image at `size = (h, w)`, each channel by itself; see `fitted`."""
     from PIL import Image
 
-    h, w = size
     channels = [Image.fromarray(np.ascontiguousarray(channel)) for channel in np.moveaxis(y, -1, 0)]
-    return np.stack([np.asarray(c.resize((w, h), Image.Resampling.LANCZOS)) for c in channels], axis=-1)
+    return np.stack([np.asarray(fitted(channel, size)) for channel in channels], axis=-1)
+
+
+def fitted(image: Any, size: tuple[int, int]) -> Any:
+    """A pillow image at `size = (h, w)` (Lanczos), its proportions kept: what is too wide or too high is cut off at
+    both ends alike."""
+    from PIL import Image, ImageOps
+
+    return ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
 
 
 def held_out(n: int, split: str) -> Int[np.ndarray, " m"]:

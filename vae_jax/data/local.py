@@ -3,6 +3,7 @@
 import contextlib
 import gzip
 import math
+import os
 import struct
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -19,6 +20,14 @@ SINGLE_LABEL_KEYS = ("label", "labels")
 IDX_PREFIX = {"train": "train", "test": "t10k"}
 
 
+def path_of(name: str | os.PathLike) -> Path:
+    """With ~ and ~user as home folders; `FileNotFoundError` where there is no such user."""
+    try:
+        return Path(name).expanduser()
+    except RuntimeError as error:
+        raise FileNotFoundError(f"{os.fspath(name)!r} does not exist: no user has this home folder") from error
+
+
 def read_file(path: Path, split: str) -> Found:
     """One split from a file.
 
@@ -27,7 +36,7 @@ def read_file(path: Path, split: str) -> Found:
     """
     with path.open("rb") as file:
         magic = file.read(6)
-    if magic[:4] == b"PK\x03\x04":
+    if magic[:4] in (b"PK\x03\x04", b"PK\x05\x06"):  # the second: an archive of nothing
         return _read_npz(path, split)
     if magic == b"\x93NUMPY":
         with _naming(path):
@@ -35,7 +44,10 @@ def read_file(path: Path, split: str) -> Found:
         return _split_single(ys, None, None, f"file {path}", split)
     if magic[:2] in (b"\x1f\x8b", b"\x00\x00"):
         return _split_single(read_idx(path), None, None, f"file {path}", split)
-    raise ValueError(f"{path} is neither npz, npy nor IDX (raw or gz); for images give the folder they are in")
+    raise ValueError(
+        f"{path} is neither npz, npy nor IDX (raw or gz); for images give the folder they are in, "
+        "for a table of numbers (CSV) use load_table"
+    )
 
 
 @contextlib.contextmanager

@@ -1,25 +1,33 @@
 """Small tables of numbers: carried by the package, or one's own CSV file."""
 
+import codecs
+import csv
 import importlib.resources
+import io
 import os
+import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from vae_jax.data.local import path_of
 
 CARRIED_TABLES = {
     "geyser": "carried by vae_jax: Old Faithful, 299 eruptions of 1-15 August 1985 in time order "
     "(Azzalini & Bowman 1990; MASS)",
     "iris": "carried by vae_jax: 150 flowers of three kinds, 50 of each (Fisher 1936; Anderson 1935)",
 }
+MISSING = frozenset({"", "-", ".", "?", "#n/a", "n/a", "na", "nan", "none", "null"})
 
 
 class Table(NamedTuple):
     """Numbers with names.
 
     Fields:
-        ys: (n, d) float64; NaN where a field is empty.
-        columns: names of the d columns.
+        ys: (n, d) float64; NaN where a field is missing.
+        columns: names of the d columns; "column 1", ... where the file gives none.
         source: where they come from.
     """
 
@@ -29,39 +37,115 @@ class Table(NamedTuple):
 
 
 def load_table(name: str | os.PathLike) -> Table:
-    """A carried table ("geyser", "iris"), or a CSV file of numbers with the columns' names in its first line.
+    """A carried table ("geyser", "iris"), or a CSV file of numbers.
 
-    Lines that start with # are comments; an empty field is missing (NaN).
+    The first line names the columns, unless it is all numbers. Fields are separated by tabs, semicolons (a number may
+    then have a decimal comma) or commas, whichever of these the first line has. Lines that start with # are comments;
+    a field is missing (NaN) where it is empty, "-", ".", "?", NA, N/A, #N/A, NaN, None or null, in letters of any size.
+    An empty line is skipped, but between the numbers of a single column it is a missing one. A last column without
+    name and numbers is none: its separators are at the lines' ends. Text is UTF-8, UTF-16 (with its mark) or
+    Windows-1252.
 
     Raises:
         FileNotFoundError: no such table or file.
-        ValueError: fields that are not numbers, lines of different lengths, or no lines.
+        ValueError: no text; fields that are not numbers, lines of different lengths, or no lines.
     """
     name = os.fspath(name)
     if name in CARRIED_TABLES:
         folder = importlib.resources.files("vae_jax.data") / "files"
         with importlib.resources.as_file(folder / f"{name}.csv") as path:
             return _read(path, CARRIED_TABLES[name])
-    path = Path(name).expanduser()
+    path = path_of(name)
     if not path.is_file():
-        raise FileNotFoundError(f"no file {name!r}; carried tables are {', '.join(CARRIED_TABLES)}")
+        raise FileNotFoundError(
+            f"no file {name!r}; carried tables are {', '.join(CARRIED_TABLES)} (vae_jax.data.load reads images)"
+        )
     return _read(path, f"file {path}")
 
 
 def _read(path: Path, source: str) -> Table:
-    lines = [line for line in path.read_text(encoding="utf8").splitlines() if line.strip() and line[0] != "#"]
-    if len(lines) < 2:
-        raise ValueError(f"{path}: want the names of the columns in the first line and numbers below; got {len(lines)}")
-    columns = tuple(field.strip().strip('"') for field in lines[0].split(","))
-    rows = [_numbers(path, i, line, len(columns)) for i, line in enumerate(lines[1:], 2)]
-    return Table(np.array(rows), columns, source)
+    lines = [_plain(line) for line in io.StringIO(_text(path), newline=None)]
+    unquoted = re.sub(r'"[^"]*"', "", "".join(lines))
+    first = next((line for line in unquoted.splitlines() if line.strip("#")), "")
+    separator = next((mark for mark in "\t;" if mark in first), ",")
+    records = list(_records(path, lines, separator))
+    filled = [i for i, (_, fields) in enumerate(records) if fields]
+    records = records[filled[0] : filled[-1] + 1] if filled else []
+    single = bool(records) and len(records[0][1]) == 1
+    records = [(line, fields or [""]) for line, fields in records if fields or single]
+    return _table(path, records, separator, source)
 
 
-def _numbers(path: Path, i: int, line: str, wanted: int) -> list[float]:
-    fields = [field.strip() for field in line.split(",")]
-    if len(fields) != wanted:
-        raise ValueError(f"{path}, line {i}: {len(fields)} fields, and the first line names {wanted} columns")
+def _text(path: Path) -> str:
+    raw = path.read_bytes()
+    if raw.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return raw.decode("utf-16", "replace")
+    if b"\0" in raw:
+        raise ValueError(
+            f"{path} is no text, and a table is a CSV file of numbers: numpy's files are read by np.load, "
+            "a spreadsheet is to be saved as CSV"
+        )
     try:
-        return [float(field) if field else float("nan") for field in fields]
-    except ValueError as error:
-        raise ValueError(f"{path}, line {i}: {error}; want numbers with a decimal point, separated by commas") from None
+        return raw.decode("utf-8-sig")
+    except UnicodeDecodeError:
+        return raw.decode("cp1252", "replace")
+
+
+def _plain(line: str) -> str:
+    """Comments and spaces alone are cut, so that line numbers stay."""
+    return "#\n" if line.lstrip().startswith("#") else "\n" if line.isspace() else line
+
+
+def _records(path: Path, lines: Sequence[str], separator: str) -> Iterator[tuple[int, list[str]]]:
+    """(line where it starts, fields) of each record; an empty line has no fields."""
+    reader, start = csv.reader(lines, delimiter=separator, skipinitialspace=True, strict=True), 1
+    try:
+        for fields in reader:
+            if fields != ["#"]:
+                yield start, [field.strip() for field in fields]
+            start = reader.line_num + 1
+    except csv.Error as error:
+        raise ValueError(f"{path}, line {start}: {error}; want a quotation mark at both ends of a field") from None
+
+
+def _table(path: Path, records: Sequence[tuple[int, list[str]]], separator: str, source: str) -> Table:
+    named = bool(records) and any(_number(field, separator) is None for field in records[0][1])
+    if len(records) <= named:
+        raise ValueError(
+            f"{path}: want the names of the columns in the first line and numbers below; got {len(records)}"
+        )
+    names, rows = records[0][1] if named else [""] * len(records[0][1]), records[named:]
+    if len(names) > 1 and not names[-1] and not any("".join(fields[len(names) - 1 :]) for _, fields in rows):
+        names = names[:-1]
+    columns = tuple(name or f"column {i}" for i, name in enumerate(names, 1))
+    ys = np.array([_numbers(path, line, fields, columns, separator) for line, fields in rows])
+    marks = {mark for _, fields in rows for field in fields for mark in ",." if mark in field[1:]}
+    if len(marks) > 1:
+        raise ValueError(f"{path}: some numbers have a decimal comma, some a point; want the same in all")
+    return Table(ys, columns, source if named else f"{source}, without names of its columns")
+
+
+def _numbers(path: Path, line: int, fields: list[str], columns: tuple[str, ...], separator: str) -> list[float]:
+    if len(fields) == len(columns) + 1 and not fields[-1]:
+        fields = fields[:-1]
+    if len(fields) != len(columns):
+        raise ValueError(f"{path}, line {line}: {len(fields)} fields, and the first line names {len(columns)} columns")
+    numbers = []
+    for column, field in zip(columns, fields, strict=True):
+        if (number := _number(field, separator)) is None:
+            raise ValueError(
+                f"{path}, line {line}, column {column!r}: could not convert {field!r} to a number; want numbers with "
+                "a decimal point, separated by commas (or by semicolons or tabs), and no column of words"
+            )
+        numbers.append(number)
+    return numbers
+
+
+def _number(field: str, separator: str) -> float | None:
+    """NaN where it is missing, None where it is no number."""
+    if field.casefold() in MISSING:
+        return float("nan")
+    try:
+        return None if "_" in field else float(field.replace(",", ".") if separator == ";" else field)
+    except ValueError:
+        return None

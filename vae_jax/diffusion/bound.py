@@ -13,6 +13,7 @@ For T steps gamma'(t) becomes T expm1(gamma_t - gamma_s). `vae_jax.diffusion.unr
 way, by T calls of `vae`; tests/test_diffusion.py holds the two together.
 """
 
+import functools
 import math
 from typing import Any
 
@@ -54,8 +55,13 @@ def diffusion(
 
     Raises:
         ValueError: a negative guidance; or, when first called, guidance without a condition.
+        TypeError: no denoiser, or no sampler.
     """
-    if not guidance >= 0:
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(f"diffusion wants denoiser(net, shape, ...); got {type(denoiser).__name__}")
+    if not isinstance(sampler, Sampler):
+        raise TypeError(f"sampler wants ancestral(), ddim(50), ..., called; got {type(sampler).__name__}")
+    if not 0 <= guidance < math.inf:
         raise ValueError(f"guidance weighs the condition and cannot be negative; got {guidance}")
     d = denoiser
 
@@ -72,16 +78,16 @@ def diffusion(
         keys = jax.random.split(jax.random.fold_in(key, 3), len(ts)) if dropout else None
         moments = (noise, ts, keys)
 
-        def at_time(enc, gen, x, moment):
-            eps, t, k = moment
-            return step_terms(d, enc, gen, eps, x, t, c, key=k)
-
         def loss(enc, gen, x):
+            def at_time(moment):
+                eps, t, k = moment
+                return step_terms(d, enc, gen, eps, x, t, c, key=k)
+
             if len(ts) == 1:
-                one = at_time(enc, gen, x, jax.tree.map(lambda v: v[0], moments))
+                one = at_time(jax.tree.map(lambda v: v[0], moments))
                 found = jax.tree.map(lambda v: jnp.asarray(v)[None], one)
             else:  # one after the other: memory does not grow with the number of times
-                found = jax.lax.map(lambda moment: at_time(enc, gen, x, moment), moments)
+                found = jax.lax.map(at_time, moments)
             found = found._replace(weight=1 / densities)
             return jnp.mean(found.weight * found.nats), found
 
@@ -105,17 +111,11 @@ def diffusion(
             diffusions=(found._replace(bound=diffused),),
         )
 
-    def importance(params, key, y, c=None):
-        return _chain_terms(d, params, key, y, c)
-
     def sample(params, key, c=None):
         return trajectory(d, params, key, c, sampler=sampler, guidance=guidance).y
 
-    def support(params, c=None):
-        del params, c
-        return d.observation.support
-
-    return Model(init, terms, sample, importance if d.steps is not None else None, support=support)
+    importance = None if d.steps is None else functools.partial(_chain_terms, d)
+    return Model(init, terms, sample, importance, support=lambda params, c=None: d.observation.support)
 
 
 def step_terms(
@@ -151,7 +151,7 @@ def _reconstruction(d: Denoiser, gen: Params, key: Array, y: Any, x: Array, leve
     return -log_prob(d.observation.dist(z, level, lambda z, level: d.denoise(gen, z, level, c)), y)
 
 
-def _chain_terms(d: Denoiser, params: Params, key: Array, y: Any, c: Any) -> Terms:
+def _chain_terms(d: Denoiser, params: Params, key: Array, y: Any, c: Any = None) -> Terms:
     """One importance sample: the whole chain z_0, ..., z_1 and the T steps back, in one scan."""
     enc, gen = params["enc"], params["gen"]
     k_first, k_steps = jax.random.split(key)

@@ -7,7 +7,7 @@ same numbers whether the process preserves or explodes the variance. With a = al
 """
 
 from collections.abc import Callable
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,8 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from vae_jax.core.distributions import bounded_log_std
-from vae_jax.core.network import Network, as_network
+from vae_jax.core.network import Network, as_network, shape_of
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.diffusion.observation import Observation, continuous
 from vae_jax.diffusion.schedules import Level, Process, Schedule, linear, variance_preserving
 from vae_jax.parts.conditionals import arguments, full_precision
@@ -154,12 +155,26 @@ def denoiser(
 
     Raises:
         ValueError: a shape or a T that makes no sense, or a variance without steps.
-        TypeError: `net` is no network.
+        TypeError: `net` is no network, `schedule` no schedule, `observation` none.
     """
-    if not shape or min(shape) < 1:
+    shape = shape_of(shape)
+    if not shape or not all(map(is_whole, shape)):
         raise ValueError(f"shape is that of one example, (28, 28, 1) or (2,); got {shape}")
-    if steps is not None and steps < 1:
-        raise ValueError(f"a diffusion takes T >= 1 steps, or None for continuous time; got steps={steps}")
+    if not isinstance(schedule, Schedule):
+        raise TypeError(
+            "schedule wants linear(), cosine(), ddpm(), table(...) or learned(), called, or schedule(function) of a "
+            f"function of t; got {type(schedule).__name__}"
+        )
+    if not isinstance(observation, Observation):
+        raise TypeError(
+            f"observation wants continuous(), denoised() or discrete(256), called; got {type(observation).__name__}"
+        )
+    if steps is not None and not is_whole(steps):
+        raise ValueError(
+            f"a diffusion takes T >= 1 steps, or None for continuous time; got steps={steps}: a whole number is wanted"
+        )
+    if variance not in get_args(Variance):
+        raise ValueError(f"variance is one of {get_args(Variance)}; got {variance!r}")
     if variance != "fixed" and steps is None:
         raise ValueError(
             f"variance={variance!r} needs steps: in continuous time each step is infinitely small, and its variance "
@@ -167,7 +182,7 @@ def denoiser(
         )
     if variance == "analytic" and schedule.interior:
         raise ValueError("an analytic variance is measured at given noise levels, and a learned schedule moves them")
-    return Denoiser(as_network(net), tuple(shape), schedule, process, prediction, observation, steps, variance)
+    return Denoiser(as_network(net), shape, schedule, process, prediction, observation, steps, variance)
 
 
 def _condition(c: Any) -> tuple[Any, ...]:

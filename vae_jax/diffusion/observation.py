@@ -14,6 +14,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from vae_jax.core.distributions import Categorical, Levels
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.diffusion.schedules import Level
 
 
@@ -45,7 +46,7 @@ def continuous(low: float | None = None, high: float | None = None) -> Observati
     Raises:
         ValueError: only one of the two, or an empty range.
     """
-    middle, half = _range(low, high)
+    middle, half, embed, support = _range(low, high)
 
     def make(z, level, denoise):
         del denoise
@@ -55,7 +56,7 @@ def continuous(low: float | None = None, high: float | None = None) -> Observati
     def nats(level, size):
         return size * (0.5 * math.log(2 * math.pi * math.e) + level.gamma / 2 + math.log(half))
 
-    return Observation(_embedding(middle, half), make, _support(low, high), nats, -math.log(half))
+    return Observation(embed, make, support, nats, -math.log(half))
 
 
 def denoised(low: float | None = None, high: float | None = None) -> Observation:
@@ -64,14 +65,14 @@ def denoised(low: float | None = None, high: float | None = None) -> Observation
     v is the denoiser's variance of x given z_0, or, where that is fixed, 1 / (1 + SNR_0). One more call of the network
     at each estimate of the bound; worth it where gamma_0 is not low.
     """
-    middle, half = _range(low, high)
+    middle, half, embed, support = _range(low, high)
 
     def make(z, level, denoise):
         known = denoise(z, level)
         variance = jnp.where(known.variance > 0, known.variance, jax.nn.sigmoid(level.gamma))
         return dist.Normal(middle + half * known.x, half * jnp.sqrt(variance)).to_event(known.x.ndim)
 
-    return Observation(_embedding(middle, half), make, _support(low, high), None, -math.log(half))
+    return Observation(embed, make, support, None, -math.log(half))
 
 
 def discrete(count: int = 256) -> Observation:
@@ -83,8 +84,8 @@ def discrete(count: int = 256) -> Observation:
     Raises:
         ValueError: fewer than 2 levels.
     """
-    if count < 2:
-        raise ValueError(f"want at least 2 levels; got {count}")
+    if not is_whole(count, 2):
+        raise ValueError(f"want at least 2 levels; got {count}: a whole number is wanted")
 
     def embed(y):
         return (2 * jnp.asarray(y, jnp.result_type(float)) + 1) / count - 1
@@ -98,18 +99,11 @@ def discrete(count: int = 256) -> Observation:
     return Observation(embed, make, Levels(count))
 
 
-def _range(low: float | None, high: float | None) -> tuple[float, float]:
-    """(middle, half the width)"""
-    if low is None and high is None:
-        return 0.0, 1.0
-    if low is None or high is None or not low < high:
-        raise ValueError(f"a range of data needs low < high, or neither; got low={low}, high={high}")
-    return (low + high) / 2, (high - low) / 2
-
-
-def _embedding(middle: float, half: float) -> Callable[[Any], Array]:
-    return lambda y: (jnp.asarray(y) - middle) / half
-
-
-def _support(low: float | None, high: float | None) -> constraints.Constraint:
-    return constraints.real if low is None else constraints.interval(low, high)
+def _range(low: float | None, high: float | None):
+    """(middle, half the width, y -> x, what y has to satisfy)"""
+    middle, half, support = 0.0, 1.0, constraints.real
+    if low is not None or high is not None:
+        if low is None or high is None or not low < high:
+            raise ValueError(f"a range of data needs low < high, or neither; got low={low}, high={high}")
+        middle, half, support = (low + high) / 2, (high - low) / 2, constraints.interval(low, high)
+    return middle, half, lambda y: (jnp.asarray(y) - middle) / half, support

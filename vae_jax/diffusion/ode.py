@@ -17,6 +17,7 @@ from jax import Array
 
 from vae_jax.core.extras import extra
 from vae_jax.core.model import Params
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.diffusion.denoisers import Denoiser
 from vae_jax.diffusion.schedules import variance_preserving
 
@@ -44,7 +45,7 @@ def log_likelihood(
         most_steps: the solver fails beyond.
 
     Raises:
-        ValueError: data that are levels, or fewer than one probe.
+        ValueError: data that are levels, fewer than one probe or step, or a tolerance outside (0, 1).
     """
     with extra("ode", "an exact likelihood"):
         import diffrax
@@ -55,8 +56,13 @@ def log_likelihood(
             "the flow has a density, and this denoiser's data are levels, which have probabilities: use its bound "
             "(evaluate), or continuous data, dequantised"
         )
-    if probes is not None and probes < 1:
-        raise ValueError(f"probes: want None (exact) or at least 1; got {probes}")
+    if probes is not None and not is_whole(probes):
+        raise ValueError(f"probes: want None (exact) or at least 1; got {probes}: a whole number is wanted")
+    if not is_whole(most_steps) or not 0 < tolerance < 1:
+        raise ValueError(
+            f"the solver takes a whole number of steps, most_steps >= 1, and a tolerance in (0, 1); got {most_steps} "
+            f"and {tolerance}"
+        )
     x = d.observation.embed(y)
     start, end = (d.gamma(params["enc"], jnp.asarray(t, x.dtype)) for t in (0.0, 1.0))
     drawn = None if probes is None else jax.random.rademacher(key, (probes, *d.shape), x.dtype)

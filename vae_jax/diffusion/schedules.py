@@ -17,6 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from vae_jax.core.distributions import bounded_log_std, raw_log_std
+from vae_jax.core.whole_numbers import is_whole
 
 Params = Any
 START, END = -13.3, 5.0  # those of the paper: 8-bit levels can be told apart at the start
@@ -42,11 +43,16 @@ def schedule(gamma: Callable[[Any], Array]) -> Schedule:
     """A schedule without parameters from any function of t.
 
     Raises:
-        ValueError: it does not rise, or is not finite, somewhere on [0, 1].
+        ValueError: it is not one number, does not rise, or is not finite, somewhere on [0, 1].
+        TypeError: it is no function.
     """
+    if not callable(gamma):
+        raise TypeError(f"schedule wants a function of t, gamma(t) = -ln SNR; got {type(gamma).__name__}")
     ts = np.linspace(0, 1, 1001, dtype=np.float32)
     with jax.ensure_compile_time_eval():  # a schedule may be made inside a compiled function, too
         values = np.asarray(jax.vmap(gamma)(jnp.asarray(ts)))
+    if values.shape != ts.shape:
+        raise ValueError(f"gamma(t) = -ln SNR has to be one number for one t; it has shape {values.shape[1:]}")
     if not np.all(np.isfinite(values)):
         raise ValueError(
             f"gamma(t) = -ln SNR has to be finite on [0, 1]; it is {values[~np.isfinite(values)][0]} at "
@@ -107,8 +113,8 @@ def ddpm(steps: int = 1000, first: float = 1e-4, last: float = 0.02) -> Schedule
     Raises:
         ValueError: fewer than 2 steps, or betas outside (0, 1).
     """
-    if steps < 2 or not 0 < first <= last < 1:
-        raise ValueError(f"want steps >= 2 and 0 < first <= last < 1; got {steps}, {first}, {last}")
+    if not is_whole(steps, 2) or not 0 < first <= last < 1:
+        raise ValueError(f"want steps >= 2 and 0 < first <= last < 1; got {steps}, {first}, {last}: steps is whole")
     log_squared = np.cumsum(np.log1p(-np.linspace(first, last, steps)))
     return table(np.log(np.expm1(-log_squared)))
 
@@ -127,12 +133,14 @@ def learned(
         ValueError: `start` is not below `end`, ends that are too far out to be learned, or no hidden unit.
     """
     _check_ends(start, end)
+    if ends not in ("fixed", "learned"):
+        raise ValueError(f'the ends are "fixed" or "learned"; got {ends!r}')
     if ends == "learned" and not (abs(start) < LIMIT and end - start < math.exp(LOG_WIDTH)):
         raise ValueError(
             f"a learned start lies within {LIMIT:g} of 0, and the end at most 50 above; got {start} and {end}"
         )
-    if hidden < 1:
-        raise ValueError(f"hidden units of the learned schedule: want at least 1; got {hidden}")
+    if not is_whole(hidden):
+        raise ValueError(f"hidden units of the learned schedule: want at least 1; got {hidden}: a whole number")
 
     def init(key):
         del key

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vae_jax.core.whole_numbers import is_whole
+
 Times = Callable[[Array], tuple[Array, Array]]
 
 
@@ -24,7 +26,7 @@ def stratified(k: int) -> Times:
     """One time in each of k equal parts of [0, 1): k calls of the network, and less variance than k times at random.
 
     Raises:
-        ValueError: k < 1.
+        ValueError: k is no whole number from 1 on.
     """
     _check_count(k)
 
@@ -38,7 +40,7 @@ def every(steps: int) -> Times:
     """Each of the `steps` steps of a diffusion of as many steps: its bound without sampling the step.
 
     Raises:
-        ValueError: steps < 1.
+        ValueError: steps is no whole number from 1 on.
     """
     _check_count(steps)
 
@@ -86,5 +88,5 @@ def at(t: Array) -> Times:
 
 
 def _check_count(k: int) -> None:
-    if k < 1:
-        raise ValueError(f"want at least one time; got {k}")
+    if not is_whole(k):
+        raise ValueError(f"want at least one time; got {k}: a whole number is wanted")

@@ -1,11 +1,13 @@
 """Diffusion, said the long way: T + 1 VAEs, one inside the other, each adding a little noise."""
 
+import functools
 from typing import Any
 
 from vae_jax.core.estimators import Estimator, fixed_encoder
 from vae_jax.core.model import Conditional, Model, Params, parted
 from vae_jax.core.parameters import through
 from vae_jax.diffusion.denoisers import Denoiser
+from vae_jax.diffusion.schedules import Level
 from vae_jax.diffusion.steps import end, first_step, forward_step, reverse_step
 from vae_jax.systems.chains import chain
 
@@ -24,38 +26,30 @@ def unrolled(denoiser: Denoiser, *, estimator: Estimator = fixed_encoder) -> Mod
         raise ValueError("only finitely many steps can be unrolled: denoiser(..., steps=10)")
     times, count = d.times(), d.steps + 1
 
-    def own(joined: Any) -> Any:
-        return parted(joined)[0]
+    def level(params: Params, i: int) -> Level:
+        return d.level(params["enc"], times[i])
 
     def part(make: Any) -> Conditional:
         return Conditional(lambda key, c=None: None, make)
 
-    def encoder(i: int) -> Conditional:
-        if i == 0:
-            return part(lambda params, y: first_step(d.observation.embed(own(y)), d.level(params["enc"], times[0])))
-        return part(
-            lambda params, z: forward_step(
-                own(z), d.level(params["enc"], times[i - 1]), d.level(params["enc"], times[i])
-            )
-        )
-
-    def generator(i: int) -> Conditional:
-        def make(params, condition):
-            z, c = parted(condition)
-            level = d.level(params["enc"], times[i])
-
-            def denoise(z, level):
-                return d.denoise(params["gen"], z, level, c)
-
+    def step(i: int) -> tuple[Conditional, Conditional]:
+        def encode(params, joined):
+            own, _ = parted(joined)
             if i == 0:
-                return d.observation.dist(z, level, denoise)
-            return reverse_step(denoise(z, level), z, d.level(params["enc"], times[i - 1]), level)
+                return first_step(d.observation.embed(own), level(params, 0))
+            return forward_step(own, level(params, i - 1), level(params, i))
 
-        return part(make)
+        def generate(params, condition):
+            z, c = parted(condition)
+            denoise = functools.partial(d.denoise, params["gen"], c=c)
+            if i == 0:
+                return d.observation.dist(z, level(params, 0), denoise)
+            return reverse_step(denoise(z, level(params, i)), z, level(params, i - 1), level(params, i))
 
-    prior = part(lambda params, c: end(d.shape, d.level(params["enc"], times[-1])))
-    steps = [(encoder(i), generator(i)) for i in range(count)]
-    folded = chain(steps, prior, estimator=estimator)
+        return part(encode), part(generate)
+
+    steps = [step(i) for i in range(count)]
+    folded = chain(steps, part(lambda params, c: end(d.shape, level(params, -1))), estimator=estimator)
 
     def spread(params: Params) -> Params:
         """The same parameters at every step of the chain."""

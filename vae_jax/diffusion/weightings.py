@@ -15,6 +15,7 @@ from jax import Array
 
 from vae_jax.core.model import Diffused, Model, Params, Terms
 from vae_jax.core.objectives import Objective, batch_terms, elbo
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.diffusion.times import Times, at
 
 Weighting = Callable[[Array, Array], Array]  # (gamma, gamma') -> weight
@@ -109,7 +110,12 @@ def measure(
     Args:
         model_at: as in `spread_times`.
         ys, cs: some examples; each is seen once in every part.
+
+    Raises:
+        ValueError: parts is no whole number from 1 on.
     """
+    if not is_whole(parts):
+        raise ValueError(f"parts of [0, 1): want a whole number, at least 1; got {parts}")
 
     def rms(i, key):
         def one(key, y, c):

@@ -56,7 +56,7 @@ class Seen(NamedTuple):
         share: (..., q, q), share share' = the covariance of eps.
         projected: (..., q, p).
         log_scale: (...) ln |share^-1|.
-        rest: (..., unknown, p) rows that say what is known of x: -1/2 |rest x|^2, up to what its first entries leave open.
+        rest: (..., unknown, p) rows that say what is known of the unknown entries of x: ln P = const - 1/2 |rest x|^2.
     """
 
     share: Array

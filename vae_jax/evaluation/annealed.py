@@ -231,11 +231,7 @@ def hmc(step_sizes: ArrayLike, *, leapfrog_steps: int = LEAPFROG_STEPS) -> Trans
     would break it. Each move multiplies its step size by a number from U(0.8, 1.2), drawn first, lest trajectories
     close on themselves (Neal 2011, section 3.2).
     """
-
-    def transition(key, z, t, log_density):
-        return _hmc_move(key, z, log_density, jnp.asarray(step_sizes)[t], leapfrog_steps)[0]
-
-    return transition
+    return lambda key, z, t, log_density: _hmc_move(key, z, log_density, jnp.asarray(step_sizes)[t], leapfrog_steps)[0]
 
 
 def tune(path: Path, key: Array, betas: ArrayLike, *, chains: int = 4, leapfrog_steps: int = LEAPFROG_STEPS) -> Array:

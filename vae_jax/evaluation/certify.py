@@ -18,17 +18,7 @@ from vae_jax.core.estimators import fixed_encoder
 from vae_jax.core.model import Conditional, Params, join
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import Preprocess, identity
-from vae_jax.evaluation.annealed import (
-    ais,
-    check_parts,
-    hmc,
-    lower_bound,
-    path_to_joint,
-    reverse_ais,
-    sigmoid_betas,
-    tune,
-    upper_bound,
-)
+from vae_jax.evaluation import annealed
 from vae_jax.evaluation.whole_split import Mean, mean, over_split
 
 
@@ -55,14 +45,6 @@ class Certificate(NamedTuple):
     convention: str
 
 
-class _Options(NamedTuple):
-    encoder: Conditional | None
-    schedule: Callable[[int], np.ndarray]
-    temperatures: int
-    chains: int
-    conditional: bool
-
-
 def certified(
     prior: Conditional,
     generator: Conditional,
@@ -75,7 +57,7 @@ def certified(
     preprocess: Preprocess = identity(),
     temperatures: int = 1000,
     chains: int = 16,
-    schedule: Callable[[int], np.ndarray] = sigmoid_betas,
+    schedule: Callable[[int], np.ndarray] = annealed.sigmoid_betas,
     simulate: int = 100,
     batch_size: int = 20,
     progress: bool = False,
@@ -105,9 +87,9 @@ def certified(
             f"want chains >= 1, simulate >= 1 and batch_size >= 1; got {chains}, {simulate} and {batch_size}"
         )
     _check(prior, generator, params, ys, cs, encoder, preprocess)
-    options = _Options(encoder, schedule, temperatures, chains, cs is not None)
     schedule(temperatures)  # refuses what it cannot do, before anything is compiled
-    of_data, of_simulated = _compiled(prior, generator, preprocess, options)
+    parts = (prior, generator, encoder)
+    of_data, of_simulated = _compiled(*parts, preprocess, schedule, temperatures, chains, cs is not None)
     n = len(jax.tree.leaves(ys)[0])
     run = functools.partial(over_split, progress=progress)
     each = run(of_data, params, key, ys, cs, batch_size=min(batch_size, n), doing="ln P(y) of the data, from below")
@@ -130,7 +112,7 @@ def certified(
 
 def _check(prior, generator, params, ys, cs, encoder, preprocess) -> None:
     """Without an encoder the prior takes its place, whatever y."""
-    check_parts(prior, generator, encoder)
+    annealed.check_parts(prior, generator, encoder)
     at_data = Conditional(
         lambda key, joined: prior.init(key, None if cs is None else joined[1]),
         lambda params, joined: prior.dist(params, None if cs is None else joined[1]),
@@ -142,18 +124,18 @@ def _check(prior, generator, params, ys, cs, encoder, preprocess) -> None:
 
 
 @functools.lru_cache(maxsize=16)
-def _compiled(prior: Conditional, generator: Conditional, preprocess: Preprocess, options: _Options):
+def _compiled(prior, generator, encoder, preprocess, schedule, temperatures, chains, conditional):
     """Two functions `(params, key, indices, ys, cs)` of a batch: bounds of data, and of what is simulated at places."""
-    betas = options.schedule(options.temperatures)
+    betas = schedule(temperatures)
 
     def prepare(params, key, y, c):
-        path = path_to_joint(prior, generator, params, y, c, encoder=options.encoder)
-        return path, {"chains": options.chains, "transition": hmc(tune(path, key, betas))}
+        path = annealed.path_to_joint(prior, generator, params, y, c, encoder=encoder)
+        return path, {"chains": chains, "transition": annealed.hmc(annealed.tune(path, key, betas))}
 
     def of_data(params, key, index, y, c):
         k_data, k_pilot, k_chains = jax.random.split(jax.random.fold_in(key, index), 3)
         path, how = prepare(params, k_pilot, preprocess.apply(k_data, y), c)
-        return lower_bound(ais(path, k_chains, betas, **how))
+        return annealed.lower_bound(annealed.ais(path, k_chains, betas, **how))
 
     def of_simulated(params, key, index, place, c):
         del index
@@ -161,7 +143,8 @@ def _compiled(prior: Conditional, generator: Conditional, preprocess: Preprocess
         z = prior.dist(params["pri"], c).sample(k_z)
         y = generator.dist(params["gen"], join(z, c)).sample(k_y)
         path, how = prepare(params, k_pilot, y, c)
-        return lower_bound(ais(path, k_up, betas, **how)), upper_bound(reverse_ais(path, k_down, z, betas, **how))
+        low, high = annealed.ais(path, k_up, betas, **how), annealed.reverse_ais(path, k_down, z, betas, **how)
+        return annealed.lower_bound(low), annealed.upper_bound(high)
 
-    axes = (None, None, 0, 0, 0 if options.conditional else None)
+    axes = (None, None, 0, 0, 0 if conditional else None)
     return tuple(jax.jit(jax.vmap(one, in_axes=axes)) for one in (of_data, of_simulated))

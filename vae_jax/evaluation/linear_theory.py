@@ -69,6 +69,8 @@ def collapse(
     threshold = beta * variance
     active = min(units, int(np.sum(values > threshold)))
     squared_error = active * threshold + values[active:].sum()
+    seen = "" if measured is None else f"{measured} of {units} units are active; "
+    optimum = f" (sigma^2 = {variance:.4g} at its optimum)" if learned else ""
     return Collapse(
         active=active,
         rate=float(0.5 * np.log(values[:active] / threshold).sum()),
@@ -76,7 +78,8 @@ def collapse(
         distortion=float(0.5 * d * np.log(2 * np.pi * variance) + squared_error / (2 * variance)),
         variance=variance,
         threshold=threshold,
-        sentence=_sentence(active, measured, units, threshold, variance if learned else None),
+        sentence=f"{seen}theory for a linear model predicts {active}: directions of the data with variance <= "
+        f"beta sigma^2 = {threshold:.4g}{optimum} carry nothing",
     )
 
 
@@ -93,15 +96,6 @@ def _optimal_variance(values: np.ndarray, beta: float, units: int) -> float:
     raise ValueError(
         f"the learned variance has no optimum: {units} units describe these data without noise, so that the likelihood "
         "has no bound. Take fewer units, a fixed variance, or leave out directions without variance"
-    )
-
-
-def _sentence(active: int, measured: int | None, units: int, threshold: float, learned: float | None) -> str:
-    seen = "" if measured is None else f"{measured} of {units} units are active; "
-    optimum = "" if learned is None else f" (sigma^2 = {learned:.4g} at its optimum)"
-    return (
-        f"{seen}theory for a linear model predicts {active}: directions of the data with variance <= beta sigma^2 = "
-        f"{threshold:.4g}{optimum} carry nothing"
     )
 
 

@@ -1,8 +1,8 @@
 """Numbers that can be trusted: the whole split, one value for each example, means with their standard errors.
 
 The bound is always E L = rate + distortion of the model itself, whatever objective trained it, and never goes by the
-name of a likelihood. A result does not depend on how the split is cut into batches: the noise of an example follows
-from its place in the split.
+name of a likelihood. A result does not depend on how the split is cut into batches, but for rounding: the noise of an
+example follows from its place in the split.
 """
 
 import functools
@@ -19,15 +19,21 @@ from vae_jax.core.extras import extra
 from vae_jax.core.model import Model, Params, dimensions
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import Preprocess, identity
+from vae_jax.report.page import number_text
 
 ACTIVE = 0.01
 
 
 class Mean(NamedTuple):
-    """A mean over examples and its standard error (standard deviation / sqrt(n))."""
+    """A mean over examples and its standard error (standard deviation / sqrt(n)). It prints as "-279.6 ± 2.4"."""
 
     value: float
     standard_error: float
+
+    def __repr__(self) -> str:
+        if all(isinstance(part, float | int | np.number) for part in self) and not self.standard_error < 0:
+            return " ± ".join(number_text(*self))
+        return tuple.__repr__(self)  # on its way through a jax transformation, where it holds something else
 
 
 class Evaluation(NamedTuple):

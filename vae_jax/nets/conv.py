@@ -54,12 +54,10 @@ def conv_matrix(
         [grid.reshape(n, rows, columns, a) for grid in lax.split(row, ones, axis=4)]
         for row in lax.split(x, ones, axis=2)
     ]
-    taps = []
-    for i in range(kh):
-        for j in range(kw):
-            top, left = i // stride, j // stride
-            grid = grids[i % stride][j % stride]
-            taps.append(grid[:, top : top + oh, left : left + ow])
+    taps = [
+        grids[i % stride][j % stride][:, i // stride : i // stride + oh, j // stride : j // stride + ow]
+        for i, j in np.ndindex(kh, kw)
+    ]
     return rows_times_matrix(jnp.concatenate(taps, axis=-1), kernel.reshape(kh * kw * a, b))
 
 
@@ -106,11 +104,8 @@ def transposed(
     <form(y, k'), x> = <y, transposed(form, x, k)>, where k' is k with its last two axes exchanged.
     """
 
-    def forward(y: Array) -> Array:
-        return form(y, kernel.swapaxes(2, 3), stride=stride)
-
     y = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[3]), x.dtype)
-    return jax.linear_transpose(forward, y)(x)[0]
+    return jax.linear_transpose(lambda y: form(y, kernel.swapaxes(2, 3), stride=stride), y)(x)[0]
 
 
 def _conv_matrix_rebuilt(x: Array, kernel: Array, *, stride: int = 1) -> Array:
@@ -155,8 +150,7 @@ class Conv(nn.Module):
     @nn.compact
     def __call__(self, x: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, "n oh ow b"]:
         x = as_images(x, self.dtype, "Conv")
-        shape = (*self.kernel, x.shape[-1], self.features)
-        kernel = self.param("kernel", self.kernel_init, shape)
+        kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
         y = _conv(x, kernel.astype(self.dtype), stride=self.stride)
         return _add_bias(self, y) if self.use_bias else y
 

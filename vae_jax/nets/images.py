@@ -65,10 +65,8 @@ class ConvDecoder(nn.Module):
         channels: in the encoder's order, the largest grid first: (32, 64, 128).
         shape: of the output, (h, w, ...) with h and w 4 or more: (28, 28, 1), or (28, 28, 3, 10)
             for ten numbers a value.
-        kernel: height and width of the convolutions.
         activation: after every layer but the last; relu is the cheapest.
-        dtype: of the computation, jnp.bfloat16 for instance. Parameters are float32, and the output
-            is float32 at least.
+        kernel, dtype: as for `ConvEncoder`.
 
     Raises:
         ValueError: no channels, a size that is not positive, or a shape that is too small.
@@ -91,8 +89,7 @@ class ConvDecoder(nn.Module):
         h = from_flat(z, *conditions, grid=(*smallest, self.channels[-1]), dtype=self.dtype)
         features = (math.prod(self.shape[2:]), *self.channels[:-1])
         for f, size in zip(features[::-1], sizes[::-1], strict=True):
-            layer = ConvTranspose(f, self.kernel, stride=2, size=size, dtype=self.dtype)
-            h = layer(self.activation(h))
+            h = ConvTranspose(f, self.kernel, stride=2, size=size, dtype=self.dtype)(self.activation(h))
         return output(h, self.shape)
 
 
@@ -104,10 +101,7 @@ def from_flat(*inputs: Batch, grid: tuple[int, ...], dtype: Any) -> Float[Array,
 
 def grids(shape: tuple[int, ...], levels: int) -> list[Size]:
     """The grid (h, w) before each level and after the last."""
-    sizes = [(shape[0], shape[1])]
-    for _ in range(levels):
-        sizes.append(halved(sizes[-1]))
-    return sizes
+    return [halved((shape[0], shape[1]), 2**level) for level in range(levels + 1)]
 
 
 def large_enough(y: Batch, dtype: Any, net: str) -> Float[Array, "n h w a"]:

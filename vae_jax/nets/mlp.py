@@ -86,3 +86,10 @@ def check_sizes(net: str, **sizes: Any) -> None:
             raise ValueError(f"{net} wants {name} as a tuple, got {value}: write ({value},)")
         if any(size < 1 for size in value):
             raise ValueError(f"{net} wants positive sizes in {name}, got {value}")
+
+
+def check_layers(name: str, net: Any, *sizes: str) -> None:
+    """Raise a ValueError unless these sizes of a network are positive and its dropout is a probability below 1."""
+    check_sizes(name, **{size: (getattr(net, size),) for size in sizes})
+    if not 0 <= net.dropout < 1:
+        raise ValueError(f"{name} wants dropout in [0, 1), got {net.dropout}")

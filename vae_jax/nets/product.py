@@ -33,16 +33,6 @@ def _dot(rows, matrix):
     return lax.dot_general(rows, matrix, (((1,), (0,)), ((), ())))
 
 
-def _to_rows(cotangent, rows, matrix):
-    del rows
-    return _product.bind(cotangent, matrix.T)
-
-
-def _to_matrix(cotangent, rows, matrix):
-    del matrix
-    return lax.dot_general(rows, cotangent, (((0,), (0,)), ((), ())))
-
-
 def _batched(arguments, axes):
     (rows, matrix), (rows_axis, matrix_axis) = arguments, axes
     if matrix_axis is not None:
@@ -56,5 +46,9 @@ _product = Primitive("rows_times_matrix")
 _product.def_impl(jax.jit(_dot))
 _product.def_abstract_eval(lambda rows, matrix: rows.update(shape=(rows.shape[0], matrix.shape[1])))
 mlir.register_lowering(_product, mlir.lower_fun(_dot, multiple_results=False))
-ad.defbilinear(_product, _to_rows, _to_matrix)
+ad.defbilinear(
+    _product,
+    lambda cotangent, rows, matrix: _product.bind(cotangent, matrix.T),
+    lambda cotangent, rows, matrix: lax.dot_general(rows, cotangent, (((0,), (0,)), ((), ()))),
+)
 batching.primitive_batchers[_product] = _batched

@@ -14,7 +14,7 @@ from jax import Array
 from jaxtyping import Float, Shaped
 
 from vae_jax.core.sentences import lengths
-from vae_jax.nets.mlp import Batch, Shape, check_sizes, flat, head, output
+from vae_jax.nets.mlp import Batch, Shape, check_layers, flat, head, output
 from vae_jax.nets.product import dot_general, rows_times_matrix
 
 Tokens = Shaped[Array | np.ndarray, "n *t"]
@@ -50,9 +50,7 @@ class LSTM(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        sizes = {name: (getattr(self, name),) for name in ("levels", "embed", "hidden", "layers")}
-        check_sizes("LSTM", **sizes)
-        check_dropout("LSTM", self.dropout)
+        check_layers("LSTM", self, "levels", "embed", "hidden", "layers")
         super().__post_init__()
 
     def setup(self):
@@ -106,9 +104,7 @@ class SequenceEncoder(nn.Module):
     dtype: Any = jnp.float32
 
     def __post_init__(self) -> None:
-        sizes = {name: (getattr(self, name),) for name in ("levels", "embed", "hidden", "layers")}
-        check_sizes("SequenceEncoder", **sizes)
-        check_dropout("SequenceEncoder", self.dropout)
+        check_layers("SequenceEncoder", self, "levels", "embed", "hidden", "layers")
         super().__post_init__()
 
     @nn.compact
@@ -196,11 +192,16 @@ def run_lstm(
     c: Float[Array, "n hidden"],
 ) -> Float[Array, "t n hidden"]:
     """h of all positions, from what the inputs give to the gates, W, and h and c before the first position."""
+    return _cells(gates, kernel, h, c)[0]
+
+
+def _cells(gates, kernel, h, c):
+    """(h, c, i, f, g, o) of all positions."""
 
     def step(carry, gates):
         h, c = carry
-        c, h, *_ = cell(gates + rows_times_matrix(h, kernel), c)
-        return (h, c), h
+        c, h, *rest = cell(gates + rows_times_matrix(h, kernel), c)
+        return (h, c), (h, c, *rest)
 
     return jax.lax.scan(step, (h, c), gates)[1]
 
@@ -214,13 +215,7 @@ def _run_lstm_jvp(primals, tangents):
     """
     gates, kernel, h, c = primals
     d_gates, d_kernel, d_h, d_c = tangents
-
-    def forward(carry, gates):
-        h, c = carry
-        c, h, *rest = cell(gates + rows_times_matrix(h, kernel), c)
-        return (h, c), (h, c, *rest)
-
-    _, (hs, cs, i, f, g, o) = jax.lax.scan(forward, (h, c), gates)
+    hs, cs, i, f, g, o = _cells(gates, kernel, h, c)
     h_before, c_before = (jnp.concatenate([x[None], xs[:-1]]) for x, xs in ((h, hs), (c, cs)))
     tanh_c = jnp.tanh(cs)
     to_c = g * i * (1 - i), c_before * f * (1 - f), i * (1 - g**2)
@@ -252,9 +247,3 @@ def joined(conditions: tuple[Any, ...], dtype: Any) -> Float[Array, "n e"] | Non
 def at_end(h: Float[Array, "n t d"], tokens: Shaped[Array, "n t"], end: int) -> Float[Array, "n d"]:
     """h at the first end, or at the last position where there is none."""
     return jnp.take_along_axis(h, lengths(tokens, end)[:, None, None] - 1, axis=1)[:, 0]
-
-
-def check_dropout(net: str, dropout: float) -> None:
-    """Raise a ValueError unless this is a probability below 1."""
-    if not 0 <= dropout < 1:
-        raise ValueError(f"{net} wants dropout in [0, 1), got {dropout}")

@@ -77,10 +77,10 @@ class ResDecoder(nn.Module):
     def __call__(self, z: Batch, *conditions: Batch) -> Float[Array, "n ..."]:
         *sizes, smallest = grids(self.shape, len(self.channels))
         h = from_flat(z, *conditions, grid=(*smallest, self.channels[-1]), dtype=self.dtype)
-        for features, size in zip(self.channels[::-1], sizes[::-1], strict=True):
+        for features, (height, width) in zip(self.channels[::-1], sizes[::-1], strict=True):
             for _ in range(self.blocks):
                 h = ResBlock(features, 1, self.kernel, self.activation, self.dtype)(h)
-            h = _doubled(h, size)
+            h = h.repeat(2, axis=1).repeat(2, axis=2)[:, :height, :width]
         h = self.activation(GroupNorm(self.dtype)(h))
         # To few channels the transposed form is the cheaper one on CPU: it holds kh kw b numbers a
         # pixel, and patches are kh kw a.
@@ -106,12 +106,10 @@ class ResBlock(nn.Module):
         x = jnp.asarray(x, self.dtype)
         h = self.activation(GroupNorm(self.dtype)(x))
         if self.stride != 1 or x.shape[-1] != self.features:
-            shortcut = Conv(self.features, (1, 1), self.stride, use_bias=False, dtype=self.dtype)
-            x = shortcut(h)
+            x = Conv(self.features, (1, 1), self.stride, use_bias=False, dtype=self.dtype)(h)
         h = Conv(self.features, self.kernel, self.stride, dtype=self.dtype)(h)
         h = self.activation(GroupNorm(self.dtype)(h))
-        zeros = nn.initializers.zeros
-        return x + Conv(self.features, self.kernel, dtype=self.dtype, kernel_init=zeros)(h)
+        return x + Conv(self.features, self.kernel, dtype=self.dtype, kernel_init=nn.initializers.zeros)(h)
 
 
 class GroupNorm(nn.Module):
@@ -158,9 +156,3 @@ def groups(channels: int) -> int:
     """
     most = min(32, max(channels // 4, 1))
     return max(g for g in range(1, most + 1) if channels % g == 0)
-
-
-def _doubled(x: Array, size: Size) -> Array:
-    """Every pixel as 2 x 2 of them, cropped to size."""
-    h, w = size
-    return jnp.repeat(jnp.repeat(x, 2, axis=1), 2, axis=2)[:, :h, :w]

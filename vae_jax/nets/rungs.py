@@ -139,9 +139,7 @@ class Start(nn.Module):
         # Not zeros: their norm has no gradient to speak of.
         start = self.param("start", nn.initializers.normal(1.0), self.shape)
         h = jnp.broadcast_to(start, (x.shape[0], *self.shape))
-        if conditions:
-            h = h + _of_conditions(conditions, self.shape[-1], len(self.shape), self.dtype)
-        return output(h, self.shape)
+        return output(_with_conditions(h, conditions, self.dtype), self.shape)
 
 
 class ResidualMLP(nn.Module):
@@ -188,8 +186,7 @@ class Bottleneck(nn.Module):
         h = jnp.concatenate([as_images(x, self.dtype, "Bottleneck") for x in grids], axis=-1)
         middle = (3, 3) if min(h.shape[1:3]) >= 3 else (1, 1)  # padding alone is nothing to look at
         h = Conv(self.narrow, (1, 1), dtype=self.dtype)(self.activation(GroupNorm(self.dtype)(h)))
-        if conditions:
-            h = h + _of_conditions(conditions, self.narrow, 3, self.dtype)
+        h = _with_conditions(h, conditions, self.dtype)
         h = Conv(self.narrow, middle, dtype=self.dtype)(self.activation(h))
         last = Conv(self.features, (1, 1), dtype=self.dtype, kernel_init=nn.initializers.zeros)
         return last(self.activation(h))
@@ -260,10 +257,8 @@ class FromGrid(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "n h w a"], *conditions: Batch) -> Float[Array, "n ..."]:
-        channels, side = h.shape[-1], 2 * self.factor + 1
-        h = self.activation(GroupNorm(self.dtype)(h))
-        if conditions:
-            h = h + _of_conditions(conditions, channels, 3, self.dtype)
+        side = 2 * self.factor + 1
+        h = _with_conditions(self.activation(GroupNorm(self.dtype)(h)), conditions, self.dtype)
         last = ConvTranspose(math.prod(self.shape[2:]), (side, side), self.factor, dtype=self.dtype)
         return output(last(h), self.shape)
 
@@ -272,7 +267,9 @@ def _residual(features: int, activation: Activation, dtype: Any) -> Bottleneck:
     return Bottleneck(features, max(1, features // 4), activation=activation, dtype=dtype)
 
 
-def _of_conditions(conditions: Sequence[Batch], features: int, axes: int, dtype: Any) -> Array:
-    """(n, 1, ..., features) with `axes` axes behind the first; for use inside a compact module."""
-    h = dense(flat(*conditions, dtype=dtype), features, dtype)
-    return h.reshape(h.shape[0], *(1,) * (axes - 1), features)
+def _with_conditions(h: Array, conditions: Sequence[Batch], dtype: Any) -> Array:
+    """h (n, ..., a) plus a dense layer of the conditions, the same at each place; for use inside a compact module."""
+    if not conditions:
+        return h
+    added = dense(flat(*conditions, dtype=dtype), h.shape[-1], dtype)
+    return h + added.reshape(h.shape[0], *(1,) * (h.ndim - 2), h.shape[-1])

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Shaped
 
 from vae_jax.core.sentences import counts
 from vae_jax.nets.attention import attend
-from vae_jax.nets.mlp import Batch, Shape, check_sizes, head, output
+from vae_jax.nets.mlp import Batch, Shape, check_layers, check_sizes, head, output
 from vae_jax.nets.product import dot_general
-from vae_jax.nets.recurrent import Tokens, at_end, check_dropout, joined, shifted
+from vae_jax.nets.recurrent import Tokens, at_end, joined, shifted
 
 Cache = tuple[Array, Array]  # keys and values, (n, t, heads, d)
 
@@ -220,8 +220,7 @@ def rotated(x: Float[Array, "n t heads d"], positions: Shaped[Array, "t"]) -> Fl
 
 def check_blocks(name: str, net: Any) -> None:
     """Raise a ValueError that names the first argument out of range."""
-    check_sizes(name, **{size: (getattr(net, size),) for size in ("levels", "width", "depth", "heads")})
-    check_dropout(name, net.dropout)
+    check_layers(name, net, "levels", "width", "depth", "heads")
     if net.max_length is not None:
         check_sizes(name, max_length=(net.max_length,))
     parts = net.heads * (2 if net.max_length is None else 1)

@@ -17,7 +17,7 @@ from jaxtyping import Float, Shaped
 from vae_jax.nets.attention import Attention
 from vae_jax.nets.conv import Conv, ConvTranspose, as_images
 from vae_jax.nets.images import check_channels
-from vae_jax.nets.mlp import Batch, dense, flat
+from vae_jax.nets.mlp import Batch, check_layers, dense, flat
 from vae_jax.nets.residual import GroupNorm, group_norm
 
 WAVES = (2**-5, 2**3)  # radians a nat: the slowest is almost linear over [-15, 15], the fastest tells 0.1 nats apart
@@ -64,12 +64,9 @@ class UNet(nn.Module):
     remat: bool = False
 
     def __post_init__(self) -> None:
-        check_channels(
-            "UNet", self.channels, out=(self.out,), blocks=(self.blocks,), heads=(self.heads,), patch=(self.patch,)
-        )
+        check_channels("UNet", self.channels)
+        check_layers("UNet", self, "out", "blocks", "heads", "patch")
         _check_attention(self.channels, self.attention, self.heads)
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"UNet wants dropout in [0, 1), got {self.dropout}")
         super().__post_init__()
 
     @nn.compact

@@ -25,7 +25,10 @@ from vae_jax.core.distributions import Levels
 from vae_jax.core.model import Conditional, Model, Params, Terms, lift
 from vae_jax.core.network import SequenceNetwork, as_sequence_network, shape_of
 from vae_jax.core.sentences import counts
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.parts.conditionals import arguments, full_precision
+
+MOST = 1e30  # of a temperature, and 1 / MOST the least: both are numbers in float32
 
 Adjust = Callable[[Array], Array]  # logits (levels,) to logits (levels,)
 
@@ -47,19 +50,18 @@ def autoregressive(net: Any, shape: int | tuple[int, ...], levels: int, *, end: 
             another shape.
     """
     shape = shape_of(shape)
-    if not shape or any(size < 1 for size in shape) or levels < 2:
-        raise ValueError(f"autoregressive wants positive sizes in shape and levels >= 2; got {shape} and {levels}")
-    if end is not None and not 0 <= end < levels:
+    if not shape or not all(map(is_whole, shape)) or not is_whole(levels, 2):
+        raise ValueError(
+            f"autoregressive wants positive sizes in shape and levels >= 2; got {shape} and {levels}: whole numbers"
+        )
+    if end is not None and not (is_whole(end, 0) and end < levels):
         raise ValueError(f"end is one of the values 0 .. {levels - 1}, or None; got {end}")
     network = as_sequence_network(net)
 
     def init(key, c=None):
         return network.init(key, jnp.zeros(shape, jnp.int32), *_given(c))
 
-    def distribution(params, c=None):
-        return Autoregressive(network, params, _given(c), shape, levels, end)
-
-    return Conditional(init, distribution)
+    return Conditional(init, lambda params, c=None: Autoregressive(network, params, _given(c), shape, levels, end))
 
 
 def _given(c: Any) -> tuple[Any, ...]:
@@ -209,7 +211,7 @@ def in_training(conditional: Conditional, *, word_dropout: float = 0.0, unknown:
 
     def terms(params, key, y, c=None):
         p = _autoregressive(conditional.dist(params, c))
-        if not 0 <= unknown < p.levels:
+        if not (is_whole(unknown, 0) and unknown < p.levels):
             raise ValueError(f"unknown is one of the values 0 .. {p.levels - 1}; got {unknown}")
         k_words, k_net = jax.random.split(key)
         read = jnp.where(jax.random.bernoulli(k_words, word_dropout, jnp.shape(y)), unknown, y)
@@ -240,21 +242,23 @@ def temperature(t: float) -> Adjust:
     """P^(1/t), normalised: below 1 likely values become likelier.
 
     Raises:
-        ValueError: a temperature that is not positive; the likeliest value alone is `greedy`.
+        ValueError: a temperature that is not positive and finite; the likeliest value alone is `greedy`.
     """
-    if not t > 0:
-        raise ValueError(f"temperature wants a positive number, got {t}; for the likeliest values use greedy")
-    return lambda logits: logits / t
+    if not 1 / MOST <= t <= MOST:
+        raise ValueError(
+            f"temperature wants a positive number, got {t}; for the likeliest values use greedy, and none beyond {MOST}"
+        )
+    return lambda logits: (logits - logits.max()) / t  # at a low t the likeliest stays 0, and the others overflow
 
 
 def top_k(k: int) -> Adjust:
     """Only the k likeliest values (Fan et al. 2018), and those as likely as the last of them.
 
     Raises:
-        ValueError: k < 1.
+        ValueError: k is no whole number from 1 on.
     """
-    if k < 1:
-        raise ValueError(f"top_k keeps at least 1 value, got {k}")
+    if not is_whole(k):
+        raise ValueError(f"top_k keeps at least 1 value, got {k}: want a whole number")
 
     def adjust(logits):
         least = jax.lax.top_k(logits, min(k, logits.shape[-1]))[0][-1]
@@ -266,6 +270,8 @@ def top_k(k: int) -> Adjust:
 def top_p(p: float) -> Adjust:
     """Only the likeliest values that together have probability p at least (Holtzman et al. 2020, nucleus sampling).
 
+    Of values that tie the first ones; with p = 1 all.
+
     Raises:
         ValueError: p outside (0, 1].
     """
@@ -275,10 +281,14 @@ def top_p(p: float) -> Adjust:
     def adjust(logits):
         order = jnp.argsort(-logits)
         sorted_p = jax.nn.softmax(logits)[order]
-        before = jnp.cumsum(sorted_p) - sorted_p
-        return jnp.full_like(logits, -jnp.inf).at[order].set(jnp.where(before < p, logits[order], -jnp.inf))
+        # What is kept has probability < p before it, or > 1 - p from it on. Rounding is least in the smaller sum.
+        if p < 0.5:
+            kept = jnp.cumsum(sorted_p) - sorted_p < p
+        else:
+            kept = jax.lax.cumsum(sorted_p, reverse=True) > 1 - p
+        return jnp.full_like(logits, -jnp.inf).at[order].set(jnp.where(kept, logits[order], -jnp.inf))
 
-    return adjust
+    return adjust if p < 1 else lambda logits: logits
 
 
 def greedy(logits: Array) -> Array:

@@ -16,6 +16,7 @@ from numpyro.distributions import constraints
 
 from vae_jax.core.model import Conditional
 from vae_jax.core.network import shape_of
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.parts.conditionals import conditional
 
 
@@ -28,11 +29,14 @@ def learned_classes(shape: int | tuple[int, ...], classes: int) -> Conditional:
     """An array of independent one-hot vectors, (*shape, classes); their logits are trained, and 0 at the start.
 
     Raises:
-        ValueError: fewer than two classes.
+        ValueError: fewer than two classes, or a size below 1.
     """
-    if classes < 2:
-        raise ValueError(f"learned_classes wants at least two classes to choose from; got {classes}")
     shape = shape_of(shape)
+    if not is_whole(classes, 2) or not all(map(is_whole, shape)):
+        raise ValueError(
+            f"learned_classes wants at least two classes to choose from; got {classes} and the shape {shape}: whole "
+            "numbers are wanted"
+        )
 
     def init(key, c=None):
         del key, c

@@ -18,11 +18,13 @@ from vae_jax.core.distributions import (
     Categorical,
     DiscretisedLogistic,
     GumbelSoftmax,
+    SimplexPoint,
     bounded_log_std,
     check_temperature,
 )
 from vae_jax.core.model import Conditional
 from vae_jax.core.network import as_network
+from vae_jax.core.whole_numbers import is_whole
 
 
 def conditional(net: Any, make: Callable[[Any], dist.Distribution]) -> Conditional:
@@ -54,13 +56,14 @@ def conditional(net: Any, make: Callable[[Any], dist.Distribution]) -> Condition
 
 
 def arguments(c: Any) -> tuple[Any, ...]:
-    """The inputs of a network that conditions on c: a joined condition (z, c) is two of them."""
+    """The inputs of a network that conditions on c: a joined condition (z, c) is two, a relaxed class is an array."""
     if c is None:
         raise ValueError(
             "this network conditions on something, and was given nothing: were the labels (cs) left out? "
             "A part without a condition is standard_normal, learned_normal or mixture_of_gaussians"
         )
-    return c if isinstance(c, tuple) else (c,)
+    inputs = c if isinstance(c, tuple) else (c,)
+    return tuple(x.parts if isinstance(x, SimplexPoint) else x for x in inputs)
 
 
 def full_precision(output: Any) -> Any:
@@ -108,9 +111,10 @@ def categorical(net: Any) -> Conditional:
 def gumbel_softmax(net: Any, temperature: ArrayLike) -> Conditional:
     """Independent classes, relaxed to points of the simplex; the network gives logits of shape `example + (K,)`.
 
-    As an encoder of z with values `example + (K,)` it is reparameterised (see `GumbelSoftmax`), and the bound is one of
-    the relaxed model: the prior has to be a density on the simplex too, for instance this with a network of constants.
-    As the temperature falls the gradient's bias against the model of classes goes to 0 and its variance grows. (The
+    As an encoder of z with values `example + (K,)` it is reparameterised, and the bound is one of the relaxed model:
+    the prior has to be one of these too, for instance with a network of constants. z is a `SimplexPoint`, held by its
+    logarithms, so that the bound is right at any temperature; the generator's network is given z itself. As the
+    temperature falls the gradient's bias against the model of classes goes to 0 and its variance grows. (The
     estimator `gumbel` relaxes the gradient alone: the model stays one of classes.)
 
     Raises:
@@ -127,8 +131,12 @@ def discretised_logistic(net: Any, *, levels: int = 256, components: int = 1) ->
     `example + (3 * components,)` (mixture logits, means, raw log scales).
 
     Raises:
-        ValueError: the network's last axis has another size (when first called).
+        ValueError: fewer than 2 levels or 1 component; the network's last axis has another size (when first called).
     """
+    if not is_whole(levels, 2) or not is_whole(components):
+        raise ValueError(
+            f"discretised_logistic wants whole levels >= 2 and components >= 1; got {levels} and {components}"
+        )
     wanted = 2 if components == 1 else 3 * components
 
     def make(output):

@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from vae_jax.core.distributions import GumbelSoftmax, check_temperature
-from vae_jax.core.estimators import Estimator, at_z, bounds, with_rate
+from vae_jax.core.estimators import Estimator, at_z, with_rate
 from vae_jax.core.model import Terms, join
 from vae_jax.core.reinforce import score_function
 from vae_jax.parts.classes import OneHot
@@ -73,7 +73,7 @@ def _draw(parts, params, key, y, c, temperature) -> tuple[dist.Distribution, Arr
     if parts.prior_conditional is None:
         raise TypeError("the rate of relaxed classes is a KL in closed form, and this prior is a Model without density")
     _check(parts.prior_conditional.dist(params["pri"], c), "prior")
-    soft = GumbelSoftmax(_classes(q).logits, temperature).sample(key)
+    soft = GumbelSoftmax(_classes(q).logits, temperature).sample(key).parts
     hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), soft.shape[-1], dtype=soft.dtype)
     return q, hard, soft
 
@@ -93,7 +93,7 @@ def _check(distribution: dist.Distribution, part: str) -> None:
 def _at(parts, params, key, q, z, y, c) -> Terms:
     """The terms at z, with the rate in closed form."""
     rate = dist.kl_divergence(q, parts.prior_conditional.dist(params["pri"], c))
-    return with_rate(at_z(bounds(parts), parts, params, key, q, z, y, c), rate, q)
+    return with_rate(at_z(parts, params, key, q, z, y, c), rate, q)
 
 
 @jax.custom_jvp

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 Number = float | int | np.integer | np.floating
+LONG = 24  # characters, from which on a cell of a table of text may be broken into lines
 
 
 class Row(NamedTuple):
@@ -27,11 +28,16 @@ class Row(NamedTuple):
 
 
 class Picture(NamedTuple):
-    """A PNG (shown with crisp pixels) or SVG file; `alt` is for those who cannot see it."""
+    """A PNG (shown with crisp pixels) or SVG file; `alt` is for those who cannot see it.
+
+    Of a grid of images the columns may have names, which stand above them, and the rows, on their left.
+    """
 
     data: bytes
     alt: str
     caption: str = ""
+    columns: Sequence[str] = ()
+    rows: Sequence[str] = ()
 
 
 class TextTable(NamedTuple):
@@ -91,6 +97,8 @@ def write(
     sections: Sequence[Section],
     configuration: Mapping[str, object],
     command: str,
+    notice: str = "",
+    foot: str = "",
 ) -> Path:
     """Writes the report as one HTML file and returns its path.
 
@@ -103,6 +111,8 @@ def write(
       sections: pictures and tables of text, in order.
       configuration: every option of the run; an inner dict becomes dotted names.
       command: the command line that makes this report again.
+      notice: what a reader has to know before all else, shown above the numbers.
+      foot: the last line, for instance when and on what this was made.
 
     Raises:
       ValueError: for a picture that is neither PNG nor SVG or has no `alt`, and for a row of a
@@ -111,9 +121,11 @@ def write(
     path = Path(path)
     parts = [
         f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>",
+        f"<p class=notice role=note>{escape(notice)}</p>" if notice else "",
         _results(table),
         *map(_section, sections),
         _origin(configuration, command),
+        f"<footer>{escape(foot)}</footer>" if foot else "",
     ]
     page = _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(filter(None, parts)))
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -180,8 +192,18 @@ def _figure(where: str, picture: Picture) -> str:
         raise ValueError(f"section {where!r}: a picture has no alt text; say what it shows")
     source = f"data:image/{kind};base64,{base64.b64encode(data).decode()}"
     caption = f"<figcaption>{escape(picture.caption)}</figcaption>" if picture.caption else ""
-    image = f'<img src="{source}" alt="{escape(picture.alt)}">'
+    image = _named(f'<img src="{source}" alt="{escape(picture.alt)}">', picture)
     return f"<figure class={kind[:3]}>{image}{caption}</figure>"
+
+
+def _named(image: str, picture: Picture) -> str:
+    """The image with the names of its columns above it and those of its rows on its left."""
+    if not picture.columns and not picture.rows:
+        return image
+    across, down = (
+        "".join(f"<span>{escape(name)}</span>" for name in names) for names in (picture.columns, picture.rows)
+    )
+    return f"<div class=named><div class=across>{across}</div><div class=down>{down}</div>{image}</div>"
 
 
 def _text_table(where: str, table: TextTable) -> str:
@@ -191,9 +213,16 @@ def _text_table(where: str, table: TextTable) -> str:
                 f"section {where!r}: a row of the table has {len(row)} cells, "
                 f"wanted {len(table.columns)}, one per column"
             )
+    kinds = [" class=long" if max(map(len, cells), default=0) > LONG else "" for cells in zip(*table.rows, strict=True)]
     head = "".join(f"<th scope=col>{escape(name)}" for name in table.columns)
-    rows = "".join("<tr>" + "".join(f"<td>{escape(cell)}" for cell in row) for row in table.rows)
-    return f"<table class=text><thead><tr>{head}<tbody>{rows}</table>"
+    rows = "".join(
+        "<tr>" + "".join(f"<td{kind}>{escape(cell)}" for kind, cell in zip(kinds, row, strict=True))
+        for row in table.rows
+    )
+    return (
+        f'<div class=scroll tabindex=0 role=region aria-label="{escape(where)}">'
+        f"<table class=text><thead><tr>{head}<tbody>{rows}</table></div>"
+    )
 
 
 def _origin(configuration: Mapping[str, object], command: str) -> str:
@@ -221,11 +250,11 @@ def _block(title: str, caption: str, body: str) -> str:
 
 _STYLE = """
 :root {
-  --page: #fff; --ink: #1f2328; --soft: #59636e; --line: #dde1e6; --code: #f4f5f7;
+  --page: #fff; --ink: #1f2328; --soft: #59636e; --line: #dde1e6; --code: #f4f5f7; --shade: #8c959f80;
   color-scheme: light dark;
 }
 @media (prefers-color-scheme: dark) {
-  :root { --page: #121416; --ink: #e4e7ea; --soft: #9ba5af; --line: #2e343a; --code: #1c2024; }
+  :root { --page: #121416; --ink: #e4e7ea; --soft: #9ba5af; --line: #2e343a; --code: #1c2024; --shade: #f0f3f640; }
 }
 * { box-sizing: border-box; }
 body {
@@ -239,7 +268,8 @@ h2 { margin: 0 0 .4rem; font-size: 1.1rem; line-height: 1.35; }
 header p { max-width: 44rem; margin: 0 0 2.5rem; font-size: 1.1rem; color: var(--soft); }
 section { display: grid; gap: 1rem 3rem; padding: 1.75rem 0; border-top: 1px solid var(--line); }
 section p { margin: 0; max-width: 40rem; font-size: .92rem; color: var(--soft); }
-section > div { min-width: 0; overflow-x: auto; }
+section > div { min-width: 0; }
+.notice { margin: 0 0 2rem; padding: .8rem 1rem; border-left: .3rem solid #e76300; background: var(--code); }
 @media (min-width: 60rem) { section { grid-template-columns: 15rem 1fr; } }
 .pictures { display: flex; flex-wrap: wrap; gap: 1.5rem; align-items: flex-start; }
 figure { margin: 0; max-width: 100%; }
@@ -248,6 +278,17 @@ figcaption { margin-top: .4rem; font-size: .85rem; color: var(--soft); }
 img { display: block; max-width: 100%; height: auto; }
 .svg img { width: 100%; }
 .png img { image-rendering: pixelated; }
+.named { display: grid; grid-template-columns: auto minmax(0, max-content); font-size: .72rem; line-height: 1.1; }
+.named img { grid-column: 2; }
+.across { grid-column: 2; display: flex; margin-bottom: .3rem; }
+.across span {
+  flex: 1 1 0; min-width: 0; align-content: center; writing-mode: vertical-rl; transform: rotate(180deg);
+}
+.down { display: flex; flex-direction: column; max-width: 14rem; }
+.down span {
+  flex: 1 1 0; min-height: 0; padding-right: .6rem; align-content: center; text-align: right;
+  white-space: nowrap; overflow: hidden; text-overflow: ellipsis;
+}
 table { width: 100%; border-collapse: collapse; font-variant-numeric: tabular-nums; }
 th, td { padding: .45rem 1.5rem .45rem 0; text-align: left; vertical-align: baseline; }
 th { font-weight: 400; }
@@ -263,10 +304,24 @@ tr + tr > *, thead + tbody > tr > * { border-top: 1px solid var(--line); }
   .error { padding-right: 0; }
   .error:empty { padding: 0; }
   .meaning { grid-column: 1 / -1; width: auto; }
+  .down { max-width: 6.5rem; }
 }
-.text { font-size: .95rem; }
-.text thead th { color: var(--soft); font-size: .85rem; }
-.pictures + .text { margin-top: 1.5rem; }
+.text { font-size: .9rem; }
+.text :is(th, td) { padding-right: 1.1rem; }
+.text thead th { color: var(--soft); font-size: .85rem; vertical-align: bottom; }
+.text td { white-space: nowrap; }
+.text .long { white-space: normal; min-width: 14rem; }
+.pictures + .scroll { margin-top: 1.5rem; }
+/* What is wider than the page is scrolled sideways; a shadow stands at the edge behind which there is more. */
+.scroll {
+  overflow-x: auto;
+  background: linear-gradient(to right, var(--page) 40%, transparent) left,
+    linear-gradient(to left, var(--page) 40%, transparent) right,
+    linear-gradient(to right, var(--shade), transparent) left,
+    linear-gradient(to left, var(--shade), transparent) right;
+  background-repeat: no-repeat; background-size: 3rem 100%, 3rem 100%, 1.1rem 100%, 1.1rem 100%;
+  background-attachment: local, local, scroll, scroll;
+}
 pre {
   margin: 0 0 1.25rem; padding: .8rem 1rem; border-radius: .4rem; background: var(--code);
   white-space: pre-wrap;
@@ -277,6 +332,7 @@ dl div { display: flex; justify-content: space-between; gap: 1rem; padding: .2re
 dl div { break-inside: avoid; }
 dt { color: var(--soft); }
 dd { margin: 0; text-align: right; min-width: 0; }
+footer { padding: 1.75rem 0; border-top: 1px solid var(--line); color: var(--soft); font-size: .92rem; }
 """
 
 # The policy makes the browser refuse whatever would come from outside the file.

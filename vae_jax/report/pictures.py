@@ -1,4 +1,4 @@
-"""Arrays to pictures: image grids as PNG; curves, maps and bars as SVG.
+"""Arrays to pictures: image grids as PNG; curves, maps, densities and bars as SVG.
 
 Pure functions: arrays in, an array or the bytes of a file out. The same input gives the same
 bytes. Figures have no background and draw their text and axes in the reader's ink, so that they
@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jax.typing import ArrayLike
 from jaxtyping import Bool, Shaped, UInt8
 
 from vae_jax.core.extras import extra
@@ -36,7 +37,7 @@ text { font-family: system-ui, -apple-system, "Segoe UI", Roboto, sans-serif !im
 
 
 def grid(
-    images: Shaped[np.ndarray, "..."],
+    images: ArrayLike,
     columns: int = 10,
     gap: int = 2,
     *,
@@ -45,7 +46,8 @@ def grid(
     """Lays images out row by row, `gap` pixels apart, without a margin.
 
     Args:
-      images: (n, h, w, 1) or (n, h, w, 3), floats in [0, 1] (values outside are clipped) or uint8.
+      images: (n, h, w, 1) or (n, h, w, 3), floats in [0, 1] (values outside are clipped), uint8, or what models
+        sample: bool or whole numbers that are all 0 or 1 (black and white), else levels 0 to 255.
       columns: images in a row; fewer images than that make one shorter row.
       background: grey level, 0 to 255, of the gaps and of the cells left over in the last row;
         by default dark for dark images and light for light ones.
@@ -72,8 +74,8 @@ def grid(
 
 
 def pairs(
-    originals: Shaped[np.ndarray, "..."],
-    reconstructions: Shaped[np.ndarray, "..."],
+    originals: ArrayLike,
+    reconstructions: ArrayLike,
     columns: int = 5,
     gap: int = 6,
     *,
@@ -87,8 +89,8 @@ def pairs(
     left, right = _rgb("originals", originals), _rgb("reconstructions", reconstructions)
     if left.shape != right.shape:
         raise ValueError(
-            f"pairs: originals have shape {originals.shape}, reconstructions "
-            f"{reconstructions.shape}; wanted one of the same size for each original"
+            f"pairs: originals have shape {np.shape(originals)}, reconstructions "
+            f"{np.shape(reconstructions)}; wanted one of the same size for each original"
         )
     return grid(np.concatenate([left, right], axis=2), columns, gap, background=background)
 
@@ -183,8 +185,7 @@ def scatter(
             "a larger latent space wants two of its units, or a projection"
         )
     _check_finite("codes", codes)
-    everyone = [("", np.ones(len(codes), bool))]
-    groups = everyone if labels is None else _classes(labels, names, len(codes))
+    groups = [("", np.ones(len(codes), bool))] if labels is None else _classes(labels, names, len(codes))
 
     def draw(axes: Axes) -> list[Any]:
         size = float(np.clip(16000 / len(codes), 5, 30))
@@ -290,8 +291,60 @@ def timeline(
     return _svg(draw, list(names), height=0.9 + 1.7 * len(columns), panels=[2] * len(columns) + [1])
 
 
-def _rgb(name: str, images: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "n h w 3"]:
+def planes(
+    panels: Mapping[str, tuple[Shaped[np.ndarray, "..."], float]],
+    columns: int = 3,
+    *,
+    x: str = "y₁",
+    y: str = "y₂",
+) -> bytes:
+    """Draws densities in the plane, a named panel for each, row by row; returns SVG.
+
+    The darker the denser: shown is the root of the density, which does not hide the tails, on one scale in all panels.
+
+    Args:
+      panels: name -> (density, reach): (h, w), row by row upwards, over the square from -reach to reach.
+      columns: panels in a row.
+      x, y: what the axes show.
+
+    Raises:
+      ValueError: for no panels, for another shape, for NaN, infinity or a negative number, for reach <= 0.
+    """
+    if not panels or columns < 1:
+        raise ValueError(f"planes: got {len(panels)} panels in {columns} columns, wanted at least one of each")
+    for name, (density, reach) in panels.items():
+        if density.ndim != 2 or not density.size or not reach > 0:
+            raise ValueError(
+                f"planes: {name!r} has shape {density.shape} and reach {reach}; wanted (h, w) and a reach > 0"
+            )
+        _check_finite(f"planes: {name!r}", density)
+        if density.min() < 0:
+            raise ValueError(f"planes: {name!r} goes down to {density.min()}; wanted a density, at least 0")
+    columns = min(columns, len(panels))
+    rows = math.ceil(len(panels) / columns)
+    highest = max(density.max() for density, _ in panels.values()) or 1.0
+    red, green, blue = (int(COLOURS[0][i : i + 2], 16) for i in (1, 3, 5))
+
+    def draw(axes: Axes) -> list[Any]:
+        axes = np.ravel(axes)
+        for place, (name, (density, reach)) in zip(axes, panels.items(), strict=False):
+            colours = np.broadcast_to(np.array([red, green, blue, 0], np.uint8), (*density.shape, 4)).copy()
+            colours[..., 3] = np.rint(255 * np.sqrt(density / highest))
+            place.imshow(colours, extent=(-reach, reach, -reach, reach), origin="lower", interpolation="nearest")
+            place.locator_params(nbins=4)
+            place.tick_params(labelsize=7)
+            place.set_title(name, fontsize=8)
+        for i, place in enumerate(axes):
+            place.set_visible(i < len(panels))
+            place.set(xlabel=x if i + columns >= len(panels) else "", ylabel=y if i % columns == 0 else "")
+        return []
+
+    return _svg(draw, [], height=rows * (4.4 / columns + 0.35) + 0.3, panels=[1] * rows, columns=columns)
+
+
+def _rgb(name: str, images: ArrayLike) -> UInt8[np.ndarray, "n h w 3"]:
     """Checks a batch of images and makes it uint8 with three channels."""
+    images = np.asarray(images)
     if images.ndim != 4 or images.shape[-1] not in (1, 3) or 0 in images.shape:
         raise ValueError(
             f"{name}: got shape {images.shape}, wanted (n, h, w, 1) or (n, h, w, 3) with n >= 1; "
@@ -300,10 +353,16 @@ def _rgb(name: str, images: Shaped[np.ndarray, "..."]) -> UInt8[np.ndarray, "n h
     if np.issubdtype(images.dtype, np.floating):
         _check_finite(name, images)
         images = np.rint(np.clip(images.astype(np.float32), 0, 1) * 255).astype(np.uint8)
+    elif images.dtype == bool or np.issubdtype(images.dtype, np.integer):
+        low, high = images.min(), images.max()
+        if low < 0 or high > 255:
+            raise ValueError(f"{name}: got {images.dtype} from {low} to {high}, wanted 0 and 1, or levels 0 to 255")
+        black_and_white = high <= 1 and images.dtype != np.uint8
+        images = images.astype(np.uint8) * np.uint8(255 if black_and_white else 1)
     if images.dtype != np.uint8:
         raise ValueError(
-            f"{name}: got dtype {images.dtype}, wanted numpy floats in [0, 1] or uint8; "
-            "bool and bfloat16 want .astype(np.float32)"
+            f"{name}: got dtype {images.dtype}, wanted numpy floats in [0, 1] or whole numbers; "
+            "bfloat16 wants .astype(np.float32)"
         )
     return np.broadcast_to(images, (*images.shape[:3], 3))
 
@@ -339,10 +398,17 @@ def _look(colour: int, marker: int) -> dict[str, str]:
     return {"color": COLOURS[colour % len(COLOURS)], "marker": _MARKERS[marker % len(_MARKERS)]}
 
 
-def _svg(draw: Callable[[Axes], list[Any]], names: list[str], height: float, panels: Sequence[int] = (1,)) -> bytes:
+def _svg(
+    draw: Callable[[Axes], list[Any]],
+    names: list[str],
+    height: float,
+    panels: Sequence[int] = (1,),
+    columns: int = 1,
+) -> bytes:
     """Draws on axes of about `height` inches; what `draw` returns is named in a legend under them.
 
-    With several `panels`, heights in proportion, `draw` is given that many axes, one above the other.
+    With several `panels`, heights in proportion, `draw` is given that many axes, one above the other, or rows of
+    `columns` axes.
 
     The one place that knows matplotlib. It leaves no global state behind, and neither the
     reader's style sheet nor the date changes the bytes.
@@ -351,8 +417,7 @@ def _svg(draw: Callable[[Axes], list[Any]], names: list[str], height: float, pan
         import matplotlib
         from matplotlib.figure import Figure
 
-    inked = ("text", "xtick", "ytick", "grid")
-    style: dict[Any, Any] = {f"{part}.color": _INK for part in inked} | {
+    style: dict[Any, Any] = {f"{part}.color": _INK for part in ("text", "xtick", "ytick", "grid")} | {
         "axes.axisbelow": True,
         "axes.edgecolor": _INK,
         "axes.labelcolor": _INK,
@@ -370,16 +435,16 @@ def _svg(draw: Callable[[Axes], list[Any]], names: list[str], height: float, pan
         "xtick.major.width": 0.6,
         "ytick.major.width": 0.6,
     }
-    columns = min(max(1, 60 // (6 + max(map(len, names), default=0))), max(1, len(names)))
-    size = (5.2, height + 0.21 * math.ceil(len(names) / columns))
+    abreast = min(max(1, 60 // (6 + max(map(len, names), default=0))), max(1, len(names)))
+    size = (5.2, height + 0.21 * math.ceil(len(names) / abreast))
     file = io.StringIO()
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(style)
         figure = Figure(figsize=size, layout="constrained")
-        handles = draw(figure.subplots(len(panels), sharex=True, height_ratios=panels))
+        handles = draw(figure.subplots(len(panels), columns, sharex=columns == 1, height_ratios=panels))
         if names:
-            figure.legend(handles, names, loc="outside lower left", ncols=columns)
+            figure.legend(handles, names, loc="outside lower left", ncols=abreast)
         undated = {"Date": None, "Creator": None}
         figure.savefig(file, format="svg", transparent=True, dpi=200, metadata=undated)
     head, body = file.getvalue().split("<defs>", 1)

@@ -34,13 +34,6 @@ def elbo() -> list[Row]:
     ]
 
 
-def log_weights() -> np.ndarray:
-    """ln w of the toy at N(.3, .2), at the nodes of `hermite()`, by the library."""
-    system = toy()
-    weights = jax.jit(lambda params, nodes, y: -at_nodes(importance_of(system.model), params, nodes, y).nats)
-    return np.asarray(weights(system.params, hermite()[0], system.ys[0]), np.float64)
-
-
 def expected_log_mean(log_w: np.ndarray, weights: np.ndarray, k: int) -> float:
     """numpy: E ln 1/k sum_i w_i over k independent nodes."""
     total, probability = np.exp(log_w), weights
@@ -51,15 +44,15 @@ def expected_log_mean(log_w: np.ndarray, weights: np.ndarray, k: int) -> float:
 
 
 def importance_weighted() -> list[Row]:
-    system = toy()
+    system, (nodes, weights) = toy(), hermite()
 
     @jax.jit
-    def bounds(params, keys, y):
-        return jax.vmap(lambda key: importance_weighted_bound(system.model, params, key, y, k=3))(keys)
+    def bounds(params, nodes, keys, y):
+        log_w = -at_nodes(importance_of(system.model), params, nodes, y).nats
+        return log_w, jax.vmap(lambda key: importance_weighted_bound(system.model, params, key, y, k=3))(keys)
 
-    log_w, weights = log_weights(), hermite()[1]
-    keys = jax.random.split(jax.random.key(2), 20_000)
-    draws = bounds(system.params, keys, system.ys[0])
+    log_w, draws = bounds(system.params, nodes, jax.random.split(jax.random.key(2), 20_000), system.ys[0])
+    log_w = np.asarray(log_w, np.float64)
     exact = (-5.64444884, -4.80093341, -4.54435084)
     return [
         *(Row(f"L_{k} by quadrature", exact[k - 1], expected_log_mean(log_w, weights, k)) for k in (1, 2, 3)),

@@ -1,7 +1,5 @@
 """Oracles 30 to 33: codes of a VQ-VAE."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -58,16 +56,11 @@ def lloyd() -> list[Row]:
 
 
 def surprise() -> list[Row]:
-    rows = [
-        Row(
-            "perplexity of (.5, .25, .125, .125)",
-            3.36358566,
-            code_perplexity(floats(np.array([0.5, 0.25, 0.125, 0.125]))),
-        )
-    ]
+    used = floats(np.array([0.5, 0.25, 0.125, 0.125]))
+    rows = [Row("perplexity of (.5, .25, .125, .125)", 3.36358566, code_perplexity(used))]
     for levels, shape in ((2, (1,)), (512, (7, 7))):
-        prior, z = uniform_codes(levels, shape), jnp.zeros(shape, jnp.int32)
-        rate = jax.jit(functools.partial(lambda prior, z: -log_prob(prior.dist({}), z), prior))(z)
+        prior = uniform_codes(levels, shape).dist({})
+        rate = jax.jit(lambda z, prior=prior: -log_prob(prior, z))(jnp.zeros(shape, jnp.int32))
         rows.append(Row(f"{np.prod(shape)} codes of {levels}: n ln K", np.prod(shape) * np.log(levels), rate))
     return rows
 
@@ -83,7 +76,7 @@ def bijection() -> list[Row]:
         counts = np.array(levels)
         inside = np.asarray(vectors, np.float64) * (counts // 2) + np.where(counts % 2, 0.0, 0.5)
         reach = (counts - 1) * 1.001 / 2
-        before = np.arctanh(inside / reach) - np.arctanh(np.where(counts % 2, 0.0, 0.5) / reach)
+        before = np.arctanh(inside / reach)
         again = jax.jit(quantiser.quantise)(params, floats(before))
         rows.append(Row(f"codes of {levels}, there and back", codes, again.codes))
         rows.append(Row(f"different vectors of {levels}", len(codes), len(np.unique(vectors, axis=0))))

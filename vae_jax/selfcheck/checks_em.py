@@ -24,33 +24,24 @@ on_a_line = functools.cache(lambda: mixture_of_gaussians(1, 2, "full"))
 of_iris = functools.cache(lambda: mixture_of_gaussians(4, 2, "full"))
 
 
-def iris() -> np.ndarray:
-    """numpy: (150, 4)."""
-    return load_table("iris").ys
-
-
 def fit_points() -> FittedEM:
     return fit_em(on_a_line(), floats(POINTS), params=floats(START), iterations=200, tolerance=None)
 
 
 def fit_iris(**start: Any) -> FittedEM:
-    return fit_em(of_iris(), floats(iris()), iterations=50, tolerance=None, **start)
+    return fit_em(of_iris(), floats(load_table("iris").ys), iterations=50, tolerance=None, **start)
 
 
 def iris_start() -> Any:
     """Means at the first and the last flower, unit covariances, equal weights."""
-    gen = {"means": iris()[[0, -1]], "covariances": np.zeros((2, 4, 4))}
+    gen = {"means": load_table("iris").ys[[0, -1]], "covariances": np.zeros((2, 4, 4))}
     return floats({"pri": {"logits": np.zeros(2)}, "gen": gen})
 
 
-def log_normals(means: np.ndarray, variances: np.ndarray) -> np.ndarray:
-    """numpy: (12, 2) ln N(y; mean_k, variance_k) of the points."""
-    return -0.5 * ((POINTS - means[None]) ** 2 / variances[None] + np.log(2 * np.pi * variances[None]))
-
-
 def responsibilities(weights: np.ndarray, means: np.ndarray, variances: np.ndarray) -> np.ndarray:
-    """numpy: (12, 2) P(k|y)."""
-    return probabilities(np.log(weights)[None] + log_normals(means, variances))
+    """numpy: (12, 2) P(k|y) of the points."""
+    log_normals = -0.5 * ((POINTS - means[None]) ** 2 / variances[None] + np.log(2 * np.pi * variances[None]))
+    return probabilities(np.log(weights)[None] + log_normals)
 
 
 def m_step(r: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -125,11 +116,7 @@ def by_enumeration() -> list[Row]:
     paths, joint = all_paths()
     posterior = joint / joint.sum(axis=1, keepdims=True)
     occupied = np.einsum("np,pt->nt", posterior, paths)
-    logits = {
-        "initial": new["pri"]["initial"],
-        "transition": new["pri"]["transition"],
-        "emission": new["gen"]["logits"],
-    }
+    logits = {**new["pri"], "emission": new["gen"]["logits"]}
     rows = []
     for i, how in enumerate(("scan", "associative scan")):
         rows.append(Row(f"ln P(y), {how}", np.log(joint.sum(axis=1)), log_ps[i]))
@@ -170,14 +157,13 @@ def monotone() -> list[Row]:
     means, variances = START["gen"]["means"][:, 0], np.ones(2)
     r = responsibilities(np.full(2, 0.5), means, variances)
     error = POINTS - means[None]
+    of_log_std = (r * (error**2 - 1)).mean(axis=0)
     return [
         Row("largest fall in 200 iterations, points on a line", 0.0, falls[0]),
         Row("largest fall in 50 iterations, iris", 0.0, falls[1]),
         Row("gradient of the ELBO = that of ln P, weights", (r - 0.5).mean(axis=0), -ours["pri"]["logits"]),
         Row("the same, means", (r * error).mean(axis=0), -ours["gen"]["means"][:, 0]),
-        Row(
-            "the same, log standard deviations", (r * (error**2 - 1)).mean(axis=0), -ours["gen"]["covariances"][:, 0, 0]
-        ),
+        Row("the same, log standard deviations", of_log_std, -ours["gen"]["covariances"][:, 0, 0]),
     ]
 
 

@@ -19,16 +19,7 @@ from vae_jax.core.model import Model
 from vae_jax.core.reinforce import score_function
 from vae_jax.selfcheck.check import Check, Row, average
 from vae_jax.selfcheck.quadrature import at_nodes, hermite
-from vae_jax.selfcheck.solvable import (
-    POSTERIOR,
-    Solvable,
-    discrete,
-    discrete_model,
-    discrete_tables,
-    floats,
-    probabilities,
-    toy,
-)
+from vae_jax.selfcheck.solvable import POSTERIOR, discrete, discrete_model, discrete_tables, floats, probabilities, toy
 
 
 def of_encoder(loss: Callable[[Any], jax.Array], params: Any) -> jax.Array:
@@ -38,15 +29,9 @@ def of_encoder(loss: Callable[[Any], jax.Array], params: Any) -> jax.Array:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
-def objective_gradients(
-    objective: objectives.Objective, model: Model, params: Any, keys: jax.Array, y: Any
-) -> jax.Array:
+def objective_gradients(objective: objectives.Objective, model: Model, params: Any, keys: Any, y: Any) -> jax.Array:
+    """(n, 2): the gradient of each draw of an objective of one y."""
     return jax.vmap(lambda key: of_encoder(lambda p: objective(model, p, key[None], y[None], None, 0)[0], params))(keys)
-
-
-def of_objective(objective: objectives.Objective, system: Solvable, keys: jax.Array) -> jax.Array:
-    """(n, 2): the gradient of each draw of an objective of the first y."""
-    return objective_gradients(objective, system.model, system.params, keys, system.ys[0])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -59,13 +44,15 @@ def gradients_at_nodes(model: Model, params: Any, nodes: Any, y: jax.Array) -> j
 # one object each, so that two checks share what is compiled
 PLAIN, DOUBLY = multi_sample.importance_weighted(5), multi_sample.doubly_reparameterised(5)
 NODES, WEIGHTS = hermite(8)
-ESTIMATORS = {"sampled": sampled, "analytic": analytic, "sticking": sticking}
 
 
 def exact_gradient() -> list[Row]:
-    systems = {name: toy(estimator=estimator) for name, estimator in ESTIMATORS.items()}
-    at = {name: gradients_at_nodes(s.model, s.params, NODES, s.ys[0]) for name, s in systems.items()}
-    return [Row(f"(5.3, 1.2) at N(.3, .2), {name}", (5.3, 1.2), WEIGHTS @ np.asarray(at[name])) for name in at]
+    rows = []
+    for name, estimator in {"sampled": sampled, "analytic": analytic, "sticking": sticking}.items():
+        system = toy(estimator=estimator)
+        each = gradients_at_nodes(system.model, system.params, NODES, system.ys[0])
+        rows.append(Row(f"(5.3, 1.2) at N(.3, .2), {name}", (5.3, 1.2), WEIGHTS @ np.asarray(each)))
+    return rows
 
 
 def noise_at_the_posterior() -> list[Row]:
@@ -73,7 +60,8 @@ def noise_at_the_posterior() -> list[Row]:
     system = toy(*POSTERIOR)
     models = (toy(estimator=estimator).model for estimator in (sampled, sticking))
     plain, stuck = (np.asarray(gradients_at_nodes(model, system.params, NODES, system.ys[0])) for model in models)
-    doubly = of_objective(DOUBLY, system, jax.random.split(jax.random.key(7), 20_000))
+    keys = jax.random.split(jax.random.key(7), 20_000)
+    doubly = objective_gradients(DOUBLY, system.model, system.params, keys, system.ys[0])
     return [
         Row("largest sticking gradient of any draw", 0.0, np.abs(stuck).max()),
         Row("largest doubly reparameterised one, k = 5", 0.0, np.abs(doubly).max()),
@@ -83,8 +71,8 @@ def noise_at_the_posterior() -> list[Row]:
 
 def several_samples() -> list[Row]:
     """k = 5 at N(.3, .2), 20,000 draws. The constants are by quadrature over 5 nodes, exact to 2e-5 and 0.1 %."""
-    keys = jax.random.split(jax.random.key(8), 20_000)
-    plain, doubly = (np.asarray(of_objective(objective, toy(), keys)) for objective in (PLAIN, DOUBLY))
+    at = (toy().model, toy().params, jax.random.split(jax.random.key(8), 20_000), toy().ys[0])
+    plain, doubly = (np.asarray(objective_gradients(objective, *at)) for objective in (PLAIN, DOUBLY))
     exact = np.array([1.10273, -0.29252])
     return [
         average("plain gradient of L_5", exact, plain),
@@ -97,36 +85,29 @@ def several_samples() -> list[Row]:
 def one_family() -> list[Row]:
     """Their gradients are equal draw by draw, under the noise that they share; m = 3 and k = 4."""
     m, k, model = 3, 4, toy().model
+    same = {
+        "MIWAE(1, k) = IWAE(k)": multi_sample.miwae(1, k),
+        "CIWAE(0, k) = IWAE(k)": multi_sample.ciwae(0.0, k),
+        "MIWAE(m, 1) = VAE": multi_sample.miwae(m, 1),
+        "CIWAE(1, m) = VAE": multi_sample.ciwae(1.0, m),
+    }
 
     @jax.jit
     def gradients(params, key, y):
         of = lambda objective: objective_gradients(objective, model, params, key[None], y)[0]  # noqa: E731
         keys, ys = jax.random.split(key, m), jnp.broadcast_to(y[None], (m, *y.shape))
         of_vae = of_encoder(lambda params: objectives.elbo()(model, params, keys, ys, None, 0)[0], params)
-        same = [
-            multi_sample.miwae(1, k),
-            multi_sample.ciwae(0.0, k),
-            multi_sample.miwae(m, 1),
-            multi_sample.ciwae(1.0, m),
-        ]
-        return of_vae, of(multi_sample.importance_weighted(k)), [of(objective) for objective in same]
+        return of_vae, of(multi_sample.importance_weighted(k)), [of(objective) for objective in same.values()]
 
     of_vae, of_iwae, mixed = gradients(toy().params, jax.random.key(4), toy().ys[0])
-    labels = ("MIWAE(1, k) = IWAE(k)", "CIWAE(0, k) = IWAE(k)", "MIWAE(m, 1) = VAE", "CIWAE(1, m) = VAE")
     exact = (of_iwae, of_iwae, of_vae, of_vae)
-    return [Row(label, *pair) for label, *pair in zip(labels, exact, mixed, strict=True)]
-
-
-def log_w_of(tables: dict[str, np.ndarray], y: int) -> np.ndarray:
-    """numpy: (3,) ln w of each z, for `discrete`."""
-    enc, pri, gen = (np.log(probabilities(tables[name])) for name in ("enc", "pri", "gen"))
-    return pri + gen[:, y] - enc[y]
+    return [Row(label, *pair) for label, *pair in zip(same, exact, mixed, strict=True)]
 
 
 def expected_bound(tables: dict[str, np.ndarray], y: int, k: int, logits: np.ndarray) -> float:
-    """numpy: -E ln 1/k sum w_i over all k-tuples of z, the encoder's row of y replaced."""
-    replaced = {**tables, "enc": np.where(np.arange(4)[:, None] == y, logits[None], tables["enc"])}
-    q, w = probabilities(logits), np.exp(log_w_of(replaced, y))
+    """numpy: -E ln 1/k sum w_i over all k-tuples of z, for `discrete`; logits are the encoder's at y."""
+    q, pri, gen = (probabilities(x) for x in (logits, tables["pri"], tables["gen"]))
+    w = pri * gen[:, y] / q
     tuples = np.array(list(itertools.product(range(3), repeat=k)))
     return float(-np.prod(q[tuples], axis=1) @ np.log(w[tuples].mean(axis=1)))
 
@@ -163,13 +144,13 @@ def drawn_codes() -> list[Row]:
 def relaxed_codes() -> Row:
     """d E f(z) / d logits at temperature 0.02, f a curved function, against the sum over one-hot z: 40,000 draws."""
     logits, values = np.array([0.3, -0.5, 0.4]), np.array([1.0, -2.0, 0.5])
-    p = np.exp(logits) / np.exp(logits).sum()
+    p = probabilities(logits)
     exact = p * (values**2 - p @ values**2)
 
     @jax.jit
     def gradients(logits, values, keys):
         def loss(logits, key):
-            return jnp.dot(GumbelSoftmax(logits, 0.02).rsample(key), values, precision="highest") ** 2
+            return jnp.dot(GumbelSoftmax(logits, 0.02).rsample(key).parts, values, precision="highest") ** 2
 
         return jax.vmap(jax.grad(loss), in_axes=(None, 0))(logits, keys)
 

@@ -165,12 +165,8 @@ def discrete_model(values: int, codes: int, estimator: Estimator = enumerated) -
 
 def discrete_tables(values: int = 4, codes: int = 3, *, seed: int = 0) -> dict[str, np.ndarray]:
     """numpy: logits of `discrete`."""
-    rng = np.random.default_rng(seed)
-    return {
-        "enc": rng.normal(size=(values, codes)),
-        "pri": rng.normal(size=codes),
-        "gen": rng.normal(size=(codes, values)),
-    }
+    rng, shapes = np.random.default_rng(seed), {"enc": (values, codes), "pri": (codes,), "gen": (codes, values)}
+    return {name: rng.normal(size=shape) for name, shape in shapes.items()}
 
 
 def discrete(values: int = 4, codes: int = 3, *, seed: int = 0, estimator: Estimator = enumerated) -> Solvable:

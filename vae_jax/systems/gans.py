@@ -89,7 +89,12 @@ def adversarial(
 
     def judged(params, terms, y, c):
         distribution = generator.dist(params["gen"], c)
-        yhat = _mean(distribution)
+        yhat = mean_of(distribution)
+        if yhat is None:
+            raise TypeError(
+                f"the discriminator judges the mean of P_gen(y|z), and {type(distribution).__name__} has none: classes "
+                "are no numbers; use discretised_logistic, bernoulli or l2"
+            )
 
         def fool(yhat):
             return jnp.mean(loss.fool(net.apply(jax.lax.stop_gradient(params["dis"]), yhat)))
@@ -158,16 +163,6 @@ def _judge(net: Network, loss: Game, params: Any, real: tuple[Any, ...], fake: t
     """The discriminator's loss; no gradient reaches what it judges."""
     d_real, d_fake = (net.apply(params, *jax.lax.stop_gradient(seen)) for seen in (real, fake))
     return jnp.mean(loss.real(d_real)) + jnp.mean(loss.fake(d_fake))
-
-
-def _mean(distribution: dist.Distribution) -> Array:
-    mean = mean_of(distribution)
-    if mean is None:
-        raise TypeError(
-            f"the discriminator judges the mean of P_gen(y|z), and {type(distribution).__name__} has none: classes are "
-            "no numbers; use discretised_logistic, bernoulli or l2"
-        )
-    return mean
 
 
 def _ratio(distribution: dist.Distribution, y: Array, push: Array) -> Array:

@@ -11,6 +11,7 @@ Level 1 is the top. The posterior is relative to the prior (NVAE, section 3.2), 
 the state h sums up what is above a level. The estimator: one path z ~ P_enc, along it Gaussian KLs in closed form.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.core.estimators import importance_of
 from vae_jax.core.model import Conditional, Model, Params, Units, example_of, join, lift
 from vae_jax.core.network import Network, as_network
 from vae_jax.parts.conditionals import gaussian
@@ -75,7 +75,7 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
         enc, pri, h = _init(_bound(rungs, c), k_rungs, y)
         return {"enc": enc, "pri": pri, "gen": gen.init(k_gen, y, join(h, c))}
 
-    def at_path(generator_terms, rate, params, key, y, c):
+    def at_path(generator_terms, rate, params, key, y, c=None):
         k_z, k_gen = jax.random.split(key)
         h, kept = _infer(_bound(rungs, c), params, k_z, y, rate, remat)
         units = [of_rung.reshape(len(of_rung), -1) for _, of_rung in kept]  # (levels, units)
@@ -90,15 +90,6 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
             detail={"gen": end.detail},
         )
 
-    def terms(params, key, y, c=None):
-        return at_path(gen.terms, _kl, params, key, y, c)
-
-    def importance(params, key, y, c=None):
-        return at_path(importance_of(gen), _log_ratio, params, key, y, c)
-
-    def sample(params, key, c=None):
-        return ladder_sample(rungs, gen, params, key, c)
-
     def maximise(params, stats):
         return {**params, "gen": gen.maximise(params["gen"], stats["gen"])}
 
@@ -106,7 +97,14 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
         h = example_of(lambda: _generate(_bound(rungs, c), params["pri"], jax.random.key(0)))
         return gen.support and gen.support(params["gen"], join(h, c))
 
-    return Model(init, terms, sample, gen.importance and importance, maximise, gen.support and support)
+    return Model(
+        init,
+        terms=functools.partial(at_path, gen.terms, _kl),
+        sample=functools.partial(ladder_sample, rungs, gen),
+        importance=gen.importance and functools.partial(at_path, gen.importance, _log_ratio),
+        maximise=maximise,
+        support=gen.support and support,
+    )
 
 
 def ladder_latents(rungs: Sequence[Rung], params: Params, key: Array, y: Any, c: Any = None) -> list[Array]:

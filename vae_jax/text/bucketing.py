@@ -4,6 +4,7 @@
 are compiled: `fit(..., order=by_length(ys, batch_size), objective=cut_to_length(build, (16, 32)))`.
 """
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax import Array
 from vae_jax.core import sentences
 from vae_jax.core.model import Model, Terms
 from vae_jax.core.objectives import Objective, elbo
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.text.vocabulary import END
 from vae_jax.training.step import Order
 
@@ -48,8 +50,8 @@ def by_length(ys: Any, batch_size: int, *, window: int = 50) -> Order:
     Raises:
         ValueError: batch_size or window below 1; when called, other data or another batch size than these.
     """
-    if batch_size < 1 or window < 1:
-        raise ValueError(f"want batch_size and window of at least 1; got {batch_size} and {window}")
+    if not is_whole(batch_size) or not is_whole(window):
+        raise ValueError(f"want batch_size and window of at least 1; got {batch_size} and {window}: whole numbers")
     length = lengths(np.asarray(ys))
 
     def order(key, epoch, size, n):
@@ -81,23 +83,28 @@ def cut_to_length(build: Callable[[int], Model], columns: Sequence[int], objecti
     Raises:
         ValueError: no columns, or some below 1.
     """
-    if not columns or min(columns) < 1:
-        raise ValueError(f"columns are the lengths to cut at, at least one and all positive; got {tuple(columns)}")
+    check_columns(columns)
 
     def cut(model, params, keys, ys, cs, step):
         del model
         widths = widths_of(columns, ys.shape[-1])
 
-        def at(width):
-            def branch(params, ys):
-                loss, terms = objective(build(width), params, keys, ys[:, :width], cs, step)
-                return loss, Terms(terms.distortion, terms.rate, terms.penalty, terms.stats)
+        def at(width, params, ys):
+            loss, terms = objective(build(width), params, keys, ys[:, :width], cs, step)
+            return loss, Terms(terms.distortion, terms.rate, terms.penalty, terms.stats)
 
-            return branch
-
-        return jax.lax.switch(branch_of(widths, lengths(ys).max()), [at(width) for width in widths], params, ys)
+        branches = [functools.partial(at, width) for width in widths]
+        return jax.lax.switch(branch_of(widths, lengths(ys).max()), branches, params, ys)
 
     return cut
+
+
+def check_columns(columns: Any) -> None:
+    """Raise a ValueError unless these are lengths to cut at."""
+    if np.ndim(columns) != 1 or len(columns) == 0 or not all(map(is_whole, columns)):
+        raise ValueError(
+            f"columns are the lengths to cut at, at least one and all positive; got {columns}: whole numbers are wanted"
+        )
 
 
 def widths_of(columns: Sequence[int], whole: int) -> list[int]:

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from vae_jax.core.whole_numbers import is_whole
+from vae_jax.data.local import path_of
 from vae_jax.text.bucketing import lengths
 from vae_jax.text.vocabulary import END, UNKNOWN, Vocabulary, characters, subwords, utf8_bytes, words
 
@@ -49,6 +51,9 @@ def load(
     too_long: str = "cut",
 ) -> Text:
     """Text in UTF-8, one sentence a line, blank lines left out; files may be gzipped.
+
+    A line ends with LF, CR LF or CR, in any mixture. What else separates lines in Unicode (U+2028, U+0085, a form feed)
+    is white space inside a sentence. A byte-order mark at the start is no part of the text.
 
     The first of these that fits:
 
@@ -98,15 +103,17 @@ def _check_options(unit, min_count, vocabulary_size, max_length, too_long) -> No
         raise ValueError(f"unit={unit!r}: want one of {UNITS}")
     if too_long not in TOO_LONG:
         raise ValueError(f"too_long={too_long!r}: want one of {TOO_LONG}")
-    if min_count < 1:
-        raise ValueError(f"min_count is how often a word has to occur, at least 1; got {min_count}")
-    if vocabulary_size is not None and (vocabulary_size < 3 or unit == "byte"):
+    if not is_whole(min_count):
+        raise ValueError(f"min_count is how often a word has to occur, at least 1; got {min_count}: a whole number")
+    if vocabulary_size is not None and (not is_whole(vocabulary_size, 3) or unit == "byte"):
         raise ValueError(
             f"vocabulary_size={vocabulary_size}: want at least 3 (end, unknown word and a word), and none for bytes, "
-            "of which there are 256"
+            "of which there are 256: a whole number"
         )
-    if max_length is not None and max_length < 2:
-        raise ValueError(f"max_length counts the end of the sentence as well, so at least 2; got {max_length}")
+    if max_length is not None and not is_whole(max_length, 2):
+        raise ValueError(
+            f"max_length counts the end of the sentence as well, so at least 2; got {max_length}: a whole number"
+        )
 
 
 def _read(source: str, *, any_bytes: bool) -> tuple[dict[str, list[str]], int, str]:
@@ -114,7 +121,7 @@ def _read(source: str, *, any_bytes: bool) -> tuple[dict[str, list[str]], int, s
     if source == "wordnet_mini":
         with importlib.resources.as_file(importlib.resources.files("vae_jax.data") / "files") as folder:
             return *_read_parts(f"{folder / source}_", any_bytes), f"{source}, {CARRIED}"
-    path = Path(source).expanduser()
+    path = path_of(source)
     if not path.is_file():
         return *_read_parts(f"{path}/" if path.is_dir() else f"{path}_", any_bytes), f"files {path}"
     sentences, blank = _sentences(path, any_bytes)
@@ -146,6 +153,7 @@ def _sentences(path: Path, any_bytes: bool) -> tuple[list[str], int]:
             content = gzip.decompress(content)
         except (OSError, EOFError, zlib.error) as error:
             raise ValueError(f"{path} is damaged: {error}") from error
+    content = content.replace(b"\r\n", b"\n").replace(b"\r", b"\n")
     try:
         text = content.decode("utf8", "surrogateescape" if any_bytes else "strict")
     except UnicodeDecodeError as error:
@@ -153,7 +161,7 @@ def _sentences(path: Path, any_bytes: bool) -> tuple[list[str], int]:
         raise ValueError(
             f'{path} is not UTF-8 text: byte {content[error.start]:#04x} in line {line}; unit="byte" takes any file'
         ) from None
-    lines = [line.rstrip("\r") for line in text.removeprefix("\ufeff").removesuffix("\n").split("\n")]
+    lines = text.removeprefix("\ufeff").removesuffix("\n").split("\n")
     sentences = [line for line in lines if line.strip()]
     return sentences, len(lines) - len(sentences)
 

@@ -12,7 +12,7 @@ from vae_jax.core.model import Model, Params
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import identity
 from vae_jax.evaluation.whole_split import Evaluation, Mean, check_options, evaluation_of, over_split, values_of
-from vae_jax.text.bucketing import branch_of, lengths, widths_of
+from vae_jax.text.bucketing import branch_of, check_columns, lengths, widths_of
 
 
 def evaluate_by_length(
@@ -40,8 +40,9 @@ def evaluate_by_length(
         k, samples, batch_size, at_once, progress: as in `evaluate`.
 
     Raises:
-        ValueError: as `evaluate` does.
+        ValueError: as `evaluate` and `cut_to_length` do.
     """
+    check_columns(columns)
     ys = np.asarray(ys)
     whole = build(ys.shape[-1])
     check_data(whole, ys, cs, identity(), params=params)
@@ -56,15 +57,8 @@ def evaluate_by_length(
         values = values_of(models[width], identity(), k, samples, max(1, at_once // batch_size), cs is not None)
         return values(params, key, jnp.asarray(order[places]), ys[:, :width], cs)
 
-    by_length = over_split(
-        of_batch,
-        params,
-        key,
-        ys[order],
-        jax.tree.map(lambda c: np.asarray(c)[order], cs),
-        batch_size=batch_size,
-        progress=progress,
-    )
+    ordered = jax.tree.map(lambda x: np.asarray(x)[order], (ys, cs))
+    by_length = over_split(of_batch, params, key, *ordered, batch_size=batch_size, progress=progress)
     back = np.argsort(order)
     return evaluation_of(jax.tree.map(lambda x: x[back], by_length), k, ys.shape[-1], identity())
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from vae_jax.core.extras import extra
+from vae_jax.core.whole_numbers import is_whole
 
 END = 0
 UNKNOWN = 1
@@ -80,7 +81,7 @@ def words(sentences: Iterable[str], *, min_count: int = 1, size: int | None = No
         size: the most common ones up to this `len`, in which end and unknown word count.
 
     Raises:
-        ValueError: no word is left.
+        ValueError: no word is left, or numbers that are not whole or too small.
     """
     return _counted(sentences, str.split, " ".join, UNKNOWN_WORD, min_count, size)
 
@@ -91,6 +92,11 @@ def characters(sentences: Iterable[str], *, min_count: int = 1, size: int | None
 
 
 def _counted(sentences, split, join, unknown, min_count, size) -> Vocabulary:
+    if not is_whole(min_count) or not (size is None or is_whole(size, 3)):
+        raise ValueError(
+            "a vocabulary takes a whole min_count of at least 1, and a whole size of at least 3 (end, unknown word and "
+            f"a word) or None; got {min_count} and {size}"
+        )
     counts = Counter(word for sentence in sentences for word in split(sentence))
     counts.pop(unknown, None)
     common = sorted((word for word, count in counts.items() if count >= min_count), key=lambda w: (-counts[w], w))
@@ -128,14 +134,15 @@ def subwords(sentences: Iterable[str], *, min_count: int = 1, size: int | None =
 
     Raises:
         ImportError: `tokenizers` is not installed.
-        ValueError: `size` does not hold the 256 bytes.
+        ValueError: `size` does not hold the 256 bytes, or a number is not whole.
     """
     with extra("text", "a vocabulary of subwords"):
         from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     size = SUBWORDS if size is None else size
-    if size < 258:
+    if not is_whole(size, 258) or not is_whole(min_count):
         raise ValueError(
-            f"subwords start from 256 bytes, an end and an unknown word, so size is at least 258; got {size}"
+            f"subwords start from 256 bytes, an end and an unknown word, so size is at least 258; got {size}, and "
+            f"min_count={min_count}: whole numbers are wanted, and a min_count of at least 1"
         )
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

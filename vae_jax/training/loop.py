@@ -10,7 +10,6 @@ import json
 import time
 import warnings
 import zlib
-from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -137,16 +136,20 @@ def fit(
     def start(key):
         return init_state(model, optimizer, key, example, c, ema=with_ema)
 
-    # One step in the abstract: options that do not fit each other or the model show here, before the directory is made.
-    one_step = make_scan(train_step, batch_size, 1, mesh=mesh, order=order)
-    jax.eval_shape(one_step, jax.eval_shape(start, k_init), k_train, ys, cs)
+    # An epoch is a few compiled calls of at most about 100 steps. One of them in the abstract, whose trace jax keeps:
+    # options that do not fit each other or the model show here, before the directory is made.
+    sizes = call_sizes(len(jax.tree.leaves(ys)[0]) // batch_size)
+    scans = {
+        size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh, order=order), donate_argnums=0)
+        for size in set(sizes)
+    }
+    jax.eval_shape(scans[sizes[0]], jax.eval_shape(start, k_init), k_train, ys, cs)
     run = _Run(directory, _full_config(config, key, epochs, batch_size, ys, cs), resume, start(k_init))
     state, history = run.state, run.history
     best = jax.tree.map(jnp.copy, run.best)  # the state's own buffers are given away to the first step
     if mesh is not None:
         state, ys, cs = jax.device_put((state, ys, cs), replicated(mesh))
     ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
-    epoch_of = _epoch(train_step, len(jax.tree.leaves(ys)[0]) // batch_size, batch_size, mesh, order)
 
     with extra("cli", "a progress bar"):
         from tqdm import tqdm
@@ -158,7 +161,8 @@ def fit(
             started = time.perf_counter()
             before = int(state.skipped)
             parts = []
-            for state, metrics in epoch_of(state, k_train, ys, cs):  # noqa: B020  the state goes round
+            for size in sizes:
+                state, metrics = scans[size](state, k_train, ys, cs)
                 parts.append(jax.device_get(metrics))
                 _stop_if_stuck(state, parts[-1]["in_a_row"], max_skipped_in_a_row, run)
             metrics = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
@@ -194,24 +198,6 @@ def _full_config(config, key, epochs, batch_size, ys, cs) -> dict[str, Any]:
             "data": {"shapes": shapes, "crc32": digest},
         },
     }
-
-
-def _epoch(
-    train_step, per_epoch: int, batch_size: int, mesh: Mesh | None, order: Order
-) -> Callable[..., Iterator[Any]]:
-    """One epoch as a few compiled calls of at most about 100 steps; an iterator of (state, metrics)."""
-    sizes = call_sizes(per_epoch)
-    scans = {
-        size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh, order=order), donate_argnums=0)
-        for size in set(sizes)
-    }
-
-    def epoch(state, key, ys, cs):
-        for size in sizes:
-            state, metrics = scans[size](state, key, ys, cs)
-            yield state, metrics
-
-    return epoch
 
 
 def call_sizes(per_epoch: int, most: int = STEPS_PER_CALL) -> list[int]:

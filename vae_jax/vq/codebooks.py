@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.core.model import Scatter, average
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.em.algorithm import check_decay, running_average
 from vae_jax.em.kmeans import assign, k_means, recentred
 from vae_jax.vq.quantiser import (
@@ -106,8 +107,11 @@ def codebook(
             codes.
     """
     check_levels(levels)
-    if size < 1 or commitment < 0 or not 0 <= revive < 1:
-        raise ValueError(f"want size >= 1, commitment >= 0 and revive in [0, 1); got {size}, {commitment} and {revive}")
+    if not is_whole(size) or not 0 <= commitment < math.inf or not 0 <= revive < 1:
+        raise ValueError(
+            f"want size >= 1, commitment >= 0 and revive in [0, 1); got {size}, {commitment} and {revive}: size is a "
+            "whole number"
+        )
 
     def place(params):
         """The codes as vectors; constants to the gradient where they are means."""

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.core.model import Params
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.vq.quantiser import Quantised, Quantiser, check_vectors
 
 
@@ -18,8 +19,10 @@ def projected(quantiser: Quantiser, size: int, inner: int) -> Quantiser:
     a projection and train by gradient, with the codes.
 
     Raises:
-        ValueError: vectors of another size.
+        ValueError: sizes that are no whole numbers from 1 on; vectors of another size.
     """
+    if not is_whole(size) or not is_whole(inner):
+        raise ValueError(f"projected goes from size to inner numbers, whole numbers from 1 on; got {size} and {inner}")
 
     def init(key, vectors):
         check_vectors("projected", vectors, size)
@@ -54,7 +57,7 @@ def residual(quantiser: Quantiser, depth: int) -> Quantiser:
     to the encoder once, through the first.
 
     Raises:
-        ValueError: depth < 1.
+        ValueError: depth is no whole number from 1 on.
     """
     _check_several("depth", depth)
 
@@ -88,7 +91,7 @@ def grouped(quantiser: Quantiser, groups: int) -> Quantiser:
     Product quantisation (Jégou et al. 2011): K^groups values with groups * K short vectors.
 
     Raises:
-        ValueError: groups < 1, or vectors that do not divide into them.
+        ValueError: groups is no whole number from 1 on, or vectors that do not divide into them.
     """
     _check_several("groups", groups)
 
@@ -133,5 +136,5 @@ def _together(found: Sequence[Quantised], vectors: Array) -> Quantised:
 
 
 def _check_several(name: str, number: int) -> None:
-    if number < 1:
-        raise ValueError(f"{name} is how many codes a vector has, at least 1; got {number}")
+    if not is_whole(number):
+        raise ValueError(f"{name} is how many codes a vector has, at least 1; got {number}: a whole number is wanted")

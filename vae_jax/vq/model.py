@@ -21,6 +21,7 @@ from vae_jax.core.distributions import unit_log_prob
 from vae_jax.core.estimators import latent_terms
 from vae_jax.core.model import Conditional, Model, Params, Units, example_of, join, lift
 from vae_jax.core.network import as_network, shape_of
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.parts.conditionals import arguments, full_precision
 from vae_jax.vq.quantiser import Quantiser, check_levels, code_perplexity
 
@@ -31,10 +32,12 @@ def uniform_codes(levels: int, shape: int | tuple[int, ...]) -> Conditional:
     """All arrays of codes 0 .. levels - 1 of this shape alike: n codes cost n ln levels nats. No parameters.
 
     Raises:
-        ValueError: fewer than two levels.
+        ValueError: fewer than two levels, or a size below 1.
     """
     check_levels(levels)
     shape = shape_of(shape)
+    if not all(map(is_whole, shape)):
+        raise ValueError(f"uniform_codes wants positive whole sizes in shape; got {shape}")
 
     def distribution(params, c=None):
         del params, c
@@ -84,17 +87,14 @@ def vq_vae(
     def vectors_of(enc, y, c):
         return full_precision(network.apply(enc, *arguments(join(y, c))))
 
-    def placed(key, enc, codes):
-        inputs = jax.tree.map(jnp.asarray, arguments(start))
-        vectors = jax.lax.map(lambda one: full_precision(network.apply(enc, *one)), inputs, batch_size=AT_ONCE)
-        return quantiser.start(key, codes, vectors)
-
     def init(key, y, c=None):
         k_enc, k_codes, k_start, k_pri, k_gen = jax.random.split(key, 5)
         enc = network.init(k_enc, *arguments(join(y, c)))
         codes = quantiser.init(k_codes, example_of(vectors_of, enc, y, c))
         if start is not None:
-            codes = placed(k_start, enc, codes)
+            inputs = jax.tree.map(jnp.asarray, arguments(start))
+            vectors = jax.lax.map(lambda one: full_precision(network.apply(enc, *one)), inputs, batch_size=AT_ONCE)
+            codes = quantiser.start(k_start, codes, vectors)
         z = example_of(lambda: quantiser.quantise(codes, vectors_of(enc, y, c)))
         return {
             "enc": enc,
@@ -133,14 +133,12 @@ def vq_vae(
             "gen": generator.maximise(params["gen"], stats["gen"]),
         }
 
-    support_of_generator = generator.support
-
     def support(params, c=None):
         codes = prior.sample(params["pri"], jax.random.key(0), c)
         vectors = quantiser.embed(params["codes"], codes)
-        return None if support_of_generator is None else support_of_generator(params["gen"], join(vectors, c))
+        return generator.support and generator.support(params["gen"], join(vectors, c))
 
-    return Model(init, terms, sample, None, maximise, support if support_of_generator else None)
+    return Model(init, terms, sample, None, maximise, generator.support and support)
 
 
 def encode(model: Model, params: Params, y: Any, c: Any = None) -> Array:

@@ -11,9 +11,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.scipy.special import entr
 from jax.typing import ArrayLike
 
 from vae_jax.core.model import Params, Scatter
+from vae_jax.core.whole_numbers import is_whole
 
 Through = Callable[[Array, Array], Array]  # (what was quantised, the nearest vectors) -> the latter, with a gradient
 
@@ -72,8 +74,8 @@ def rotation(vectors: Array, nearest: Array) -> Array:
     e_unit, q_unit = unit(e), unit(q)
     axis = unit(e_unit + q_unit)
     rotated = vectors - 2 * _dot(axis, vectors) * axis + 2 * _dot(e_unit, vectors) * q_unit
-    length = _length(e)
-    scale = jnp.where(length > 0, _length(q) / jnp.where(length > 0, length, 1.0), 0.0)
+    length, wanted = (jnp.linalg.norm(v, axis=-1, keepdims=True) for v in (e, q))
+    scale = jnp.where(length > 0, wanted / jnp.where(length > 0, length, 1.0), 0.0)
     return q + _nothing(scale * rotated)
 
 
@@ -87,10 +89,6 @@ def unit(vectors: Array) -> Array:
     squared = jnp.sum(vectors**2, axis=-1, keepdims=True)
     some = squared > 0
     return jnp.where(some, vectors * jax.lax.rsqrt(jnp.where(some, squared, 1.0)), 0.0)
-
-
-def _length(vectors: Array) -> Array:
-    return jnp.sqrt(jnp.sum(vectors**2, axis=-1, keepdims=True))
 
 
 def _dot(a: Array, b: Array) -> Array:
@@ -122,9 +120,7 @@ def usage(codes: Any, levels: int) -> np.ndarray:
 
 def code_perplexity(counts: Any) -> Array:
     """exp(entropy) of the last axis, counts or fractions: as many codes, used equally often, would be as surprising."""
-    p = fractions(jnp.asarray(counts))
-    some = p > 0
-    return jnp.exp(-jnp.sum(jnp.where(some, p * jnp.log(jnp.where(some, p, 1.0)), 0.0), axis=-1))
+    return jnp.exp(jnp.sum(entr(fractions(jnp.asarray(counts))), axis=-1))
 
 
 def check_codes(codes: Any, levels: int) -> None:
@@ -152,5 +148,5 @@ def check_vectors(name: str, vectors: Any, size: int) -> None:
 
 def check_levels(levels: int) -> None:
     """Raise a ValueError unless there are codes to choose from."""
-    if levels < 2:
-        raise ValueError(f"a code is one of K >= 2; got K={levels}")
+    if not is_whole(levels, 2):
+        raise ValueError(f"a code is one of K >= 2; got K={levels}: a whole number is wanted")

@@ -13,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vae_jax.core.network import shape_of
+from vae_jax.core.whole_numbers import is_whole
 from vae_jax.em.algorithm import check_decay, running_average
 from vae_jax.vq.quantiser import (
     Quantised,
@@ -33,22 +35,26 @@ def fsq(levels: tuple[int, ...] = (8, 5, 5, 5)) -> Quantiser:
     """Finite scalar quantisation (Mentzer et al. 2023): number i is bounded and rounded to one of levels[i] values.
 
     The values are spread evenly over about [-1, 1]. The code counts through them, the first number fastest. There is
-    nothing to learn and nothing to collapse: no penalty.
+    nothing to learn and nothing to collapse: no penalty. The thresholds lie around the vector 0 in mirror image. (The
+    paper shifts those of an even number of levels, which for 2 puts all but 1 in 10,000 of N(0, 1) into the higher one,
+    where the gradient is 0.)
 
     Raises:
         ValueError: no levels, one outside 2 .. 256, or more than 2^20 codes; vectors of another size.
     """
-    if not levels or min(levels) < 2 or max(levels) > 256 or math.prod(levels) > MOST_CODES:
-        raise ValueError(f"levels wants numbers from 2 to 256, {MOST_CODES:,} codes at most; got {levels}")
+    levels = shape_of(levels)
+    if not levels or not all(is_whole(n, 2) and n <= 256 for n in levels) or math.prod(levels) > MOST_CODES:
+        raise ValueError(
+            f"levels wants numbers from 2 to 256, {MOST_CODES:,} codes at most; got {levels}: whole numbers are wanted"
+        )
     counts = np.array(levels, np.int32)
     half = counts // 2
-    reach, offset = (counts - 1) * (1 + SLACK) / 2, np.where(counts % 2, 0.0, 0.5)
-    constants = (reach, offset, np.arctanh(offset / reach))
+    constants = ((counts - 1) * (1 + SLACK) / 2, np.where(counts % 2, 0.0, 0.5))
 
     def bounded(vectors):
-        """0 where a vector is 0, and up to the outermost levels elsewhere, which are 1 apart."""
-        reach, offset, shift = (_row(x, vectors.ndim, vectors.dtype) for x in constants)
-        return jnp.tanh(vectors + shift) * reach - offset
+        """From the lowest level to the highest, which are 1 apart."""
+        reach, offset = (_row(x, vectors.ndim, vectors.dtype) for x in constants)
+        return jnp.tanh(vectors) * reach - offset
 
     def quantise(params, vectors):
         del params
@@ -78,8 +84,11 @@ def lfq(bits: int, *, commitment: float = 0.25, entropy: float = 0.1, decay: flo
     Raises:
         ValueError: bits outside 1 .. 20, negative weights, a decay outside [0, 1); vectors of another size.
     """
-    if not 1 <= bits <= 20 or commitment < 0 or entropy < 0:
-        raise ValueError(f"want bits in 1 .. 20, commitment and entropy >= 0; got {bits}, {commitment} and {entropy}")
+    if not (is_whole(bits) and bits <= 20) or not 0 <= commitment < math.inf or not 0 <= entropy < math.inf:
+        raise ValueError(
+            f"want bits in 1 .. 20, commitment and entropy >= 0; got {bits}, {commitment} and {entropy}: bits is a "
+            "whole number"
+        )
     check_decay(decay)
     counts = np.full(bits, 2, np.int32)
 

@@ -36,9 +36,6 @@ def _inverse_autoregressive(size: int, hidden: tuple[int, ...]) -> Bijection:
     def masks(context):
         return made_masks(np.append(np.zeros(context), 1 + index), hidden, np.tile(1 + index, 2))
 
-    def init(key, context):
-        return init_net(key, masks(context))
-
     def forward(params, u, h):
         log_scale, shift = log_scale_and_shift(params, masks(h.size), jnp.concatenate([h, u]))
         return u * jnp.exp(log_scale) + shift, jnp.sum(log_scale)
@@ -51,7 +48,7 @@ def _inverse_autoregressive(size: int, hidden: tuple[int, ...]) -> Bijection:
         u, _ = jax.lax.scan(settle, jnp.zeros_like(x), index)
         return u, -forward(params, u, h)[1]
 
-    return Bijection(init, forward, inverse)
+    return Bijection(lambda key, context: init_net(key, masks(context)), forward, inverse)
 
 
 def _masked_autoregressive(size: int, hidden: tuple[int, ...]) -> Bijection:

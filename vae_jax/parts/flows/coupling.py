@@ -35,9 +35,6 @@ def _coupling(size: int, hidden: tuple[int, ...]) -> Bijection:
     def masks(context):
         return made_masks(np.zeros(context + half), hidden, np.ones(2 * (size - half)))
 
-    def init(key, context):
-        return init_net(key, masks(context))
-
     def forward(params, u, h):
         log_scale, shift = log_scale_and_shift(params, masks(h.size), jnp.concatenate([h, u[:half]]))
         return jnp.concatenate([u[:half], u[half:] * jnp.exp(log_scale) + shift]), jnp.sum(log_scale)
@@ -46,4 +43,4 @@ def _coupling(size: int, hidden: tuple[int, ...]) -> Bijection:
         log_scale, shift = log_scale_and_shift(params, masks(h.size), jnp.concatenate([h, x[:half]]))
         return jnp.concatenate([x[:half], (x[half:] - shift) * jnp.exp(-log_scale)]), -jnp.sum(log_scale)
 
-    return Bijection(init, forward, inverse)
+    return Bijection(lambda key, context: init_net(key, masks(context)), forward, inverse)
