@@ -10,6 +10,7 @@ round by round.
 
 import dataclasses
 import importlib.util
+import itertools
 import resource
 import statistics
 import subprocess
@@ -190,12 +191,10 @@ def main(config: Config) -> None:
         title = "Language model, LSTM of 256, vocabulary of 8,000, batches of 32 sentences of 20"
         compare(title, language.contestants(), language.TOKENS, config.rounds, unit="tokens")
     if config.only in ("all", "filters"):
-        for count in (1, filters.SEQUENCES):
-            title = (
-                f"Kalman filter, 4 states, 6 numbers a step, sequences of {filters.LENGTH}, {count} at a time, float32"
-            )
-            units = count * filters.LENGTH
-            compare(title, filters.contestants(count), units, config.rounds, unit="steps", result="mean ln P")
+        for count, parallel in itertools.product((1, filters.SEQUENCES), (False, True)):
+            title = f"Kalman filter in {'parallel' if parallel else 'steps'}, 4 states, 6 numbers a step, float32"
+            run = filters.contestants(count, parallel=parallel)
+            compare(title, run, count * filters.LENGTH, config.rounds, unit="steps", result="mean ln P")
     if config.only in ("codebook", "language", "filters"):
         return
     pixels = load_pixels(config.data)
