@@ -118,7 +118,7 @@ def root_of_square(matrix: Array) -> Array:
     """
     d = matrix.shape[-2]
     if d <= REFLECTED:
-        return transposed(triangularised(transposed(matrix), d))
+        return transposed(triangularised(transposed(matrix), d)[0])
     upper = upper_of_qr(transposed(matrix))
     return transposed(upper * jnp.where(jnp.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)[..., :, None])
 
@@ -133,15 +133,19 @@ def _root_of_square_jvp(primals, tangents):
     return factor, matmul(factor, jnp.tril(inner) - 0.5 * inner * eye_like(inner))
 
 
-def triangularised(matrix: Array, columns: int) -> Array:
-    """The first rows of R in matrix = Q R, as many as `columns`: upper trapezoidal, its diagonal not negative.
+def triangularised(matrix: Array, columns: int) -> tuple[Array, Array]:
+    """(upper, rest) of Q' matrix, for matrices (..., m, n): what is left below once the first `columns` are eliminated.
+
+    upper: (..., columns, n) upper trapezoidal, its diagonal not negative; a column of zeros gives a row of zeros.
+    rest: (..., m, n - columns), 0 in the rows that went into `upper`.
 
     A column is reflected to its largest entry, so that small rows keep their digits beside large ones, which LAPACK's
-    lose (Cox & Higham 1998, Stability of Householder QR factorization for weighted least squares problems). A column
-    of zeros gives a row of zeros. Matrices go side by side, and derivatives are those of the arithmetic.
+    lose (Cox & Higham 1998, Stability of Householder QR factorization for weighted least squares problems). Matrices
+    go side by side, and derivatives are those of the arithmetic.
     """
+    n = matrix.shape[-1]
     single = functools.partial(_triangularised, columns=columns)
-    return jnp.vectorize(single, signature=f"(m,n)->({columns},n)")(matrix)
+    return jnp.vectorize(single, signature=f"(m,n)->({columns},n),(m,{n - columns})")(matrix)
 
 
 def _triangularised(matrix: Array, columns: int) -> Array:
@@ -163,7 +167,8 @@ def _triangularised(matrix: Array, columns: int) -> Array:
         return matrix, free & ~pivot, upper
 
     upper = jnp.zeros((columns, matrix.shape[1]), matrix.dtype)
-    return jax.lax.fori_loop(0, columns, reflect, (matrix, jnp.ones(len(matrix), bool), upper))[2]
+    matrix, free, upper = jax.lax.fori_loop(0, columns, reflect, (matrix, jnp.ones(len(matrix), bool), upper))
+    return upper, jnp.where(free[:, None], matrix[:, columns:], 0.0)
 
 
 @_one_by_one

@@ -56,7 +56,7 @@ class Seen(NamedTuple):
         share: (..., q, q), share share' = the covariance of eps.
         projected: (..., q, p).
         log_scale: (...) ln |share^-1|.
-        rest: (..., unknown, p) rows that say what is known of the unknown entries of x: ln P = const - 1/2 |rest x|^2.
+        rest: (..., k + q, p), ln P(what is seen | x) = const - 1/2 |rest x|^2.
     """
 
     share: Array
@@ -65,29 +65,18 @@ class Seen(NamedTuple):
     rest: Array
 
 
-def seen_through(rows: Array, others: Array, below: Array | None = None, *, unknown: int = 0) -> Seen:
+def seen_through(rows: Array, others: Array) -> Seen:
     """eps ~ N(0, I) of q numbers after rows eps = others x + N(0, I): rows (..., k, q), others (..., k, p).
 
     By QR, so that rows of 1e5 do not drown the prior's of 1, as they do in I + rows' rows (float32).
-
-    Args:
-        below: (..., b, p) rows that say what is known of x besides.
-        unknown: how many of the first entries of x are; the others are data.
     """
     q, p = rows.shape[-1], others.shape[-1]
     eye = jnp.broadcast_to(jnp.eye(q, dtype=rows.dtype), (*rows.shape[:-2], q, q))
-
-    def zeros(like, columns):
-        return jnp.zeros((*like.shape[:-1], columns), rows.dtype)
-
-    blocks = [[rows, others, zeros(rows, q)], [eye, zeros(eye, p), eye]]
-    if below is not None:
-        blocks.append([zeros(below, q), below, zeros(below, q)])
-    array = jnp.concatenate([jnp.concatenate(block, axis=-1) for block in blocks], axis=-2)
-    upper = triangularised(array, q + unknown)
-    top, rest = upper[..., :q, :], upper[..., q:, q : q + p]
-    log_scale = jnp.sum(jnp.log(jnp.diagonal(top[..., :q], axis1=-2, axis2=-1)), axis=-1)
-    return Seen(transposed(top[..., q + p :]), top[..., q : q + p], log_scale, rest)
+    nothing = jnp.zeros((*rows.shape[:-2], q, p), rows.dtype)
+    array = [jnp.concatenate(block, axis=-1) for block in ([rows, others, jnp.zeros_like(rows)], [eye, nothing, eye])]
+    upper, rest = triangularised(jnp.concatenate(array, axis=-2), q)
+    log_scale = jnp.sum(jnp.log(jnp.diagonal(upper[..., :q], axis1=-2, axis2=-1)), axis=-1)
+    return Seen(transposed(upper[..., q + p :]), upper[..., q : q + p], log_scale, rest[..., :p])
 
 
 def root_of_inverse(matrix: Array) -> Array:

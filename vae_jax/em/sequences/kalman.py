@@ -123,16 +123,17 @@ class Element(NamedTuple):
 def _conditioned(element: Element, evidence: Evidence) -> Element:
     """The element, when its end is seen: eps is what rows root eps = (targets - rows offset) - rows gain x say."""
     q, (rows, targets), before = element.gain.shape[-1], evidence, element.rows
-    others = [matmul(rows, element.gain), _eye(rows), jnp.zeros((*rows.shape[:-1], before.shape[-2]), rows.dtype)]
-    below = [before, jnp.zeros((*before.shape[:-1], rows.shape[-2]), rows.dtype), _eye(before)]
-    seen = seen_through(
-        matmul(rows, element.root), jnp.concatenate(others, axis=-1), jnp.concatenate(below, axis=-1), unknown=q
-    )
-    data = jnp.concatenate([targets - _times(rows, element.offset), element.targets], axis=-1)
+    seen = seen_through(matmul(rows, element.root), jnp.concatenate([matmul(rows, element.gain), _eye(rows)], axis=-1))
+    data = targets - _times(rows, element.offset)
     root = matmul(element.root, seen.share)
     gain = element.gain - matmul(root, seen.projected[..., :q])
     offset = element.offset + _times(root, _times(seen.projected[..., q:], data))
-    return Element(gain, offset, root, seen.rest[..., :q], _times(seen.rest[..., q:], data))
+    here = [seen.rest, jnp.zeros((*seen.rest.shape[:-1], before.shape[-2]), rows.dtype)]
+    earlier = [before, jnp.zeros((*before.shape[:-1], rows.shape[-2]), rows.dtype), _eye(before)]
+    both = [jnp.concatenate(block, axis=-1) for block in (here, earlier)]
+    upper, _ = triangularised(jnp.concatenate(both, axis=-2), q)
+    targets = _times(upper[..., q:], jnp.concatenate([data, element.targets], axis=-1))
+    return Element(gain, offset, root, upper[..., :q], targets)
 
 
 def _in_parallel(chain: Chain, evidence: Evidence) -> tuple[Array, Array]:
@@ -162,7 +163,7 @@ def smooth(chain: Chain, known: Filtered, *, parallel: bool) -> "GaussianChain":
     moved = jnp.where(last, 0.0, matmul(back, chain.transition.T[None]))
     noise = jnp.broadcast_to(chain.noise.T, back.shape)
     array = jnp.concatenate([jnp.concatenate([moved, noise], 1), jnp.concatenate([back, jnp.zeros_like(back)], 1)], 2)
-    roots = transposed(triangularised(array, 2 * q))  # of (z_{t+1}, z_t)
+    roots = transposed(triangularised(array, 2 * q)[0])  # of (z_{t+1}, z_t)
     gains = matmul(roots[:, q:, :q], inverse_of_lower(roots[:, :q, :q]))
     offsets = known.means - _times(gains, matmul(known.means, chain.transition.T))
     means = backward(gains, offsets, parallel=parallel)

@@ -75,10 +75,10 @@ def _evidence(form: Form, rows: Array, targets: Array, here: Array) -> Evidence:
     many = form.size > form.latent
     if form.missing:
         both = jnp.concatenate([rows, targets], axis=2)
-        both = triangularised(both, form.latent) if many else both
+        both = triangularised(both, form.latent)[0] if many else both
         return Evidence(both[..., :-1], both[..., -1])
     if many:  # once for all steps: R and Q'
-        upper = triangularised(jnp.concatenate([rows[0], jnp.eye(form.size, dtype=rows.dtype)], axis=1), form.latent)
+        upper, _ = triangularised(jnp.concatenate([rows[0], jnp.eye(form.size, dtype=rows.dtype)], axis=1), form.latent)
         rows, targets = upper[None, :, : form.latent], matmul(upper[None, :, form.latent :], targets)
     return Evidence(jnp.where(here[:, :1, None], rows, 0.0), targets[..., 0])
 
