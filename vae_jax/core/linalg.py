@@ -148,27 +148,25 @@ def triangularised(matrix: Array, columns: int) -> tuple[Array, Array]:
     return jnp.vectorize(single, signature=f"(m,n)->({columns},n),(m,{n - columns})")(matrix)
 
 
-def _triangularised(matrix: Array, columns: int) -> Array:
-    row, column = (jnp.arange(size) for size in matrix.shape)
+def _triangularised(matrix: Array, columns: int) -> tuple[Array, Array]:
+    row = jnp.arange(len(matrix))
 
     def reflect(j, state):
-        matrix, free, upper = state
-        x = jnp.where(free, jax.lax.dynamic_index_in_dim(matrix, j, axis=1, keepdims=False), 0.0)
-        square = jnp.sum(x**2)
+        matrix, place = state
+        x = jnp.where(place == columns, jax.lax.dynamic_index_in_dim(matrix, j, axis=1, keepdims=False), 0.0)
+        square, size = jnp.sum(x**2), jnp.abs(jax.lax.stop_gradient(x))
         norm = jnp.sqrt(jnp.where(square > 0, square, 1.0))
-        pivot = (row == jnp.argmax(jnp.abs(x))) & (square > 0)
+        largest = jnp.min(jnp.where(size == jnp.max(size), row, len(row)))  # argmax, which XLA is slow at
+        pivot = (row == largest) & (square > 0)
         top = jnp.sum(jnp.where(pivot, x, 0.0))
-        sign = jnp.where(top < 0, -1.0, 1.0)
-        mirror = x + jnp.where(pivot, sign * norm, 0.0)
+        mirror = x + jnp.where(pivot, jnp.where(top < 0, -norm, norm), 0.0)
         along = jnp.sum(mirror[:, None] * matrix, axis=0) / (norm * (norm + jnp.abs(top)))
-        matrix = matrix - mirror[:, None] * along[None]
-        found = -sign * jnp.sum(jnp.where(pivot[:, None], matrix, 0.0), axis=0)
-        upper = jax.lax.dynamic_update_index_in_dim(upper, jnp.where(column < j, 0.0, found), j, axis=0)
-        return matrix, free & ~pivot, upper
+        return matrix - mirror[:, None] * along[None], jnp.where(pivot, j, place)
 
-    upper = jnp.zeros((columns, matrix.shape[1]), matrix.dtype)
-    matrix, free, upper = jax.lax.fori_loop(0, columns, reflect, (matrix, jnp.ones(len(matrix), bool), upper))
-    return upper, jnp.where(free[:, None], matrix[:, columns:], 0.0)
+    matrix, place = jax.lax.fori_loop(0, columns, reflect, (matrix, jnp.full(len(row), columns)))
+    upper = jnp.triu(matmul((place[None] == jnp.arange(columns)[:, None]).astype(matrix.dtype), matrix))
+    upper = upper * jnp.where(jnp.diagonal(upper) < 0, -1.0, 1.0)[:, None]
+    return upper, jnp.where((place == columns)[:, None], matrix[:, columns:], 0.0)
 
 
 @_one_by_one
