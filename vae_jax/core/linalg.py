@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
-REFLECTED = 8  # up to this size `root_of_square` works on matrices side by side, beyond it by LAPACK
+REFLECTED = 8  # up to so many columns matrices side by side are faster than LAPACK, which takes them one by one
 
 
 def _one_by_one(function: Callable[[Array], Any]) -> Callable[[Array], Any]:

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.core.linalg import cholesky, inverse_of_lower, matmul, transposed, triangularised
+from vae_jax.core.linalg import REFLECTED, cholesky, inverse_of_lower, matmul, transposed, triangularised
 
 
 class Regression(NamedTuple):
@@ -71,12 +71,15 @@ def seen_through(rows: Array, others: Array) -> Seen:
     By QR, so that rows of 1e5 do not drown the prior's of 1, as they do in I + rows' rows (float32).
     """
     q, p = rows.shape[-1], others.shape[-1]
+    carried = q if q <= REFLECTED else 0  # the inverse of R costs more columns, or LAPACK
     eye = jnp.broadcast_to(jnp.eye(q, dtype=rows.dtype), (*rows.shape[:-2], q, q))
-    nothing = jnp.zeros((*rows.shape[:-2], q, p), rows.dtype)
-    array = [jnp.concatenate(block, axis=-1) for block in ([rows, others, jnp.zeros_like(rows)], [eye, nothing, eye])]
-    upper, rest = triangularised(jnp.concatenate(array, axis=-2), q)
-    log_scale = jnp.sum(jnp.log(jnp.diagonal(upper[..., :q], axis1=-2, axis2=-1)), axis=-1)
-    return Seen(transposed(upper[..., q + p :]), upper[..., q : q + p], log_scale, rest[..., :p])
+    above = jnp.concatenate([rows, others, jnp.zeros_like(rows)[..., :carried]], axis=-1)
+    below = jnp.concatenate([eye, jnp.zeros((*rows.shape[:-2], q, p), rows.dtype), eye[..., :carried]], axis=-1)
+    upper, rest = triangularised(jnp.concatenate([above, below], axis=-2), q)
+    root = upper[..., :q]
+    inverse = upper[..., q + p :] if carried else inverse_of_lower(transposed(root))
+    log_scale = jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), axis=-1)
+    return Seen(transposed(inverse), upper[..., q : q + p], log_scale, rest[..., :p])
 
 
 def root_of_inverse(matrix: Array) -> Array:
