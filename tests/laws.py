@@ -20,6 +20,7 @@ from jax.scipy.special import logsumexp
 from vae_jax import (
     Conditional,
     Model,
+    Terms,
     analytic,
     bernoulli,
     categorical,
@@ -88,11 +89,12 @@ class Grid(NamedTuple):
 
 
 class Data(NamedTuple):
-    """Examples (8, *example), all values that an example can have (or None), examples at the edge of the support."""
+    """Examples (8, *example), or a dict of such; all values that an example can have (or None), examples at the edge of
+    the support."""
 
-    ys: np.ndarray
+    ys: Any
     values: Grid | None
-    extreme: np.ndarray
+    extreme: Any
 
 
 class System(NamedTuple):
@@ -123,12 +125,12 @@ def affine(*shape: int, scale: float = 0.4, bias: Any = 0.0):
     """(init, apply) of weights @ (all inputs, flat) + bias, as an array of that shape."""
 
     def init(key, *inputs):
-        size = sum(math.prod(jnp.shape(x)) for x in inputs)
+        size = sum(math.prod(jnp.shape(x)) for x in jax.tree.leaves(inputs))
         weights = scale * jax.random.normal(key, (math.prod(shape), size))
         return {"weights": weights, "bias": jnp.broadcast_to(jnp.float32(bias), shape).ravel()}
 
     def apply(params, *inputs):
-        flat = jnp.concatenate([jnp.ravel(x).astype(params["weights"].dtype) for x in inputs])
+        flat = jnp.concatenate([jnp.ravel(x).astype(params["weights"].dtype) for x in jax.tree.leaves(inputs)])
         return (params["weights"] @ flat + params["bias"]).reshape(shape)
 
     return init, apply
@@ -222,6 +224,30 @@ def coded(quantiser: Quantiser, net, pri: Conditional, gen: Conditional, data: D
 
 def density_of(part: Conditional) -> Callable[..., Any]:
     return lambda params, x, c: part.dist(params, c).log_prob(x)
+
+
+def both(parts: dict[str, Conditional], data: Data) -> System:
+    """P(y|z) of a dict y whose arrays are independent given z."""
+
+    def density(params, y, c):
+        return sum(part.dist(params[name], c).log_prob(y[name]) for name, part in parts.items())
+
+    def terms(params, key, y, c=None):
+        del key
+        return Terms(distortion=-density(params, y, c), rate=0.0)
+
+    def of_each(key, function):
+        keys = jax.random.split(key, len(parts))
+        return {name: function(name, part, k) for k, (name, part) in zip(keys, parts.items(), strict=True)}
+
+    def init(key, y, c=None):
+        del y
+        return of_each(key, lambda name, part, k: part.init(k, c))
+
+    def sample(params, key, c=None):
+        return of_each(key, lambda name, part, k: part.dist(params[name], c).sample(k))
+
+    return System(Model(init, terms, sample, terms), data, density)
 
 
 def no_latent(part: Conditional, data: Data, cs: np.ndarray) -> System:
@@ -329,6 +355,9 @@ RUNG = Rung(affine(2), affine(2), affine(2, scale=0.2), affine(2, scale=0.2, bia
 ONE_STEP = denoiser(affine(1), (1,), linear(-1.0, 2.0), prediction=predict_data, steps=1, observation=denoised())
 ONE_DENOISING = denoising(ONE_STEP, NUMBERS)
 
+MIXED = Data({"bits": BITS.ys, "reals": REALS.ys}, None, {"bits": BITS.extreme, "reals": REALS.extreme})
+MIXED_PARTS = {"bits": bernoulli(affine(3)), "reals": l2(affine(2), 0.8)}
+
 # For finite differences: no corner of relu, and the precision of the input.
 SMOOTH = {"activation": nn.gelu, "dtype": None}
 
@@ -373,6 +402,7 @@ SYSTEMS: dict[str, System] = {
     "discretised logistic mixture": latent(
         encoder(1, 0.05), standard_normal(1), discretised_logistic(affine(2, 9), levels=8, components=3), LEVELS, LINE
     ),
+    "a dict of arrays": latent(encoder(1), standard_normal(1), both(MIXED_PARTS, MIXED), MIXED, LINE),
     "poisson": latent(encoder(1, 0.05), standard_normal(1), poisson(affine(1)), COUNTS, LINE),
     # Models with an exact posterior.
     "mixture of Gaussians": exact(mixture_of_gaussians(2, 3, "full"), REALS, THREE),

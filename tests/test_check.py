@@ -111,7 +111,7 @@ def test_arrays_that_are_no_data(train, test, ys, message):
         test(L2, ys, params=())
 
 
-@pytest.mark.parametrize("batch_size", [0, 9])
+@pytest.mark.parametrize("batch_size", [0, 9, True])
 def test_a_batch_larger_than_the_data(batch_size):
     with pytest.raises(ValueError, match=f"batch_size={batch_size} does not fit data of 8 examples: .* 1 to 8"):
         fit(L2, optax.adam(1e-3), REAL, key=jax.random.key(0), epochs=1, batch_size=batch_size)

@@ -274,6 +274,26 @@ def test_what_does_not_read_back_is_no_checkpoint(tmp_path, monkeypatch):
     assert names(tmp_path) == ["000001-step-1", "000002-step-2.partial"]
 
 
+def test_a_full_disk_is_one_line(tmp_path, monkeypatch):
+    """What Orbax raises for it: a ValueError of many lines, after the traces of its threads."""
+    save_steps(tmp_path, 1)
+
+    class Full:
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *_):
+            pass
+
+        def save(self, *_, **__):
+            raise ValueError("RESOURCE_EXHAUSTED: Error writing\nNo space left on device")
+
+    monkeypatch.setattr(checkpoint, "_checkpointer", Full)
+    with pytest.raises(OSError, match=r"000002-step-2.partial: no space left on the disk; the older ones are whole$"):
+        save_steps(tmp_path, 2)
+    assert names(tmp_path) == ["000001-step-1", "000002-step-2.partial"]
+
+
 # Kills
 
 

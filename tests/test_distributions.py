@@ -1,5 +1,6 @@
 """Densities against scipy, sums over all values, extreme inputs, samples against probabilities, and what is refused."""
 
+import functools
 import itertools
 
 import jax
@@ -25,7 +26,7 @@ from vae_jax.core.distributions import (
     unit_log_prob,
 )
 from vae_jax.core.model import log_prob
-from vae_jax.parts import gumbel_softmax
+from vae_jax.parts import gumbel_softmax, one_hot
 
 IDENTITY = (lambda key, z: {}, lambda params, z: z)  # a network whose output is its input
 
@@ -454,9 +455,45 @@ def test_wrong_event_shape_is_named():
 
 
 def test_l2_refuses_a_sigma_that_is_none():
-    for sigma in (0.0, -1.0, float("nan")):
+    for sigma in (0.0, -1.0, float("nan"), float("inf"), None, [0.1], np.ones(1), True):
         with pytest.raises(ValueError, match="sigma is a standard deviation and must be positive; got"):
             l2(IDENTITY, sigma)
+    for sigma in (1e-20, 1e20):  # its square is 0 or infinite in float32
+        with pytest.raises(ValueError, match=r"sigma\^2 has to be a number in float32; got sigma="):
+            l2(IDENTITY, sigma)
+
+
+def test_l2_takes_numbers_of_every_kind():
+    want = stats.norm.logpdf(0.3, 0, 0.5)
+    for sigma in (0.5, np.float32(0.5), np.array(0.5), jnp.float32(0.5)):
+        np.testing.assert_allclose(of(jnp.zeros(1), l2, sigma=sigma).log_prob(jnp.full(1, 0.3)), want, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [bernoulli, categorical, discretised_logistic, one_hot, functools.partial(gumbel_softmax, temperature=1.0), l2]
+    + [functools.partial(l2, sigma=sigma) for sigma in (1.0, "learned_per_dimension", "optimal")],
+)
+@pytest.mark.parametrize("output", [(jnp.zeros((3, 2)), jnp.ones(1)), [], {"mean": jnp.zeros(3)}, None])
+def test_a_network_that_gives_no_array_is_named(make, output):
+    part = make((lambda key, x: {}, lambda params, x: output))
+    with pytest.raises(ValueError, match=rf"wants one array from its network; got a {type(output).__name__} of"):
+        part.dist(part.init(jax.random.key(0), 0.0), 0.0)
+
+
+def test_gaussian_wants_a_pair_of_one_shape():
+    for output, message in (
+        ((jnp.zeros(3),) * 3, "a tuple of 3 arrays"),
+        ((jnp.zeros(3), jnp.zeros(2)), "of one shape"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            gaussian((lambda key, x: {}, lambda params, x, output=output: output)).dist({}, 0.0)
+
+
+def test_counts_of_a_discretised_logistic():
+    for options in ({"levels": 1}, {"levels": 8.0}, {"components": 0}, {"components": 1.5}):
+        with pytest.raises(ValueError, match="wants whole levels >= 2 and components >= 1; got"):
+            discretised_logistic(IDENTITY, **options)
 
 
 def test_half_precision_networks_have_full_precision_densities():

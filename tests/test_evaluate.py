@@ -3,11 +3,27 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
+import optax
 import pytest
 from hypothesis import assume, example, given
 from hypothesis import strategies as st
 
-from vae_jax import Evaluation, analytic, bernoulli, evaluate, gaussian, l2, standard_normal, vae
+from vae_jax import (
+    Conditional,
+    Evaluation,
+    Model,
+    Terms,
+    analytic,
+    bernoulli,
+    conditional,
+    evaluate,
+    fit,
+    gaussian,
+    l2,
+    standard_normal,
+    vae,
+)
 from vae_jax.data import dequantisation, dynamic_binarisation, unit_scale
 from vae_jax.em import mixture_of_gaussians
 from vae_jax.evaluation import active_units, bits_per_dimension, mean
@@ -202,9 +218,21 @@ def test_a_prior_that_does_not_factorise_has_no_rate_per_unit():
 # Errors
 
 
-@pytest.mark.parametrize(("options", "message"), [({"k": -1}, "k=-1"), ({"samples": 0}, "samples=0")])
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": -1}, "k >= 0 and samples >= 1; got .*k=-1"),
+        ({"k": 2.5}, "want k >= 0 .*k=2.5, samples=1 .want whole numbers"),
+        ({"k": True}, "k=True"),
+        ({"samples": 0}, "k >= 0 and samples >= 1; got .*samples=0"),
+        ({"samples": 1.5}, "samples=1.5"),
+        ({"at_once": 0.5}, "at_once is how many .*; got 0.5"),
+        ({"batch_size": 0}, "batch_size is how many examples are evaluated at once, at least 1; got 0"),
+        ({"batch_size": 7.5}, "batch_size .*; got 7.5"),
+    ],
+)
 def test_options_out_of_range(options, message):
-    with pytest.raises(ValueError, match=rf"k >= 0 and samples >= 1; got .*{message}"):
+    with pytest.raises(ValueError, match=message):
         run(**options)
 
 
@@ -213,3 +241,103 @@ def test_a_model_without_importance_samples():
     assert isinstance(evaluate(model, SOLVED.params, KEY, YS), Evaluation)
     with pytest.raises(ValueError, match="importance is None"):
         evaluate(model, SOLVED.params, KEY, YS, k=2)
+
+
+# Data that are trees, and supports that follow the example
+
+
+def joint(parts):
+    """P(y|z) of a dict or tuple y whose arrays are independent given z."""
+    names = jax.tree.structure(parts, is_leaf=lambda x: isinstance(x, Conditional))
+
+    def of_each(function, *trees):
+        columns = [names.flatten_up_to(tree) for tree in (parts, *trees)]
+        return [function(*row) for row in zip(*columns, strict=True)]
+
+    def terms(params, key, y, c=None):
+        return Terms(sum(of_each(lambda part, w, x: -part.dist(w, c).log_prob(x), params, y)), 0.0)
+
+    return Model(
+        lambda key, y, c=None: names.unflatten(of_each(lambda part: part.init(key, c))),
+        terms,
+        lambda params, key, c=None: names.unflatten(of_each(lambda part, w: part.dist(w, c).sample(key), params)),
+        terms,
+        support=lambda params, c=None: names.unflatten(of_each(lambda part, w: part.dist(w, c).support, params)),
+    )
+
+
+def flattened(size):
+    """An affine network of all numbers of its inputs."""
+    net = affine(size)
+
+    def flat(inputs):
+        return jnp.concatenate([jnp.ravel(x) * 1.0 for x in jax.tree.leaves(inputs)])
+
+    return lambda key, *inputs: net.init(key, flat(inputs)), lambda params, *inputs: net.apply(params, flat(inputs))
+
+
+@pytest.mark.parametrize("tree", [dict, tuple])
+def test_data_that_are_trees(tree):
+    """Trained, evaluated and importance weighted; at weights 0 each number is known: z tells nothing."""
+    bits, reals = (RNG.random((12, 2)) < 0.5).astype(np.int64), RNG.normal(size=(12, 1))
+    ys = {"bits": bits, "reals": reals} if tree is dict else (bits, reals)
+    parts = jax.tree.unflatten(jax.tree.structure(ys), [bernoulli(affine(2)), l2(affine(1), 1.0)])
+    model = vae(gaussian(flattened(2)), standard_normal(1), joint(parts))
+    fitted = fit(model, optax.sgd(0.1), ys, key=KEY, epochs=1, batch_size=6, validation=(ys, None), progress=False)
+    assert np.isfinite(fitted.history[0]["valid_elbo"])
+    result = evaluate(model, jax.tree.map(jnp.zeros_like, fitted.params), KEY, ys, k=3)
+    exact = -2 * np.log(2) - 0.5 * (reals[:, 0] ** 2 + np.log(2 * np.pi))
+    np.testing.assert_allclose(result.elbo, exact, rtol=1e-5)
+    np.testing.assert_allclose(result.log_likelihood, exact, rtol=1e-5)
+    wrong = jax.tree.unflatten(jax.tree.structure(ys), [bits + 1, reals])
+    with pytest.raises(ValueError, match=r"ys\[.*\] has values in \[1, 2\] .* the likelihood wants 0 or 1"):
+        evaluate(model, fitted.params, KEY, wrong)
+
+
+def below(make):
+    """P(y|z, c) of one number from `make(z, c)`, the same for all parameters."""
+    return conditional((lambda key, *inputs: {"w": jnp.zeros(())}, lambda params, z, c: (z * params["w"], c)), make)
+
+
+UPPER = {
+    "truncated": lambda out: dist.TruncatedNormal(out[0], 1.0, low=None, high=out[1]).to_event(1),
+    "binomial": lambda out: dist.BinomialLogits(out[0], total_count=out[1]).to_event(1),
+}
+
+
+@pytest.mark.parametrize("likelihood", UPPER)
+def test_the_support_of_each_example(likelihood):
+    """The bound is the example's own: data are held against it, whatever comes first."""
+    cs = np.array([[1.0], [5.0], [3.0], [9.0]], np.float32)
+    model = vae(gaussian(flattened(2)), standard_normal(1), below(UPPER[likelihood]))
+    for order in ([0, 1, 2, 3], [3, 2, 1, 0]):
+        ys, bounds = (cs - 1)[order], cs[order]
+        params = model.init(KEY, ys[0], bounds[0])
+        result = evaluate(model, params, KEY, ys, bounds)
+        if likelihood == "binomial":  # 1/2 each: C(n, n - 1) / 2^n
+            np.testing.assert_allclose(-result.distortion, np.log(bounds[:, 0]) - bounds[:, 0] * np.log(2), rtol=1e-5)
+        ys[2] += 2
+        with pytest.raises(ValueError, match=r"outside of the likelihood's support in 1 of 4 .*index 2\. "):
+            evaluate(model, params, KEY, ys, bounds)
+
+
+class Unsaid(dist.Distribution):
+    """A normal density that does not say where it is."""
+
+    def __init__(self, loc):
+        self.loc = loc
+        super().__init__(jnp.shape(loc))
+
+    def log_prob(self, value):
+        return dist.Normal(self.loc).log_prob(value)
+
+    def sample(self, key, sample_shape=()):
+        return dist.Normal(self.loc).sample(key, sample_shape)
+
+
+def test_a_distribution_that_does_not_say_where_it_is():
+    model = vae(gaussian(affine(2)), standard_normal(1), conditional(affine(3), lambda loc: Unsaid(loc).to_event(1)))
+    other = vae(gaussian(affine(2)), standard_normal(1), l2(affine(3), 1.0))
+    params = model.init(KEY, YS[0], None)
+    results = [evaluate(m, params, KEY, YS, batch_size=40).elbo for m in (model, other)]
+    np.testing.assert_allclose(*results, rtol=1e-5)

@@ -262,3 +262,12 @@ def test_what_cannot_be_run_is_an_error_without_a_traceback(tmp_path, arguments,
     assert code == 1
     assert re.match(f"error: .*{message}", errors[errors.index("error: ") :])
     assert "Traceback" not in errors
+
+
+def test_a_test_label_that_training_lacks(tmp_path):
+    images = np.zeros((20, 8, 8), np.uint8)
+    labels = {"train_label": np.arange(20) % 3, "test_label": np.arange(20) % 5}
+    np.savez(tmp_path / "data.npz", train_image=images, test_image=images, **labels)
+    with pytest.raises(ValueError, match=r"data\.npz has test images of the classes \[3, 4\], and no such"):
+        load_splits(str(tmp_path / "data.npz"), conditional=True)
+    assert load_splits(str(tmp_path / "data.npz"))[2].labels.max() == 4  # unconditional models do not ask

@@ -3,8 +3,11 @@
 import inspect
 import json
 import re
+import shutil
 import struct
+import zlib
 from collections import defaultdict
+from functools import partial as partial_of
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +15,7 @@ import numpy as np
 import numpyro.distributions as dist
 import optax
 import pytest
+from flax import linen as nn
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.experimental.compilation_cache import compilation_cache
@@ -29,10 +33,12 @@ from vae_jax import (
     standard_normal,
     vae,
 )
-from vae_jax.core import lift
+from vae_jax.core import beta_elbo, elbo, free_bits, lift, per_example
+from vae_jax.data.preprocess import identity
 from vae_jax.evaluation import mean
 from vae_jax.selfcheck.solvable import affine, affine_normal
 from vae_jax.training import checkpoint
+from vae_jax.training.description import describe
 from vae_jax.training.loop import call_sizes
 
 RNG = np.random.default_rng(0)
@@ -62,6 +68,18 @@ def run(ys=YS, optimizer=ADAM, *, model=MODEL, **options):
     return fit(model, optimizer, ys, **options)
 
 
+def with_sigma(sigma):
+    return vae(affine_normal(1), standard_normal(1), l2(affine(2), sigma))
+
+
+def order_with(skip):
+    return lambda key, epoch, size, n: jnp.arange(size) * skip % n
+
+
+FACTOR = 3.0
+FINISHED = {"epochs": 1, "config": {"latent": 2}, "objective": elbo(), "order": order_with(1)}
+
+
 def assert_same_bits(got, want):
     assert jax.tree.structure(got) == jax.tree.structure(want)
     for a, b in zip(jax.tree.leaves(got), jax.tree.leaves(want), strict=True):
@@ -74,6 +92,16 @@ def differs(a, b):
 
 def without_speed(history):
     return [{name: value for name, value in row.items() if name != "images_per_second"} for row in history]
+
+
+class Dropping(nn.Module):
+    """A network with dropout at every call."""
+
+    @nn.compact
+    def __call__(self, *inputs):
+        return nn.Dropout(0.5, deterministic=False)(
+            nn.Dense(2)(jnp.concatenate(inputs, -1) if inputs else jnp.ones((1, 1)))
+        )
 
 
 # What is computed
@@ -262,18 +290,90 @@ def test_the_best_on_disk_may_be_damaged(tmp_path):
         ({"resume": True, "key": jax.random.key(1)}, ValueError, r"fit.key: \[0, 0\] there, \[0, 1\] asked"),
         ({"resume": True, "ys": YS + 1}, ValueError, r"fit.data.crc32: \d+ there, \d+ asked"),
         ({"resume": True, "batch_size": 10}, ValueError, "fit.batch_size: 11 there, 10 asked"),
-        ({"resume": True, "ema_decay": 0.9}, ValueError, "does not fit: .*ema"),
+        ({"resume": True, "ema_decay": 0.9}, ValueError, "fit.ema_decay: absent there, 0.9 asked"),
+        ({"resume": True, "validation": (FAR, None)}, ValueError, r"fit.validation.crc32: \d+ there, \d+ asked"),
+        ({"resume": True, "validation": None}, ValueError, r"fit.validation.crc32: \d+ there, absent asked"),
+        ({"resume": True, "optimizer": optax.adam(2e-2)}, ValueError, "step_size: -0.01 there, -0.02 asked"),
+        ({"resume": True, "optimizer": optax.adam(1e-2, b1=0.5)}, ValueError, "b1: 0.9 there, 0.5 asked"),
+        ({"resume": True, "optimizer": optax.sgd(1e-2)}, ValueError, r"fit.optimizer.*: .*there, .*asked"),
+        ({"resume": True, "objective": beta_elbo(2.0)}, ValueError, "fit.objective.beta: 1.0 there, 2.0 asked"),
+        ({"resume": True, "objective": free_bits(1.0, per_example)}, ValueError, "fit.objective.is: .*beta_elbo.*free"),
+        ({"resume": True, "model": with_sigma(0.6)}, ValueError, "fit.model.*sigma: 0.5 there, 0.6 asked"),
+        ({"resume": True, "order": order_with(2)}, ValueError, "fit.order.skip: 1 there, 2 asked"),
+        ({"resume": True, "preprocess": identity()._replace(name="x")}, ValueError, "preprocess.name: .* there, 'x'"),
     ],
 )
 def test_a_directory_takes_one_run(finished, changes, error, message):
     with pytest.raises(error, match=message):
-        run(**{"epochs": 1, "config": {"latent": 2}, "directory": finished} | changes)
+        run(**FINISHED | {"directory": finished} | changes)
+
+
+def test_the_same_run_made_anew_is_the_same(finished):
+    """Other objects of the same names and values; more epochs may be asked for."""
+    anew = {"optimizer": optax.adam(1e-2), "objective": elbo(), "model": with_sigma(0.5), "order": order_with(1)}
+    assert len(run(**FINISHED | anew | {"directory": finished, "resume": True}).history) == 1
+    assert json.loads((finished / "config.json").read_text())["fit"]["epochs"] == 1
+
+
+def test_what_tells_functions_apart():
+    """Names, closures, defaults, numbers written or read; what has none of them is said not to be compared."""
+    scale = np.float32(0.5)
+
+    def schedule(step, power=2.0):
+        return scale * step**power * FACTOR - 0.25
+
+    inner = {"is": f"{__name__}.test_what_tells_functions_apart.schedule", "scale": 0.5, "power": 2.0}
+    inner |= {"FACTOR": 3.0, "constants": {"0": 0.25}}
+    assert describe({"of": schedule, "again": schedule}) == {"of": inner}
+    partial = {"is": "functools.partial", "of": inner, "args": {}, "power": 1}
+    assert describe(partial_of(schedule, power=1)) == partial
+    assert describe(np.arange(3, dtype=np.int16)) == f"int16[3] crc32 {zlib.crc32(bytes([0, 0, 1, 0, 2, 0]))}"
+    assert describe((float("nan"), jax.random.key(1), object())) == {
+        "0": "nan",
+        "1": f"uint32[2] crc32 {zlib.crc32(bytes([0, 0, 0, 0, 1, 0, 0, 0]))}",
+        "2": "builtins.object (not compared)",
+    }
+    assert describe(nn.Dense(3))["features"] == 3
+    assert json.loads(json.dumps(describe(MODEL))) == describe(with_sigma(0.5))
+
+
+@pytest.mark.filterwarnings("error")
+def test_checkpoints_that_are_gone_are_not_started_over(tmp_path):
+    """Two epochs counted and none kept is an error; none counted is a run that was killed early, and is said."""
+    run(epochs=2, directory=tmp_path)
+    rows = (tmp_path / "metrics.jsonl").read_text()
+    shutil.rmtree(tmp_path / "checkpoints")
+    with pytest.raises(
+        FileNotFoundError, match=r"lost its checkpoints: metrics.jsonl counts 2 epochs, .*there is none"
+    ):
+        run(epochs=2, directory=tmp_path, resume=True)
+    assert (tmp_path / "metrics.jsonl").read_text() == rows
+    (tmp_path / "metrics.jsonl").write_text("")
+    with pytest.warns(UserWarning, match="has no checkpoint yet: the run starts at its beginning"):
+        assert len(run(epochs=2, directory=tmp_path, resume=True).history) == 2
+
+
+def test_a_directory_is_free_again_after_an_error(tmp_path):
+    run(epochs=1, directory=tmp_path)
+    (manifest,) = tmp_path.rglob("manifest.json")
+    good = manifest.read_text()
+    manifest.write_text("{")
+    with pytest.raises(checkpoint.DamagedError, match="no good checkpoint"):
+        run(epochs=1, directory=tmp_path, resume=True)
+    manifest.write_text(good)
+    assert len(run(epochs=1, directory=tmp_path, resume=True).history) == 1
+
+
+def test_another_process_of_a_pod_writes_nothing(tmp_path, monkeypatch):
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    assert len(run(epochs=1, directory=tmp_path / "run").history) == 1
+    assert not (tmp_path / "run").exists()
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, compiled_once):
     directory = tmp_path_factory.mktemp("finished")
-    run(epochs=1, config={"latent": 2}, directory=directory)
+    run(**FINISHED, directory=directory)
     return directory
 
 
@@ -287,7 +387,7 @@ def test_updates_that_are_not_finite_stop_the_run(tmp_path):
         run(optimizer=explodes, epochs=9, max_skipped_in_a_row=3, directory=tmp_path)
     message = str(caught.value)
     assert "3 updates in a row were not finite, from step 5 on" in message
-    assert "the first leaf that was not finite: loss" in message
+    assert "the first leaf that was not finite: distortion" in message
     assert f"{tmp_path / 'checkpoints'} holds the last good checkpoints" in message
     first = run(optimizer=explodes, epochs=1)
     found = checkpoint.restore(tmp_path, first.state)
@@ -295,7 +395,7 @@ def test_updates_that_are_not_finite_stop_the_run(tmp_path):
     assert_same_bits(found.state, first.state)
 
 
-def test_the_leaf_that_is_not_finite_is_named_and_skipped_updates_are_counted(capsys):
+def test_the_leaf_that_is_not_finite_is_named():
     """|w| has no derivative where it is written sqrt(w^2) and w = 0: the loss is finite, its gradient is not."""
     init, apply = affine(2)
     net = (
@@ -303,12 +403,25 @@ def test_the_leaf_that_is_not_finite_is_named_and_skipped_updates_are_counted(ca
         lambda params, z: apply(params, z) + jnp.sqrt(params["zero"] ** 2),
     )
     model = vae(affine_normal(1), standard_normal(1), l2(net, 0.5))
-    fitted = run(model=model, epochs=1, max_skipped_in_a_row=9, progress=True)
-    assert fitted.history[0]["skipped"] == 4 and int(fitted.state.skipped) == 4
-    assert np.isnan(fitted.history[0]["elbo"]) and "4 skipped" in capsys.readouterr().err
-    assert_same_bits(fitted.params, init_state(model, ADAM, jax.random.split(KEY, 3)[0], jnp.zeros(2)).params)
     with pytest.raises(FloatingPointError, match=r"from step 0 on.*not finite: gradient of gen/zero\..*directory=None"):
         run(model=model, epochs=2, max_skipped_in_a_row=6)
+
+
+def test_skipped_updates_are_counted_and_change_nothing(capsys):
+    def broken_later(model, params, keys, ys, cs, step):
+        loss, terms = elbo()(model, params, keys, ys, cs, step)
+        return jnp.where(step < 4, loss, jnp.nan), terms
+
+    fitted = run(epochs=2, max_skipped_in_a_row=9, progress=True, objective=broken_later)
+    assert [row["skipped"] for row in fitted.history] == [0, 4] and int(fitted.state.skipped) == 4
+    assert np.isnan(fitted.history[1]["elbo"]) and "4 skipped" in capsys.readouterr().err
+    assert_same_bits(fitted.state.params, run(epochs=1).state.params)
+
+
+def test_a_run_without_one_update_is_an_error_at_its_end(tmp_path):
+    says = rf"none of the 4 updates was finite.*not finite: update of enc/bias\..*{tmp_path}"
+    with pytest.raises(FloatingPointError, match=says):
+        run(optimizer=optax.adam(float("nan")), epochs=1, max_skipped_in_a_row=5, directory=tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -316,8 +429,31 @@ def test_the_leaf_that_is_not_finite_is_named_and_skipped_updates_are_counted(ca
     [
         ({"clip_nrom": 1.0}, TypeError, "clip_nrom"),
         ({"epochs": 0}, ValueError, "epochs >= 1.*got 0"),
-        ({"validate_every": 0}, ValueError, "validate_every >= 1.*and 0"),
+        ({"validate_every": 0}, ValueError, "want validate_every >= 1, a whole number; got 0"),
         ({"patience": 2, "validation": None}, ValueError, r"pass validation=\(ys, cs\)"),
+        ({"patience": -1}, ValueError, "patience counts validations .* at least 1; got -1"),
+        ({"max_skipped_in_a_row": 0}, ValueError, "want max_skipped_in_a_row >= 1, a whole number; got 0"),
+        ({"key": 0}, TypeError, r"key wants one random key, for instance jax.random.key\(0\); got 0"),
+        ({"key": np.int64(3)}, TypeError, r"one random key.*got .*3"),
+        ({"key": jax.random.split(KEY)}, TypeError, r"one random key.*got key<fry>\[2\]"),
+        ({"optimizer": None}, TypeError, "optimizer wants an optax optimiser.*got None"),
+        ({"optimizer": optax.adam}, TypeError, "the function adam, which has to be called first"),
+        ({"validation": (NEAR, np.ones((9, 1)))}, ValueError, r"trained without conditions, .* wants cs None"),
+        (
+            {"cs": np.ones((47, 1), np.float32)},
+            ValueError,
+            r"trained with conditions, so validation=\(ys, cs\) wants cs for its examples",
+        ),
+        (
+            {"model": lift(l2(affine(2), 0.5)), "cs": np.ones((47, 1)), "validation": (NEAR, np.ones((9, 2)))},
+            ValueError,
+            r"the parameters do not fit these data: .*labels \(cs\) left out or added",
+        ),
+        (
+            {"model": lift(l2(Dropping(), 0.5)), "cs": np.ones((47, 1)), "validation": None},
+            ValueError,
+            r'Dropping draws .*has_rng\("dropout"\)',
+        ),
         ({"validation": (NEAR * np.nan, None)}, ValueError, "validation ys holds NaN"),
         ({"clip_norm": -1.0}, ValueError, "clip_norm.*got -1"),
         ({"ema_decay": 1.0}, ValueError, "ema_decay.*got 1"),
@@ -335,6 +471,20 @@ def test_options_that_do_not_fit_are_errors_before_anything_is_made(tmp_path, ca
 def test_validation_data_without_their_pair_are_an_error():
     with pytest.raises(ValueError, match=r"validation wants a pair \(ys, cs\).*ndarray"):
         inspect.unwrap(fit)(MODEL, ADAM, YS, key=KEY, epochs=1, validation=NEAR)  # before jaxtyping sees it
+
+
+def test_keys_of_the_old_style_are_keys():
+    assert_same_bits(run(epochs=1, key=jax.random.PRNGKey(0)).params, run(epochs=1).params)
+    with pytest.raises(TypeError, match="one random key"):
+        evaluate(MODEL, {}, 0, NEAR)
+
+
+def test_by_default_a_batch_is_128_or_all_data():
+    with pytest.warns(UserWarning, match="batch_size=47, which is all data; by default it is 128"):
+        few = run(epochs=1, batch_size=None)
+    assert few.history[0]["step"] == 1
+    many = np.tile(YS, (6, 1))
+    assert run(ys=many, epochs=1, batch_size=None).history[0]["step"] == len(many) // 128 == 2
 
 
 def test_what_the_absence_of_compilation_is_judged_by(caplog):

@@ -214,8 +214,8 @@ def test_context_network(x64):
     h = jax.jit(net.apply)(params["context"], c)
     given_c, given_h = (jax.jit(lambda p, c, of=of: of.dist(p, c).log_prob(x)) for of in (flow, plain))
     assert float(given_c(params, c)) == float(given_h(params, h))
-    joined = jax.jit(plain.init)(jax.random.key(0), (c, jnp.array(2)))  # an integer beside floats
-    assert plain.dist(joined, (c, jnp.array(2))).h.tolist() == [1.0, -0.5, 2.0]
+    joined = jax.jit(plain.init)(jax.random.key(0), (c, jnp.array(True)))  # a truth value beside floats
+    assert plain.dist(joined, (c, jnp.array(True))).h.tolist() == [1.0, -0.5, 1.0]
     pair = (lambda key, y, c: {}, lambda params, y, c: jnp.append(y, c))
     flow = coupling_flow(2, layers=2, hidden=(4,), context=pair)
     params = jax.jit(flow.init)(jax.random.key(0), (c, c))

@@ -27,7 +27,7 @@ class Case:
 
     def __init__(self, system: System):
         self.system, self.model = system, system.model
-        self.ys = jnp.asarray(system.data.ys)
+        self.ys = jax.tree.map(jnp.asarray, system.data.ys)
         self.cs = None if system.cs is None else jnp.asarray(system.cs)
         self.y, self.c = jax.tree.map(lambda x: x[0], (self.ys, self.cs))
         self.optimizer = optax.adam(0.03)
@@ -54,7 +54,7 @@ class Case:
         return compiled(of_batch)
 
     def at(self, seed: int = 1, *, params=None, ys=None):
-        ys = self.ys if ys is None else jnp.asarray(ys)
+        ys = self.ys if ys is None else jax.tree.map(jnp.asarray, ys)
         params = self.params if params is None else params
         with jax.debug_key_reuse(True):
             return self.graded(params, jax.random.split(jax.random.key(seed), BATCH), ys, self.cs)
@@ -76,7 +76,8 @@ class Case:
     def log_p(self):
         """(ln P(y) of the first example, ln P of every value that an example can have)."""
         values = self.system.data.values
-        ys = self.y[None] if values is None else np.concatenate([self.y[None], values.points])
+        ys = jax.tree.map(lambda x: x[None], self.y)
+        ys = ys if values is None else np.concatenate([ys, values.points])
         log_p = compiled(jax.vmap(lambda y: self.system.density(self.params, y, self.c)))(ys)
         return float(log_p[0]), np.asarray(log_p[1:], np.float64)
 
@@ -144,8 +145,8 @@ def test_init_and_shapes(case):
     assert terms.distortion.dtype == terms.nats.dtype == jnp.float32
     assert jax.tree.map(lambda g: g.shape[1:], gradients) == jax.tree.map(jnp.shape, case.params)
     y = jax.eval_shape(case.model.sample, case.params, jax.random.key(0), case.c)
-    assert y.shape == case.y.shape
-    assert jnp.issubdtype(y.dtype, jnp.integer) or y.dtype == jnp.float32
+    assert jax.tree.map(jnp.shape, y) == jax.tree.map(jnp.shape, case.y)
+    assert all(jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.float32 for x in jax.tree.leaves(y))
 
 
 def test_same_key_same_terms_another_key_others(case):
@@ -156,7 +157,7 @@ def test_same_key_same_terms_another_key_others(case):
     else:
         assert np.any(one != other)
     _, _, samples = case.draws
-    assert len(np.unique(samples.reshape(DRAWS, -1), axis=0)) > 1
+    assert all(len(np.unique(x.reshape(DRAWS, -1), axis=0)) > 1 for x in jax.tree.leaves(samples))
 
 
 def test_values_and_gradients_are_finite(case):
@@ -177,8 +178,9 @@ def test_gradients_are_derivatives(case, x64):
     """Central differences along one random direction for each leaf of the parameters."""
     rng = np.random.default_rng(0)
     params, ys, cs = jax.tree.map(
-        lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, (case.params, case.ys[:2], case.cs)
+        lambda x: x.astype(jnp.float64) if x.dtype == jnp.float32 else x, (case.params, case.ys, case.cs)
     )
+    ys = jax.tree.map(lambda x: x[:2], ys)
     keys, cs = jax.random.split(jax.random.key(4), 2), None if cs is None else cs[:2]
 
     def loss(params, key, y, c):
@@ -210,7 +212,7 @@ def test_gradients_are_derivatives(case, x64):
 
 def test_rows_do_not_touch_each_other(case):
     """Another example in row 1: row 1 changes, and no other row does in any bit."""
-    ys = case.ys.at[1].set(case.ys[1] + 1 if case.ys[1].max() == 0 else 0 * case.ys[1])
+    ys = jax.tree.map(lambda x: x.at[1].set(x[1] + 1 if x[1].max() == 0 else 0 * x[1]), case.ys)
     before, after = case.at(), case.at(ys=ys)
     rest = np.delete(np.arange(BATCH), 1)
     assert_identical(*(jax.tree.map(lambda x: x[rest], result) for result in (after, before)))
@@ -221,7 +223,7 @@ def test_rows_do_not_touch_each_other(case):
 def test_nothing_is_compiled_twice(case):
     """Other parameters, keys and data of the same shapes: no new trace. Nor for a state that the step made itself."""
     case.at(seed=1)
-    case.at(seed=5, params=case.fresh(seed=1).params, ys=case.ys[::-1])
+    case.at(seed=5, params=case.fresh(seed=1).params, ys=jax.tree.map(lambda x: x[::-1], case.ys))
     case.trained(case.fresh(), 2)
     case.trained(case.fresh(seed=1), 1)
     assert case.traces == {"graded": 1, "step": 1}

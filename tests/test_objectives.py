@@ -11,19 +11,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from laws import BITS, affine, compiled, encoder, grid, latent
 
-from vae_jax import Model, Terms, bernoulli, init_state, make_train_step, standard_normal
+from vae_jax import Model, Terms, bernoulli, gumbel, init_state, make_train_step, score_function, standard_normal
 from vae_jax.core import (
     batch_mean_per_unit,
     beta_elbo,
+    ciwae,
     cyclical_annealing,
+    doubly_reparameterised,
+    drop_condition,
     elbo,
     free_bits,
     importance_weighted,
+    importance_weighted_bound,
+    leave_one_out,
     linear_annealing,
+    miwae,
     of,
     per_example,
     per_unit,
+    piwae,
+    renyi,
     sigmoid_annealing,
+    vimco,
 )
 from vae_jax.core.model import Units
 from vae_jax.core.objectives import batch_terms
@@ -248,7 +257,37 @@ def test_importance_weighted_reports_the_elbo_and_minimises_less(reported):
     [
         (lambda: beta_elbo(-1.0), r"beta.*-1\.0"),
         (lambda: free_bits(-0.5, per_unit), r"floor.*-0\.5"),
+        (lambda: beta_elbo(float("nan")), "beta weighs .*nan"),
+        (lambda: beta_elbo("1"), "beta weighs .*; got 1"),
+        (lambda: beta_elbo(None), "beta weighs .*None"),
+        (lambda: beta_elbo(np.inf), "beta weighs .*inf"),
+        (lambda: beta_elbo(jnp.ones(2)), "beta weighs .*1. 1."),
+        (lambda: free_bits(0.5, per_unit, beta=-1), "beta weighs .*-1"),
+        (lambda: free_bits(0.5, per_unit, beta=np.nan), "beta weighs .*nan"),
+        (lambda: free_bits(np.nan, per_unit), "floor.*nan"),
+        (lambda: drop_condition(elbo(), np.nan), "rate is the part .*nan"),
+        (lambda: drop_condition(elbo(), "0.1"), "rate is the part .*0.1"),
         (lambda: importance_weighted(0), "k=0"),
+        (lambda: importance_weighted(2.5), "got k=2.5 .want a whole number"),
+        (lambda: importance_weighted(True), "k=True"),
+        (lambda: importance_weighted("3"), "k=3"),
+        (lambda: miwae(2, 1.5), "k=1.5"),
+        (lambda: miwae(np.float32(2), 1), "m=2.0"),
+        (lambda: piwae(None, 2), "m=None"),
+        (lambda: ciwae(np.nan, 2), "beta is the ELBO's share .*nan"),
+        (lambda: renyi(np.nan, 2), "alpha, .*; got nan"),
+        (lambda: renyi(0.5, 2.0), "k=2.0"),
+        (lambda: vimco(1), "k >= 2 samples.*k=1"),
+        (lambda: leave_one_out(2.5), "k >= 2 samples.*k=2.5"),
+        (lambda: doubly_reparameterised(1.5), "k=1.5"),
+        (lambda: importance_weighted_bound(WEIGHTS, PARAMS, None, KL[0], k=2.5), "k=2.5"),
+        (lambda: importance_weighted_bound(WEIGHTS, PARAMS, None, KL[0], k=2, chunk=0), "chunk .*; got 0"),
+        (lambda: score_function(np.nan), "baseline is in nats.*nan"),
+        (lambda: gumbel(np.inf), "temperature .* must be positive; got inf"),
+        (lambda: linear_annealing(np.nan), "at least one step; got nan"),
+        (lambda: linear_annealing(10, end=np.inf), "end of a schedule wants a number; got inf"),
+        (lambda: sigmoid_annealing(10, steepness="10"), "steepness of a schedule"),
+        (lambda: cyclical_annealing(10, ramp=np.nan), "ramp.*nan"),
         (lambda: linear_annealing(0), "at least one step; got 0"),
         (lambda: sigmoid_annealing(-3), "at least one step; got -3"),
         (lambda: cyclical_annealing(0), "at least one step; got 0"),
@@ -259,6 +298,23 @@ def test_importance_weighted_reports_the_elbo_and_minimises_less(reported):
 def test_options_out_of_range(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    "value", [1, np.int64(1), np.float32(1), jnp.float32(1), np.array(1.0)], ids=lambda x: type(x).__name__
+)
+def test_numbers_of_every_kind_are_numbers(value):
+    assert at(beta_elbo(value))[0] == at(elbo())[0] == at(beta_elbo(lambda step: value))[0]
+    whole = value if np.asarray(value).dtype.kind == "i" else jnp.asarray(value, jnp.int32)
+    assert np.isfinite(at(importance_weighted(whole), model=WEIGHTS)[0])
+
+
+@pytest.mark.parametrize(("value", "got"), [(jnp.ones(2), r"\(2,\)"), ([1.0], "list"), (None, "NoneType")])
+def test_a_schedule_gives_one_number_for_all_examples(value, got):
+    """An array would give each example a weight of its own."""
+    for make in (beta_elbo, lambda beta: free_bits(0.5, per_unit, beta=beta)):
+        with pytest.raises(ValueError, match=rf"beta\(step\) has to be one number, the same for all .*; got {got}"):
+            at(make(lambda step: value))
 
 
 def test_importance_weights_of_a_model_without_them():

@@ -11,7 +11,7 @@ from vae_jax import analytic, gaussian, l2, learned_normal, sampled, standard_no
 from vae_jax.core import share, start_from
 from vae_jax.core.model import log_prob
 from vae_jax.em import mixture_of_gaussians
-from vae_jax.parts import vampprior
+from vae_jax.parts import learned_classes, vampprior
 from vae_jax.selfcheck.quadrature import at_nodes, expected_terms, hermite
 from vae_jax.selfcheck.solvable import affine, affine_normal, full_normal, two_layers
 
@@ -329,6 +329,30 @@ def test_priors_refuse():
             vampprior(affine_normal(1), nothing)
     with pytest.raises(ValueError, match="3 pseudo-inputs have 2 conditions: give one for each"):
         vampprior(affine_normal(1), jnp.zeros((3, 2)), condition=jnp.zeros(2))
+    with pytest.raises(ValueError, match="pseudo_inputs holds NaN or infinity"):
+        vampprior(affine_normal(1), np.array([[0.0, np.nan]]))
+    with pytest.raises(ValueError, match="pseudo_inputs has dtype <U1"):
+        vampprior(affine_normal(1), np.array([["a"]]))
+
+
+@pytest.mark.parametrize("size", [0, -1, 2.0, (3, 0), "2", None, True])
+def test_sizes_of_a_latent(size):
+    for name, make in (
+        ("standard_normal", standard_normal),
+        ("learned_normal", learned_normal),
+        ("learned_classes", lambda size: learned_classes(size, 2)),
+    ):
+        with pytest.raises(ValueError, match=rf"{name} wants the size of z, a whole number of at least 1 .*; got"):
+            make(size)
+    assert standard_normal(np.int64(3)).dist({}).event_shape == (3,)
+
+
+def test_pseudo_inputs_of_another_shape_than_the_examples():
+    model = vae(affine_normal(2), vampprior(affine_normal(2), jnp.ones((5, 3))), l2(affine(4), 1.0))
+    tied = share(model, "enc", "pri/enc")
+    params = jax.eval_shape(tied.init, jax.random.key(0), jnp.ones(4))
+    with pytest.raises(ValueError, match=r"pseudo_inputs of shape \(3,\) do not fit this encoder: .*preprocessed"):
+        jax.eval_shape(tied.terms, params, jax.random.key(0), jnp.ones(4))
 
 
 def test_wrong_latent_size_is_named():
@@ -337,6 +361,10 @@ def test_wrong_latent_size_is_named():
     params = jax.eval_shape(model.init, jax.random.key(0), jnp.ones(4))
     with pytest.raises(ValueError, match=r"over arrays of shape \(3,\), and was given one of shape \(2,\)"):
         jax.eval_shape(model.terms, params, jax.random.key(0), jnp.ones(4))
+    for size in (3, 1):  # a KL of one number would be broadcast
+        model = vae(affine_normal(2), standard_normal(size), l2(affine(4), 1.0), estimator=analytic)
+        with pytest.raises(ValueError, match=rf"encoder is .* over z of shape \(2,\), and the prior .* \({size},\)"):
+            jax.eval_shape(model.terms, params, jax.random.key(0), jnp.ones(4))
 
 
 # A second stage

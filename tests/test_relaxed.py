@@ -441,6 +441,9 @@ def test_what_is_refused(make):
     ):
         with pytest.raises(TypeError, match=message):
             vae(enc, pri, bernoulli(same), estimator=make(1.0)).terms(params, jax.random.key(0), y)
-    for shape, classes in ((3, 1), (3, 2.5), (2.5, 3), ((2, 0), 3)):
+    for shape, classes in ((3, 1), (3, 2.5)):
         with pytest.raises(ValueError, match="at least two classes to choose from; got"):
             learned_classes(shape, classes)
+    for shape in (2.5, (2, 0)):
+        with pytest.raises(ValueError, match="learned_classes wants the size of z, a whole number of at least 1"):
+            learned_classes(shape, 3)

@@ -13,9 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 from jax.sharding import Mesh
 from laws import affine, class_of, compiled, encoder, uniform
-from numpyro.distributions import CategoricalLogits
+from numpyro.distributions import CategoricalLogits, Normal
 
 from vae_jax import (
     Model,
@@ -30,12 +31,23 @@ from vae_jax import (
     standard_normal,
     vae,
 )
-from vae_jax.core import Scatter, beta_elbo, elbo, free_bits, importance_weighted, linear_annealing, per_example, share
+from vae_jax.core import (
+    Scatter,
+    beta_elbo,
+    elbo,
+    free_bits,
+    importance_weighted,
+    lift,
+    linear_annealing,
+    per_example,
+    share,
+)
 from vae_jax.core.objectives import batch_terms
 from vae_jax.data import Preprocess, dynamic_binarisation
-from vae_jax.parts import vampprior
+from vae_jax.parts import conditional, vampprior
 from vae_jax.training import Turns, batch_sharding, lagging, replicated
-from vae_jax.training.step import epoch_order, leaf_names, split_parts
+from vae_jax.training.optimizer import split_parts
+from vae_jax.training.step import epoch_order, leaf_names
 
 KEY = jax.random.key(7)
 YS = np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
@@ -471,7 +483,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted():
             assert state.params["gen"] != old.params["gen"]
     assert counts == [(1, 0, 0, 0), (2, 1, 1, 1), (3, 2, 2, 2), (4, 2, 0, 0), (5, 3, 1, 1)]
     assert all(np.all(np.isfinite(x)) for x in jax.tree.leaves(state))
-    assert leaf_names(state.params)[int(state.culprit)] == "loss"
+    assert leaf_names(state.params)[int(state.culprit)] == "distortion"  # and the loss, which is a sum
 
 
 def test_run_goes_on_as_if_the_bad_batch_had_not_been():
@@ -528,7 +540,8 @@ def test_parameters_that_are_no_dict_are_one_part(params):
     assert all(np.all(a != b) for a, b in zip(jax.tree.leaves(after.params), jax.tree.leaves(params), strict=True))
     skipped, _ = run(model, ys=BAD, clip_norm=1.0)
     assert_same(skipped.params, params)
-    assert int(skipped.culprit) == 3 + len(jax.tree.leaves(params)) == len(leaf_names(params)) - 1
+    assert leaf_names(params)[int(skipped.culprit)].startswith("gradient of ")
+    assert int(skipped.culprit) == 3 + len(jax.tree.leaves(params))
     with pytest.raises(ValueError, match=r"\['all'\]"):
         run(model, parts=("gen",))
 
@@ -539,9 +552,151 @@ def test_the_one_part_may_be_named():
 
 
 def test_leaf_names():
-    wanted = ["gradient of enc/a", "gradient of enc/b", "gradient of gen/w"]
+    leaves = ["enc/a", "enc/b", "gen/w"]
+    wanted = [f"{what} of {leaf}" for what in ("gradient", "update") for leaf in leaves]
     params = {"gen": {"w": 0.0}, "enc": Knobs(0.0, 1.0)}
-    assert leaf_names(params) == ["loss", "distortion", "rate", "penalty", *wanted]
+    assert leaf_names(params) == ["distortion", "rate", "penalty", "loss", *wanted]
+
+
+HALF = lift(conditional(nn.Dense(2, param_dtype=jnp.float16, dtype=jnp.float16), lambda x: Normal(x, 1.0).to_event(1)))
+
+
+@pytest.mark.parametrize(
+    ("model", "optimizer", "culprit"),
+    [
+        (LINE, optax.adam(float("nan")), "update of enc"),
+        (LINE, optax.chain(optax.scale(1e30), optax.scale(1e30)), "update of enc"),
+        # Adam's eps of 1e-8 is 0 in float16, and so is the square of a small gradient: 0 / 0.
+        (HALF, ADAM, "update of params/kernel"),
+        (lift(conditional(affine(2), lambda x: Normal(x, 1e-20).to_event(1))), SGD, "distortion"),
+        (lift(conditional(affine(2), lambda x: Normal(x, float("inf")).to_event(1))), SGD, "distortion"),
+    ],
+)
+def test_what_is_not_finite_after_the_update_is_noticed_too(model, optimizer, culprit):
+    c, ys = jnp.zeros(1), jnp.ones((4, 2))
+    state = init_state(model, optimizer, KEY, ys[0], c)
+    after, _ = step_of(model, optimizer)(state, KEY, ys, jnp.zeros((4, 1)))
+    assert_same((after.params, after.opt_state), (state.params, state.opt_state))
+    assert (int(after.skipped), int(after.in_a_row)) == (1, 1)
+    assert leaf_names(after.params)[int(after.culprit)] == culprit
+
+
+# Optimisers
+
+
+def tree_terms(params, key, y, c=None):
+    """A distortion of enc and gen, whose numbers pull at each other; no noise."""
+    enc, gen = params["enc"], params["gen"]
+    return Terms(jnp.sum((gen["w"] * enc["a"] - y) ** 2) + jnp.sin(enc["b"]) * jnp.sum(gen["w"]), enc["b"] ** 2)
+
+
+TREE = Model(constant({"enc": {"a": 1.5, "b": 0.5}, "gen": {"w": np.ones(2)}, "pri": {}}), tree_terms, nothing)
+
+
+def by_path(slow, params):
+    """A label for each parameter by the path to it."""
+
+    def label(path, _):
+        return "slow" if jax.tree_util.keystr(path, simple=True, separator="/").startswith(slow) else "fast"
+
+    return jax.tree_util.tree_map_with_path(label, params)
+
+
+def is_weight(params):
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "w", params)
+
+
+PLAIN, SLOW_AND_FAST = optax.sgd(0.1), {"slow": optax.sgd(0.01), "fast": optax.adam(0.1)}
+OPTIMIZERS = {
+    "adam": optax.adam(optax.exponential_decay(0.1, 2, 0.5)),
+    "clipped": optax.chain(optax.clip_by_global_norm(1.0), optax.sgd(1.0)),
+    "clipped after": optax.chain(optax.adam(0.5), optax.clip_by_global_norm(0.1)),
+    "labels by path": optax.multi_transform(SLOW_AND_FAST, functools.partial(by_path, "enc/a")),
+    "labels by part": optax.multi_transform(SLOW_AND_FAST, {"enc": "slow", "gen": "fast", "pri": "fast"}),
+    "labels of leaves": optax.multi_transform(
+        SLOW_AND_FAST, {"enc": {"a": "slow", "b": "fast"}, "gen": {"w": "slow"}, "pri": {}}
+    ),
+    "masked": optax.chain(optax.masked(optax.scale(3.0), is_weight), optax.adamw(0.1, mask=is_weight)),
+    "on plateau": optax.chain(PLAIN, optax.contrib.reduce_on_plateau(patience=1, rtol=0.5)),
+    "polyak": optax.polyak_sgd(1.0),
+    "schedule-free": optax.contrib.schedule_free_sgd(0.1),
+    "distance over gradients": optax.contrib.dog(1.0),
+    "every second": optax.MultiSteps(optax.adam(0.1), 2),
+}
+
+
+def test_all_parts_together_are_optax_on_the_whole_tree():
+    """Four steps of each optimiser, beside a loop that knows of no parts: parameters and states, bit for bit."""
+    steps = {name: make_train_step(TREE, optimizer) for name, optimizer in OPTIMIZERS.items()}
+    states = {name: init_state(TREE, optimizer, KEY, YS[0]) for name, optimizer in OPTIMIZERS.items()}
+
+    @compiled
+    def ours(states):
+        return {name: step(states[name], KEY, YS)[0] for name, step in steps.items()}
+
+    def by_hand(optimizer, params, opt_state):
+        keys = jax.random.split(KEY, len(YS))
+        loss, grads = jax.value_and_grad(lambda p: elbo()(TREE, p, keys, YS, None, 0)[0])(params)
+        updates, opt_state = optax.with_extra_args_support(optimizer).update(grads, opt_state, params, value=loss)
+        return optax.apply_updates(params, updates), opt_state
+
+    @compiled
+    def theirs(states):
+        return {name: by_hand(OPTIMIZERS[name], *state) for name, state in states.items()}
+
+    hands = {name: (states[name].params, optimizer.init(states[name].params)) for name, optimizer in OPTIMIZERS.items()}
+    for _ in range(4):
+        states, hands = ours(states), theirs(hands)
+    for name, (params, opt_state) in hands.items():
+        assert_same(states[name].params, params)
+        for part in ("enc", "gen", "pri"):
+            assert_same(*own_leaves(states[name].opt_state[part], opt_state))
+
+
+def own_leaves(state, whole):
+    """(the leaves that a part keeps of an optimiser's state, the same of the whole state)."""
+    masked = lambda leaf: isinstance(leaf, optax.MaskedNode)  # noqa: E731
+    pairs = jax.tree.leaves(jax.tree.map(lambda a, b: None if masked(a) else (a, b), state, whole, is_leaf=masked))
+    return pairs[::2], pairs[1::2]
+
+
+@pytest.mark.parametrize("name", ["clipped", "labels by path", "labels of leaves", "masked"])
+def test_frozen_parts_are_not_there_for_the_optimizer(name):
+    """gen alone, then enc alone: each moves as in a model that has no other part, the other one keeps every bit."""
+    state = start(TREE, OPTIMIZERS[name])
+    after, _ = run(TREE, OPTIMIZERS[name], parts=("gen", "pri"), steps=2)
+    assert_same((after.params["enc"], after.opt_state["enc"]), (state.params["enc"], state.opt_state["enc"]))
+    assert np.all(after.params["gen"]["w"] != state.params["gen"]["w"])
+    if name == "clipped":  # by 1 in all at each step: the norm of what trains, and of nothing else
+        moved = run(TREE, OPTIMIZERS[name], parts=("gen",))[0].params["gen"]["w"] - state.params["gen"]["w"]
+        np.testing.assert_allclose(np.linalg.norm(moved), 1.0, rtol=1e-6)
+    both, _ = run(TREE, OPTIMIZERS[name], parts=("enc",), state=after)
+    assert_same((both.params["gen"], both.opt_state["gen"]), (after.params["gen"], after.opt_state["gen"]))
+    assert all(both.params["enc"][leaf] != after.params["enc"][leaf] for leaf in "ab")
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "error", "message"),
+    [
+        (None, TypeError, r"optimizer wants an optax optimiser, .* got None"),
+        (optax.adam, TypeError, r"got the function adam, which has to be called first"),
+        (0.1, TypeError, r"got 0\.1"),
+        (
+            optax.multi_transform(SLOW_AND_FAST, functools.partial(by_path, "encoder/")),
+            ValueError,
+            r"no parameter has the label 'slow' .*: it goes by the whole tree of parameters, enc/a, enc/b, gen/w",
+        ),
+        (optax.masked(PLAIN, {"enc": False, "gen": False, "pri": True}), ValueError, "mask .* picks no parameter"),
+        (optax.chain(PLAIN, optax.masked(PLAIN, lambda p: jax.tree.map(jnp.iscomplexobj, p))), ValueError, "mask "),
+        (optax.flatten(optax.adam(0.1)), ValueError, r"cannot be divided by the parts .*optax\.flatten"),
+    ],
+)
+def test_optimizers_that_would_do_nothing(optimizer, error, message):
+    with pytest.raises(error, match=message):
+        init_state(TREE, optimizer, KEY, YS[0])
+    if error is TypeError:
+        with pytest.raises(error, match=message):
+            make_train_step(TREE, optimizer)
 
 
 def test_pmap_skips_on_every_device():

@@ -19,6 +19,8 @@ import jax
 import vae_jax
 from vae_jax.core.extras import extra
 from vae_jax.report import page
+from vae_jax.training.checkpoint import DamagedError
+from vae_jax.training.run_directory import check_writable
 
 SMOKE = (
     "A smoke run: few examples, few passes over them, small models, to see that all works. Its numbers are those of "
@@ -102,8 +104,10 @@ def run(main: Callable[[Any], Any], config: type) -> None:
         check_paths()
         with extra("cli", "the command line"):
             import tyro
-        main(tyro.cli(config))
-    except (ImportError, ValueError, TypeError, OSError, FloatingPointError) as error:
+        options: Any = tyro.cli(config)
+        check_writable(options.out)
+        main(options)
+    except (ImportError, ValueError, TypeError, OSError, FloatingPointError, DamagedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
         again = "; continue it with --resume" if hasattr(config, "resume") else ""

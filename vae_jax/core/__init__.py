@@ -2,10 +2,11 @@
 
 `model` says what a `Conditional`, a `Model` and its `Terms` are, `combinator` is `vae`, `estimators` (and `reinforce`)
 how E L is estimated, `objectives` (and `multi_sample`) what a step minimises, `network` what a network is,
-`distributions` and `linalg` what numpyro and jax lack, `whole_numbers` which numbers are counts.
+`distributions` and `linalg` what numpyro and jax lack, `numbers` which options are numbers and counts.
 """
 
 from vae_jax.core.combinator import importance_weighted_bound, means, reconstruct, vae
+from vae_jax.core.conditions import labelled
 from vae_jax.core.estimators import Estimator, analytic, enumerated, fixed_encoder, sampled, sticking
 from vae_jax.core.model import EM, Conditional, Diffused, Model, Params, Scatter, Terms, Units, join, lift, parted
 from vae_jax.core.multi_sample import (
@@ -41,7 +42,8 @@ __all__ = [
     "EM", "Conditional", "Diffused", "Estimator", "FreeBits", "Model", "Network", "Objective", "Params", "Scatter",
     "SequenceNetwork", "Terms", "Units", "analytic", "as_network", "batch_mean_per_unit", "beta_elbo", "ciwae",
     "cyclical_annealing", "doubly_reparameterised", "drop_condition", "elbo", "enumerated", "fixed_encoder",
-    "free_bits", "hoist", "importance_weighted", "importance_weighted_bound", "join", "leave_one_out", "lift",
-    "linear_annealing", "means", "miwae", "of", "parted", "per_example", "per_unit", "piwae", "reconstruct", "renyi",
-    "sampled", "score_function", "share", "sigmoid_annealing", "start_from", "sticking", "through", "vae", "vimco",
+    "free_bits", "hoist", "importance_weighted", "importance_weighted_bound", "join", "labelled", "leave_one_out",
+    "lift", "linear_annealing", "means", "miwae", "of", "parted", "per_example", "per_unit", "piwae", "reconstruct",
+    "renyi", "sampled", "score_function", "share", "sigmoid_annealing", "start_from", "sticking", "through", "vae",
+    "vimco",
 ]  # fmt: skip

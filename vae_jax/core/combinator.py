@@ -16,6 +16,7 @@ from jax.scipy.special import logsumexp
 
 from vae_jax.core.estimators import Estimator, Parts, analytic, importance_of, mean_of, sampled
 from vae_jax.core.model import Conditional, Model, Params, example_of, join, lift
+from vae_jax.core.numbers import is_whole
 
 
 def vae(
@@ -107,10 +108,12 @@ def importance_weighted_bound(
         chunk: samples held in memory at once (default: all).
 
     Raises:
-        ValueError: k < 1, or the model offers no importance samples.
+        ValueError: k or chunk < 1, or the model offers no importance samples.
     """
-    if k < 1:
-        raise ValueError(f"the importance-weighted bound takes k >= 1 samples; got k={k}")
+    if not is_whole(k):
+        raise ValueError(f"the importance-weighted bound takes k >= 1 samples; got k={k} (want a whole number)")
+    if chunk is not None and not is_whole(chunk):
+        raise ValueError(f"chunk is how many samples are in memory at once, at least 1; got {chunk}")
     sample = importance_of(model)
     chunk = k if chunk is None else min(chunk, k)
 

@@ -16,6 +16,7 @@ from numpyro.distributions import constraints
 from numpyro.distributions.util import promote_shapes
 
 from vae_jax.core.linalg import inverse_of_lower
+from vae_jax.core.numbers import is_number
 
 MAX_LOG_STD = 7.0
 MAX_ENUMERATED = 65_536
@@ -142,7 +143,7 @@ class GumbelSoftmax(dist.Distribution):
 
 def check_temperature(temperature: ArrayLike) -> None:
     """Raise a ValueError for a temperature of relaxed classes that is known and not positive, or infinite."""
-    if not isinstance(temperature, jax.core.Tracer) and not 0 < np.asarray(temperature) < math.inf:
+    if not isinstance(temperature, jax.core.Tracer) and not (is_number(temperature, 0) and temperature != 0):
         raise ValueError(f"the temperature of relaxed classes must be positive; got {temperature}: a finite number")
 
 

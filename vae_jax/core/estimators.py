@@ -177,6 +177,7 @@ def _analytic_terms(parts, params, key, y, c):
     k_z, k_parts = jax.random.split(key)
     q = _posterior(parts, params, y, c, reparameterised=True)
     p = parts.prior_conditional.dist(params["pri"], c)
+    check_same_z(q, p)
     try:
         kl = dist.kl_divergence(q, p)
     except NotImplementedError as error:
@@ -186,6 +187,15 @@ def _analytic_terms(parts, params, key, y, c):
     z = q.rsample(k_z)
     at_sample = _assemble(parts, params, k_parts, log_prob(q, z), z, y, c)
     return with_rate(at_sample, kl, q, unit_kl(q, p))
+
+
+def check_same_z(q: dist.Distribution, p: dist.Distribution) -> None:
+    """Raise a ValueError where encoder and prior are about z of different shapes: a KL would broadcast one of them."""
+    if q.event_shape != p.event_shape:
+        raise ValueError(
+            f"the encoder is a distribution over z of shape {q.event_shape}, and the prior over z of shape "
+            f"{p.event_shape}: one size of the latent, please"
+        )
 
 
 def _at_every_z(parts, params, key, y, c):

@@ -203,10 +203,12 @@ class Model(NamedTuple):
             estimator `terms` uses. None where the model has no such estimate.
         maximise: `(params, stats) -> params`: the M-step of those parameters that have one in closed form, from the
             batch average of `Terms.stats`. By default nothing.
-        support: `(params, c) -> numpyro constraint` that y has to satisfy, or None where it is not known.
+        support: `(params, c) -> numpyro constraint` that y has to satisfy (a tree of them where y is one), or None
+            where it is not known.
         pathwise: `(params, key, y, c, scale=1.0) -> Terms`: as `importance`, with a gradient that reaches the encoder
             only through z, times `scale`: ln P_enc is differentiated at constant parameters. None where z is not
             reparameterised.
+        classes: c is a class, 0 .. classes - 1, or -1 for no condition (`labelled`); None where c is anything else.
     """
 
     init: Callable[..., Params]
@@ -216,6 +218,7 @@ class Model(NamedTuple):
     maximise: Callable[[Params, Any], Params] = _keep
     support: Callable[..., Any] | None = None
     pathwise: Callable[..., Terms] | None = None
+    classes: int | None = None
 
 
 def join(x: Any, c: Any) -> Any:
@@ -264,7 +267,8 @@ def log_prob(distribution: dist.Distribution, x: Any) -> jax.Array:
     """`distribution.log_prob(x)`, checked to be one number.
 
     Raises:
-        ValueError: the log-probability is not a scalar, or x has another shape than the distribution's event.
+        ValueError: the log-probability is not a scalar, or x has another shape than the distribution's event. (The
+            shapes of an x that is a dict or tuple of arrays are for its distribution to check.)
         TypeError: x is a relaxed class, and the distribution not one of these.
     """
     name = _describe(distribution)
@@ -279,6 +283,8 @@ def log_prob(distribution: dist.Distribution, x: Any) -> jax.Array:
             f"{name} was given a relaxed class, whose density only GumbelSoftmax knows: with gumbel_softmax(net, "
             "temperature) as encoder the prior is another one, for instance with a network of constants"
         )
+    if not relaxed and not jax.tree_util.all_leaves([x]):
+        return distribution.log_prob(x)
     shape = x.shape if relaxed else jnp.shape(x)
     if shape != distribution.event_shape:
         raise ValueError(

@@ -23,6 +23,7 @@ from jax.scipy.special import logsumexp
 
 from vae_jax.core.estimators import importance_of
 from vae_jax.core.model import Model, Params, Terms
+from vae_jax.core.numbers import is_number, is_whole
 from vae_jax.core.objectives import Objective, batch_terms
 from vae_jax.core.reinforce import score
 
@@ -49,9 +50,11 @@ def renyi(alpha: float, k: int) -> Objective:
     v_enc <= v_post |alpha| / (1 + |alpha|). What k samples give is then finite and says nothing.
 
     Raises:
-        ValueError: k < 1.
+        ValueError: k < 1, or an alpha that is no finite number.
     """
     _check("k", k)
+    if not is_number(alpha):
+        raise ValueError(f"alpha, the order of the bound, wants a number; got {alpha}")
     if alpha == 1:
         return _of_bound(k, jnp.mean)
     return _of_bound(k, lambda log_w: log_mean((1 - alpha) * log_w) / (1 - alpha))
@@ -77,7 +80,7 @@ def ciwae(beta: float, k: int) -> Objective:
         ValueError: beta outside [0, 1], or k < 1.
     """
     _check("k", k)
-    if not 0 <= beta <= 1:
+    if not is_number(beta, 0, 1):
         raise ValueError(f"beta is the ELBO's share in the combination, in [0, 1]; got {beta}")
     return _of_bound(k, lambda log_w: beta * jnp.mean(log_w) + (1 - beta) * log_mean(log_w))
 
@@ -262,5 +265,5 @@ def _drawn(model: Model, params: Params, key: Array, k: int, y: Any, c: Any) -> 
 
 
 def _check(name: str, value: int, least: int = 1) -> None:
-    if value < least:
-        raise ValueError(f"this objective takes {name} >= {least} samples; got {name}={value}")
+    if not is_whole(value, least):
+        raise ValueError(f"this objective takes {name} >= {least} samples; got {name}={value} (want a whole number)")

@@ -84,7 +84,16 @@ def _from_batched(module: Any) -> Network:
 
     def apply(params, *inputs, key=None):
         rngs = None if key is None else {"dropout": key}
-        return jax.tree.map(lambda x: x[0], module.apply(params, *_add_batch_axis(inputs), rngs=rngs))
+        try:
+            outputs = module.apply(params, *_add_batch_axis(inputs), rngs=rngs)
+        except Exception as error:
+            if type(error).__name__ != "InvalidRngError":
+                raise
+            raise ValueError(
+                f"{type(module).__name__} draws random numbers at every call, and networks here are given a key in "
+                'training with dropout only: write nn.Dropout(rate, deterministic=not self.has_rng("dropout"))'
+            ) from error
+        return jax.tree.map(lambda x: x[0], outputs)
 
     return Network(init, apply)
 

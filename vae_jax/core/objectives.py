@@ -10,9 +10,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
+from vae_jax.core.conditions import no_condition
 from vae_jax.core.model import Model, Params, Terms
+from vae_jax.core.numbers import is_number
 
 Objective = Callable[[Model, Params, Array, Any, Any, Any], tuple[Array, Terms]]
 Annealing = Callable[[Any], Any]  # from the step to a number
@@ -33,17 +36,32 @@ def beta_elbo(beta: float | Annealing) -> Objective:
     """distortion + beta * rate (Higgins et al. 2017), beta a number or a function of the step.
 
     Raises:
-        ValueError: a negative number.
+        ValueError: a negative number, or none; or, when first called, a function that gives something else.
     """
-    if not callable(beta) and beta < 0:
-        raise ValueError(f"beta weighs the rate and cannot be negative; got {beta}")
+    weight = _weight(beta)
 
     def objective(model, params, keys, ys, cs, step):
         terms = batch_terms(model.terms, params, keys, ys, cs)
-        weight = beta(step) if callable(beta) else beta
-        return jnp.mean(terms.distortion + weight * terms.rate + terms.penalty), terms
+        return jnp.mean(terms.distortion + weight(step) * terms.rate + terms.penalty), terms
 
     return objective
+
+
+def _weight(beta: float | Annealing) -> Annealing:
+    """The weight of the rate at a step, checked to be one number."""
+    if not callable(beta):
+        if not is_number(beta, 0):
+            raise ValueError(f"beta weighs the rate and cannot be negative; got {beta}")
+        return lambda step: beta
+
+    def weight(step):
+        value = beta(step)
+        if not isinstance(value, int | float | np.generic | np.ndarray | Array) or np.shape(value) != ():
+            got = getattr(value, "shape", type(value).__name__)
+            raise ValueError(f"beta(step) has to be one number, the same for all examples; got {got}")
+        return value
+
+    return weight
 
 
 def free_bits(floor: float, definition: FreeBits, *, beta: float | Annealing = 1.0) -> Objective:
@@ -58,16 +76,16 @@ def free_bits(floor: float, definition: FreeBits, *, beta: float | Annealing = 1
         beta: weight of the rate, a number or a function of the step.
 
     Raises:
-        ValueError: a negative floor; or, when first called, a rate per unit is wanted and the model has none.
+        ValueError: a negative floor or beta; or, when first called, a rate per unit is wanted and the model has none.
     """
-    if floor < 0:
+    weight = _weight(beta)
+    if not is_number(floor, 0):
         raise ValueError(f"the floor of free bits is in nats and cannot be negative; got {floor}")
 
     def objective(model, params, keys, ys, cs, step):
         terms = batch_terms(model.terms, params, keys, ys, cs)
-        weight = beta(step) if callable(beta) else beta
         rates = jnp.asarray(terms.rate)[:, None] if definition is per_example else _unit_rates(terms)
-        return jnp.mean(terms.distortion + terms.penalty) + weight * definition(rates, floor), terms
+        return jnp.mean(terms.distortion + terms.penalty) + weight(step) * definition(rates, floor), terms
 
     return objective
 
@@ -116,14 +134,15 @@ def of(build: Callable[[Any], Model], objective: Objective = elbo()) -> Objectiv
 
 
 def drop_condition(objective: Objective, rate: float) -> Objective:
-    """The objective with the condition replaced by zeros for a part of the examples, at random.
+    """The objective without the condition for a part of the examples, at random: zeros in its place (`no_condition`).
 
     So one network learns P(y|c) and P(y), which classifier-free guidance needs (Ho & Salimans 2022, algorithm 1).
 
     Raises:
-        ValueError: a rate outside [0, 1]; or, when first called, no conditions.
+        ValueError: a rate outside [0, 1]; or, when first called, no conditions, or classes as whole numbers, among
+            which 0 is one, for a model that is not `labelled`.
     """
-    if not 0 <= rate <= 1:
+    if not is_number(rate, 0, 1):
         raise ValueError(f"rate is the part of the examples that lose their condition, in [0, 1]; got {rate}")
 
     def dropped(model, params, keys, ys, cs, step):
@@ -132,7 +151,7 @@ def drop_condition(objective: Objective, rate: float) -> Objective:
 
         def drop(key, c):
             gone = jax.random.bernoulli(jax.random.fold_in(key, 0), rate)
-            return jax.tree.map(lambda x: jnp.where(gone, jnp.zeros_like(x), x), c)
+            return jax.tree.map(lambda x, nothing: jnp.where(gone, nothing, x), c, no_condition(c, model.classes))
 
         seen = jax.vmap(drop)(keys, cs)
         keys = jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys)
@@ -143,7 +162,7 @@ def drop_condition(objective: Objective, rate: float) -> Objective:
 
 def linear_annealing(steps: int, *, start: float = 0.0, end: float = 1.0) -> Annealing:
     """From `start` at step 0 straight to `end` at step `steps`, then constant."""
-    _check_steps(steps)
+    _check_schedule(steps, start=start, end=end)
     return lambda step: start + (end - start) * jnp.minimum(step / steps, 1.0)
 
 
@@ -152,18 +171,21 @@ def sigmoid_annealing(steps: int, *, start: float = 0.0, end: float = 1.0, steep
 
     At step 0 and at `steps` it is sigmoid(-+steepness / 2) of the way.
     """
-    _check_steps(steps)
+    _check_schedule(steps, start=start, end=end, steepness=steepness)
     return lambda step: start + (end - start) * jax.nn.sigmoid(steepness * (step / steps - 0.5))
 
 
 def cyclical_annealing(period: int, *, start: float = 0.0, end: float = 1.0, ramp: float = 0.5) -> Annealing:
     """Again and again: a straight rise during the first `ramp` of each period, then `end` (Fu et al. 2019)."""
-    _check_steps(period)
-    if not 0 < ramp <= 1:
+    _check_schedule(period, start=start, end=end)
+    if not is_number(ramp, 0, 1) or ramp == 0:
         raise ValueError(f"ramp is the part of a period that rises, in (0, 1]; got {ramp}")
     return lambda step: start + (end - start) * jnp.minimum((step % period) / (ramp * period), 1.0)
 
 
-def _check_steps(steps: int) -> None:
-    if steps < 1:
+def _check_schedule(steps: float, **numbers: float) -> None:
+    if not is_number(steps, 1):
         raise ValueError(f"a schedule takes at least one step; got {steps}")
+    for name, value in numbers.items():
+        if not is_number(value):
+            raise ValueError(f"{name} of a schedule wants a number; got {value}")

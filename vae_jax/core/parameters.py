@@ -43,6 +43,7 @@ def through(
         maximise=lambda params, stats: outer(params, model.maximise(inner(params), stats)),
         support=support and (lambda params, c=None: support(inner(params), c)),
         pathwise=of(model.pathwise),
+        classes=model.classes,
     )
 
 

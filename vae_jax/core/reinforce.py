@@ -15,6 +15,7 @@ from jax.typing import ArrayLike
 
 from vae_jax.core.estimators import Estimator, at_z, drawn, importances, total
 from vae_jax.core.model import log_prob
+from vae_jax.core.numbers import is_number
 
 
 def score(signal: ArrayLike, log_q: Array) -> Array:
@@ -35,7 +36,12 @@ def score_function(baseline: ArrayLike | Callable[..., ArrayLike] = 0.0) -> Esti
 
     Args:
         baseline: nats to compare L with, a number or a function of (y, c). No gradient reaches what is inside it.
+
+    Raises:
+        ValueError: a baseline that is neither; a traced one is not looked at.
     """
+    if not (callable(baseline) or isinstance(baseline, jax.core.Tracer) or is_number(baseline)):
+        raise ValueError(f"baseline is in nats, a number or a function of (y, c); got {baseline}")
 
     def terms(parts, params, key, y, c):
         q, z, k_parts = drawn(parts, params, key, y, c)

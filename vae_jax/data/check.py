@@ -1,19 +1,18 @@
 """What a user hands in is checked once, here, before anything is compiled; the inside trusts it."""
 
 import contextlib
-import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from numpyro.distributions import constraints
 
 from vae_jax.core.model import Model, Params
+from vae_jax.core.numbers import is_whole
+from vae_jax.data.arrays import as_arrays
 from vae_jax.data.preprocess import Preprocess
-
-_SUPPORT_EXAMPLES = 512
+from vae_jax.data.supports import check_support, support_of, takes_missing
 
 
 def check_data(
@@ -25,43 +24,46 @@ def check_data(
     params: Params | None = None,
     batch_size: int = 1,
     where: str = "",
-) -> None:
-    """Make sure that this model can be trained or evaluated on these data.
+) -> tuple[Any, Any]:
+    """(ys, cs) as arrays (see `as_arrays`), after making sure that this model can be trained or evaluated on them.
 
     Args:
-        ys: (n, *example) or a pytree of such.
-        cs: (n, *condition), or None.
+        ys: (n, *example) or a dict or tuple of such.
+        cs: (n, *condition), or None. Classes are whole numbers for a model made by `labelled`, which knows how many.
         params: the model's parameters, if they are made already: they have to fit the data.
         batch_size: examples in a batch; not more than n.
         where: how messages name these data: f"{where}ys" and f"{where}cs".
 
     Raises:
-        ValueError: no data, NaN (unless the likelihood takes it for missing), a batch larger than the data, conditions
-            that do not match, values outside the likelihood's support, parameters made for other shapes, or terms that
-            are not scalars.
+        ValueError: no data, data that float32 or int32 cannot hold, NaN (unless the likelihood takes it for missing), a
+            batch larger than the data, conditions that do not match, a class that the model does not know, values
+            outside the likelihood's support, parameters made for other shapes, or terms that are not scalars.
         Exception: whatever the user's own functions raise on one example, with a note of what they were given.
     """
+    ys, cs = (as_arrays(f"{where}{name}", xs) for name, xs in (("ys", ys), ("cs", cs)))
     n = _length(f"{where}ys", ys)
-    if batch_size < 1 or batch_size > n:
+    if not is_whole(batch_size) or batch_size > n:
         raise ValueError(f"batch_size={batch_size} does not fit data of {n} examples: take one from 1 to {n}")
     if cs is not None:
         given = _length(f"{where}cs", cs)
         if given != n:
             raise ValueError(f"{where}ys has {n} examples and {where}cs {given}: give one condition for each example")
         _check_finite(f"{where}cs", cs)
+        _check_classes(f"{where}cs", cs, model.classes)
     y, c = jax.tree.map(lambda x: x[0], (ys, cs))
     key = jax.random.key(0)
     seen = jax.eval_shape(preprocess.apply, key, y)
     with _noting(where, seen, c):
         fresh = jax.eval_shape(model.init, key, seen, c)
         terms = jax.eval_shape(model.terms, fresh, key, seen, c)
-    support = _support_of(model, fresh, c)
-    if not _takes_missing(support, y):
+    support = support_of(model, fresh, seen, c)
+    if not takes_missing(support, seen):
         _check_finite(f"{where}ys", ys)
     if params is not None:
         _check_params(fresh, params)
     _check_terms(terms)
-    _check_support(support, ys, preprocess, where)
+    check_support(support, ys, cs, preprocess, where)
+    return ys, cs
 
 
 @contextlib.contextmanager
@@ -88,9 +90,6 @@ def _length(name: str, xs: Any) -> int:
         raise ValueError(f"{name} is empty: want an array (n, *example) with at least one example")
     if None in lengths or len(lengths) > 1:
         raise ValueError(f"{name} wants the examples along its first axis; got shapes {[np.shape(x) for x in leaves]}")
-    for x in leaves:
-        if getattr(x, "dtype", np.asarray(x).dtype).kind in "OSU":
-            raise ValueError(f"{name} has dtype {np.asarray(x).dtype}; want numbers")
     return len(leaves[0])
 
 
@@ -104,6 +103,20 @@ def _check_finite(name: str, xs: Any) -> None:
                 f"{name} holds NaN or infinity in {bad.sum()} of {len(x)} examples, the first at index "
                 f"{int(bad.argmax())}: remove or fill them first"
             )
+
+
+def _check_classes(name: str, cs: Any, classes: int | None) -> None:
+    """Whether a `labelled` model knows these classes; -1 is no condition."""
+    if classes is None:
+        return
+    for x in jax.tree.leaves(cs):
+        if not jnp.issubdtype(x.dtype, jnp.floating):
+            low, high = int(np.min(x)), int(np.max(x))
+            if low < -1 or high >= classes:
+                raise ValueError(
+                    f"{name} has classes in {low} .. {high}, and this model knows 0 .. {classes - 1} "
+                    f"(labelled(model, {classes})): are these the labels that it was trained with?"
+                )
 
 
 def _check_params(fresh: Any, params: Params) -> None:
@@ -128,76 +141,3 @@ def _check_terms(terms: Any) -> None:
         shape = np.shape(getattr(terms, name))
         if shape != ():
             raise ValueError(f"Model.terms is for ONE example: its {name} has to be a scalar and has shape {shape}")
-
-
-def _takes_missing(support: Any, y: Any) -> bool:
-    """Whether the likelihood takes NaN, which then means missing, in an example like y."""
-    if support is None or len(jax.tree.leaves(y)) != 1 or not np.issubdtype(np.asarray(y).dtype, np.floating):
-        return False
-    return bool(np.all(support(np.full_like(y, np.nan))))
-
-
-def _check_support(support: Any, ys: Any, preprocess: Preprocess, where: str) -> None:
-    """Hold some preprocessed examples against the likelihood's support; all of them where nothing is preprocessed."""
-    if support is None:
-        return
-    if preprocess.name != "as given":
-        first = jax.tree.map(lambda x: jnp.asarray(x[:_SUPPORT_EXAMPLES]), ys)
-        keys = jax.random.split(jax.random.key(0), len(jax.tree.leaves(first)[0]))
-        ys = _prepare(preprocess)(keys, first)
-    inside = np.asarray(support(np.asarray(ys)))
-    if inside.all():
-        return
-    values = np.asarray(ys, np.float64)
-    got = f"{where}ys has values in [{values.min():g}, {values.max():g}]"
-    raise ValueError(
-        f"{got} ({preprocess.name}); the likelihood wants {_describe(support)}. {_advice(support, values)}"
-    )
-
-
-@functools.lru_cache(maxsize=16)
-def _prepare(preprocess: Preprocess) -> Callable[..., Any]:
-    """`(keys, ys) -> ys` of a batch, compiled once: every validation asks for it."""
-    return jax.jit(jax.vmap(preprocess.apply))
-
-
-def _support_of(model: Model, fresh: Any, c: Any) -> Any:
-    """The constraint on y. Its bounds are constants of the model, so abstract parameters are enough to find it."""
-    support = model.support
-    if support is None:
-        return None
-    found: list[Any] = []
-    jax.eval_shape(lambda params: found.append(support(params, c)), fresh)
-    bounds = [value for value in vars(_base(found[0])).values() if isinstance(value, jax.core.Tracer)]
-    return None if bounds else found[0]
-
-
-def _base(support: Any) -> Any:
-    return getattr(support, "base_constraint", support)
-
-
-def _describe(support: Any) -> str:
-    base = _base(support)
-    if base is constraints.boolean:
-        return "0 or 1"
-    bounds = [getattr(base, name, None) for name in ("lower_bound", "upper_bound")]
-    kind = "integers" if getattr(base, "is_discrete", False) else "numbers"
-    if None not in bounds:
-        return f"{kind} in [{bounds[0]:g}, {bounds[1]:g}]"
-    return f"{kind} >= {bounds[0]:g}" if bounds[0] is not None else str(base)
-
-
-def _advice(support: Any, values: np.ndarray) -> str:
-    if _base(support) is constraints.boolean:
-        if values.min() < 0 or values.max() > 255:
-            return "Scale them to 0 .. 255 (uint8) and binarise them with a preprocess= of vae_jax.data.preprocess"
-        if values.max() > 1:
-            return (
-                "For 8-bit levels pass preprocess=dynamic_binarisation(), static_binarisation() or "
-                "threshold_binarisation()"
-            )
-        return (
-            "The cross-entropy of grey values is not a log-probability: binarise them (give the uint8 levels and "
-            "preprocess=dynamic_binarisation()), or use l2(...) or discretised_logistic(...)"
-        )
-    return "Use a preprocess= of vae_jax.data.preprocess that gives such values, or another likelihood"

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 from vae_jax.data.folders import read_image_folder
 from vae_jax.data.images import SPLITS, Dataset, Found, as_dataset
 from vae_jax.data.local import is_idx_folder, path_of, read_file, read_idx_folder

@@ -16,7 +16,7 @@ from jax.typing import ArrayLike
 
 from vae_jax.core.distributions import bounded_log_std
 from vae_jax.core.network import Network, as_network, shape_of
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 from vae_jax.diffusion.observation import Observation, continuous
 from vae_jax.diffusion.schedules import Level, Process, Schedule, linear, variance_preserving
 from vae_jax.parts.conditionals import arguments, full_precision

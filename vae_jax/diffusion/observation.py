@@ -14,7 +14,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from vae_jax.core.distributions import Categorical, Levels
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 from vae_jax.diffusion.schedules import Level
 
 

@@ -17,7 +17,7 @@ from jax import Array
 
 from vae_jax.core.extras import extra
 from vae_jax.core.model import Params
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 from vae_jax.diffusion.denoisers import Denoiser
 from vae_jax.diffusion.schedules import variance_preserving
 

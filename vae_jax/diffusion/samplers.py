@@ -13,8 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
+from vae_jax.core.conditions import no_condition
 from vae_jax.core.model import Params
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 from vae_jax.diffusion.denoisers import Denoised, Denoiser
 from vae_jax.diffusion.schedules import Level
 from vae_jax.diffusion.steps import end, reverse_step
@@ -169,19 +170,20 @@ def trajectory(
 def guided(d: Denoiser, gen: Params, c: Any, guidance: float) -> Denoise:
     """The denoiser with its condition exaggerated: epshat = eps(z) + guidance (eps(z, c) - eps(z)).
 
-    Without a condition the network sees zeros in its place.
+    Without a condition the network sees zeros in its place (`no_condition`).
 
     Raises:
-        ValueError: guidance other than 1, and nothing to guide by.
+        ValueError: guidance other than 1, and nothing to guide by, or classes as whole numbers, among which 0 is one.
     """
     if guidance == 1.0:
         return lambda z, level: d.denoise(gen, z, level, c)
     if c is None:
         raise ValueError(f"guidance={guidance} weighs a condition, and none is given: pass labels (c), or guidance=1")
+    nothing = no_condition(c)
 
     def denoise(z, level):
         with_c = d.denoise(gen, z, level, c)
-        without = d.denoise(gen, z, level, jax.tree.map(jnp.zeros_like, c))
+        without = d.denoise(gen, z, level, nothing)
         mixed = jax.tree.map(lambda a, b: b + guidance * (a - b), with_c, without)
         part = min(guidance, 1.0)  # a variance does not go on beyond that with c: it could become negative
         one, other = jnp.asarray(with_c.variance), jnp.asarray(without.variance)

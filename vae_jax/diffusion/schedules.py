@@ -17,7 +17,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from vae_jax.core.distributions import bounded_log_std, raw_log_std
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 
 Params = Any
 START, END = -13.3, 5.0  # those of the paper: 8-bit levels can be told apart at the start

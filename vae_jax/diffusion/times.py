@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 
 Times = Callable[[Array], tuple[Array, Array]]
 

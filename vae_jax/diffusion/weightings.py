@@ -14,8 +14,8 @@ import numpy as np
 from jax import Array
 
 from vae_jax.core.model import Diffused, Model, Params, Terms
+from vae_jax.core.numbers import is_whole
 from vae_jax.core.objectives import Objective, batch_terms, elbo
-from vae_jax.core.whole_numbers import is_whole
 from vae_jax.diffusion.times import Times, at
 
 Weighting = Callable[[Array, Array], Array]  # (gamma, gamma') -> weight

@@ -16,6 +16,7 @@ from jaxtyping import Shaped
 
 from vae_jax.core.combinator import vae
 from vae_jax.core.model import Conditional, Model, Params, Terms, join, log_prob
+from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.evaluation.refinement import elbo_draws, refine
@@ -80,12 +81,12 @@ def gaps(
     Raises:
         ValueError: data that the model cannot take, log_p of another length or not finite, or draws < 1.
     """
-    check_data(vae(encoder, prior, generator), ys, cs, preprocess, params=params)
+    ys, cs = check_data(vae(encoder, prior, generator), ys, cs, preprocess, params=params)
     n = len(jax.tree.leaves(ys)[0])
     log_p = np.asarray(log_p, np.float64)
     if log_p.shape != (n,) or not np.isfinite(log_p).all():
         raise ValueError(f"log_p wants a finite ln P(y) for each of the {n} examples; got shape {log_p.shape}")
-    if draws < 1 or batch_size < 1:
+    if not is_whole(draws) or not is_whole(batch_size):
         raise ValueError(f"want draws >= 1 and batch_size >= 1; got {draws} and {batch_size}")
     options = _Refining(steps, learning_rate, samples, draws)
     of_batch = _refined(encoder, prior, generator, preprocess, options, cs is not None)
@@ -161,10 +162,10 @@ def rate_split(
     Raises:
         ValueError: data that the encoder cannot take, fewer than two examples, or samples < 1.
     """
-    if samples < 1 or batch_size < 1:
+    if not is_whole(samples) or not is_whole(batch_size):
         raise ValueError(f"want samples >= 1 and batch_size >= 1; got {samples} and {batch_size}")
     wanted = {"enc": params["enc"], "pri": params["pri"]}
-    check_data(_rate_model(encoder, prior), ys, cs, preprocess, params=wanted)
+    ys, cs = check_data(_rate_model(encoder, prior), ys, cs, preprocess, params=wanted)
     n = len(jax.tree.leaves(ys)[0])
     if n < 2:
         raise ValueError("an aggregate of one example tells nothing: want at least two")

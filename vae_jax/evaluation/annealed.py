@@ -26,6 +26,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from vae_jax.core.model import Conditional, Params, join, log_prob
+from vae_jax.core.numbers import is_whole
 
 LogDensity = Callable[[Array], Array]
 Transition = Callable[[Array, Array, Array, LogDensity], Array]
@@ -126,7 +127,7 @@ def sigmoid_betas(temperatures: int, *, steepness: float = 4.0) -> np.ndarray:
 
 
 def _check_temperatures(temperatures: int) -> None:
-    if temperatures < 1:
+    if not is_whole(temperatures):
         raise ValueError(f"want temperatures >= 1, the steps from p0 to the joint; got {temperatures}")
 
 
@@ -196,7 +197,7 @@ def _check_betas(betas: ArrayLike, chains: int) -> np.ndarray:
             f"betas wants (T + 1,) numbers that rise from 0 to 1, as linear_betas(T) gives them; got shape "
             f"{betas.shape}, from {betas.ravel()[:1]} to {betas.ravel()[-1:]}"
         )
-    if chains < 1:
+    if not is_whole(chains):
         raise ValueError(f"want chains >= 1; got {chains}")
     return betas
 

@@ -16,6 +16,7 @@ from jax import Array
 from vae_jax.core.combinator import vae
 from vae_jax.core.estimators import fixed_encoder
 from vae_jax.core.model import Conditional, Params, join
+from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.evaluation import annealed
@@ -82,11 +83,11 @@ def certified(
         ValueError: data that the model cannot take (see `check_data`), or options out of range.
         TypeError: a part without a density, or a z that is not real.
     """
-    if chains < 1 or simulate < 1 or batch_size < 1:
+    if not all(is_whole(option) for option in (chains, simulate, batch_size)):
         raise ValueError(
             f"want chains >= 1, simulate >= 1 and batch_size >= 1; got {chains}, {simulate} and {batch_size}"
         )
-    _check(prior, generator, params, ys, cs, encoder, preprocess)
+    ys, cs = _checked(prior, generator, params, ys, cs, encoder, preprocess)
     schedule(temperatures)  # refuses what it cannot do, before anything is compiled
     parts = (prior, generator, encoder)
     of_data, of_simulated = _compiled(*parts, preprocess, schedule, temperatures, chains, cs is not None)
@@ -110,8 +111,8 @@ def certified(
     )
 
 
-def _check(prior, generator, params, ys, cs, encoder, preprocess) -> None:
-    """Without an encoder the prior takes its place, whatever y."""
+def _checked(prior, generator, params, ys, cs, encoder, preprocess) -> tuple[Any, Any]:
+    """`check_data`. Without an encoder the prior takes its place, whatever y."""
     annealed.check_parts(prior, generator, encoder)
     at_data = Conditional(
         lambda key, joined: prior.init(key, None if cs is None else joined[1]),
@@ -120,7 +121,7 @@ def _check(prior, generator, params, ys, cs, encoder, preprocess) -> None:
     enc = params["pri"] if encoder is None else params["enc"]
     wanted = {"enc": enc, "pri": params["pri"], "gen": params["gen"]}
     model = vae(encoder or at_data, prior, generator, estimator=fixed_encoder)
-    check_data(model, ys, cs, preprocess, params=wanted)
+    return check_data(model, ys, cs, preprocess, params=wanted)
 
 
 @functools.lru_cache(maxsize=16)

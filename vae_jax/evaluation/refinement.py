@@ -19,6 +19,7 @@ from numpyro.distributions import biject_to
 from vae_jax.core.combinator import vae
 from vae_jax.core.estimators import sticking
 from vae_jax.core.model import Conditional, Model, Params, join
+from vae_jax.core.numbers import is_whole
 
 # The families that can be refined, and the parameters that they are made of.
 FAMILIES = {dist.Normal: ("loc", "scale"), dist.MultivariateNormal: ("loc", "scale_tril")}
@@ -63,7 +64,7 @@ def refine(
         TypeError: the encoder gives something other than a (diagonal or full) normal distribution.
         ValueError: steps < 1 or samples < 1.
     """
-    if steps < 1 or samples < 1:
+    if not is_whole(steps) or not is_whole(samples):
         raise ValueError(f"refining takes steps >= 1 and samples >= 1; got steps={steps}, samples={samples}")
     free, distribution = _unconstrained(encoder.dist(params["enc"], join(y, c)))
     model = _with_posterior(distribution, prior, generator)

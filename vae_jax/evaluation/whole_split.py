@@ -16,7 +16,9 @@ from jax import Array
 
 from vae_jax.core.combinator import importance_of, importance_weighted_bound
 from vae_jax.core.extras import extra
+from vae_jax.core.keys import as_key
 from vae_jax.core.model import Model, Params, dimensions
+from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.report.page import number_text
@@ -83,7 +85,7 @@ def evaluate(
     """Evaluate a whole split.
 
     Args:
-        ys: (n, *example); cs: (n, *condition) or None.
+        ys: (n, *example), or a dict or tuple of such; cs: (n, *condition) or None.
         preprocess: as in training; its noise, too, follows from the key and the example's place.
         k: importance samples for ln P(y); 0 leaves it out. They are taken in chunks, so k = 5000 fits in memory.
         samples: draws of z for the bound.
@@ -93,10 +95,12 @@ def evaluate(
         progress: show a bar.
 
     Raises:
+        TypeError: what is no key.
         ValueError: data that the model cannot take (see `check_data`), or k > 0 for a model without importance samples.
     """
-    check_data(model, ys, cs, preprocess, params=params)
-    check_options(model, k, samples, at_once)
+    key = as_key(key)
+    ys, cs = check_data(model, ys, cs, preprocess, params=params)
+    check_options(model, k, samples, at_once, batch_size)
     return evaluate_checked(
         model,
         params,
@@ -112,12 +116,14 @@ def evaluate(
     )
 
 
-def check_options(model: Model, k: int, samples: int, at_once: int) -> None:
+def check_options(model: Model, k: int, samples: int, at_once: int, batch_size: int) -> None:
     """Raise a ValueError for options of `evaluate` that are out of range, or that this model does not offer."""
-    if k < 0 or samples < 1:
-        raise ValueError(f"want k >= 0 and samples >= 1; got k={k}, samples={samples}")
-    if at_once < 1:
+    if not is_whole(k, 0) or not is_whole(samples):
+        raise ValueError(f"want k >= 0 and samples >= 1; got k={k}, samples={samples} (want whole numbers)")
+    if not is_whole(at_once):
         raise ValueError(f"at_once is how many importance samples are in memory, at least 1; got {at_once}")
+    if not is_whole(batch_size):
+        raise ValueError(f"batch_size is how many examples are evaluated at once, at least 1; got {batch_size}")
     if k:
         importance_of(model)
 

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
 
+from vae_jax.core.conditions import quantities
 from vae_jax.core.network import shape_of
 from vae_jax.nets.mlp import Batch, Shape, check_sizes, dense, flat, output
 from vae_jax.nets.unet import waves
@@ -45,7 +46,7 @@ class DenoisingMLP(nn.Module):
     @nn.compact
     def __call__(self, z: Batch, gamma: Shaped[Array | np.ndarray, "n"], *conditions: Batch) -> Float[Array, "n ..."]:
         code = waves(gamma, 2 * (self.width // 4) or 2)
-        code = self.activation(dense(flat(code, *conditions, dtype=self.dtype), self.width, self.dtype))
+        code = self.activation(dense(flat(code, *quantities(*conditions), dtype=self.dtype), self.width, self.dtype))
         h = dense(flat(z, dtype=self.dtype), self.width, self.dtype)
         for _ in range(self.blocks):
             scale, shift = jnp.split(dense(code, 2 * self.width, self.dtype), 2, axis=-1)

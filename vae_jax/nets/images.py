@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from vae_jax.core.conditions import quantities
 from vae_jax.core.network import shape_of
 from vae_jax.nets.conv import Conv, ConvTranspose, Size, as_images, halved
 from vae_jax.nets.mlp import Batch, Shape, check_sizes, dense, flat, head, output
@@ -53,7 +54,7 @@ class ConvEncoder(nn.Module):
         h = large_enough(y, self.dtype, "ConvEncoder")
         for features in self.channels:
             h = self.activation(Conv(features, self.kernel, stride=2, dtype=self.dtype)(h))
-        return head(h, *conditions, out=self.out, dtype=self.dtype)
+        return head(h, *quantities(*conditions), out=self.out, dtype=self.dtype)
 
 
 class ConvDecoder(nn.Module):
@@ -86,7 +87,7 @@ class ConvDecoder(nn.Module):
     @nn.compact
     def __call__(self, z: Batch, *conditions: Batch) -> Float[Array, "n ..."]:
         *sizes, smallest = grids(self.shape, len(self.channels))
-        h = from_flat(z, *conditions, grid=(*smallest, self.channels[-1]), dtype=self.dtype)
+        h = from_flat(z, *quantities(*conditions), grid=(*smallest, self.channels[-1]), dtype=self.dtype)
         features = (math.prod(self.shape[2:]), *self.channels[:-1])
         for f, size in zip(features[::-1], sizes[::-1], strict=True):
             h = ConvTranspose(f, self.kernel, stride=2, size=size, dtype=self.dtype)(self.activation(h))

@@ -10,6 +10,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
 
+from vae_jax.core.conditions import quantities
 from vae_jax.core.network import shape_of
 from vae_jax.nets.product import dot_general
 
@@ -20,7 +21,8 @@ Shape = int | tuple[int, ...]
 class MLP(nn.Module):
     """Dense layers between arrays of any shape: (n, ...) to (n, *out), float32.
 
-    The input and the conditions, of any number type, are flattened and joined.
+    The input, of any number type, and the conditions are flattened and joined. Conditions are no whole numbers: classes
+    reach a network as one-hot vectors (`vae_jax.core.labelled`).
 
     Args:
         hidden: widths of the hidden layers; () is an affine map.
@@ -44,7 +46,7 @@ class MLP(nn.Module):
 
     @nn.compact
     def __call__(self, x: Batch, *conditions: Batch) -> Float[Array, "n ..."]:
-        h = flat(x, *conditions, dtype=self.dtype)
+        h = flat(x, *quantities(*conditions), dtype=self.dtype)
         for width in self.hidden:
             h = self.activation(dense(h, width, self.dtype))
         return head(h, out=self.out, dtype=self.dtype)

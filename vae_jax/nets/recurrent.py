@@ -13,6 +13,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
 
+from vae_jax.core.conditions import quantities
 from vae_jax.core.sentences import lengths
 from vae_jax.nets.mlp import Batch, Shape, check_layers, flat, head, output
 from vae_jax.nets.product import dot_general, rows_times_matrix
@@ -241,7 +242,7 @@ def shifted(y: Tokens, begin: int) -> Shaped[Array, "n t"]:
 
 def joined(conditions: tuple[Any, ...], dtype: Any) -> Float[Array, "n e"] | None:
     """All conditions, flattened and joined; None where there are none."""
-    return flat(*conditions, dtype=dtype) if conditions else None
+    return flat(*quantities(*conditions), dtype=dtype) if conditions else None
 
 
 def at_end(h: Float[Array, "n t d"], tokens: Shaped[Array, "n t"], end: int) -> Float[Array, "n d"]:

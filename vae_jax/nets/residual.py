@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float
 
+from vae_jax.core.conditions import quantities
 from vae_jax.core.network import shape_of
 from vae_jax.nets.conv import Conv, ConvTranspose, Size
 from vae_jax.nets.images import check_channels, check_image_shape, from_flat, grids, large_enough
@@ -49,7 +50,7 @@ class ResEncoder(nn.Module):
             for stride in (2, *(1,) * (self.blocks - 1)):
                 h = ResBlock(features, stride, self.kernel, self.activation, self.dtype)(h)
         h = self.activation(GroupNorm(self.dtype)(h))
-        return head(h, *conditions, out=self.out, dtype=self.dtype)
+        return head(h, *quantities(*conditions), out=self.out, dtype=self.dtype)
 
 
 class ResDecoder(nn.Module):
@@ -76,7 +77,7 @@ class ResDecoder(nn.Module):
     @nn.compact
     def __call__(self, z: Batch, *conditions: Batch) -> Float[Array, "n ..."]:
         *sizes, smallest = grids(self.shape, len(self.channels))
-        h = from_flat(z, *conditions, grid=(*smallest, self.channels[-1]), dtype=self.dtype)
+        h = from_flat(z, *quantities(*conditions), grid=(*smallest, self.channels[-1]), dtype=self.dtype)
         for features, (height, width) in zip(self.channels[::-1], sizes[::-1], strict=True):
             for _ in range(self.blocks):
                 h = ResBlock(features, 1, self.kernel, self.activation, self.dtype)(h)

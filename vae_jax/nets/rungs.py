@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from jax import Array
 from jaxtyping import Float
 
+from vae_jax.core.conditions import quantities
 from vae_jax.core.network import Network
 from vae_jax.nets.conv import Conv, ConvTranspose, as_images
 from vae_jax.nets.mlp import MLP, Batch, check_sizes, dense, flat, output
@@ -154,7 +155,7 @@ class ResidualMLP(nn.Module):
 
     @nn.compact
     def __call__(self, h: Float[Array, "n d"], *inputs: Batch) -> Float[Array, "n d"]:
-        x = h + dense(flat(*inputs, dtype=self.dtype), h.shape[-1], self.dtype)
+        x = h + dense(flat(*quantities(*inputs), dtype=self.dtype), h.shape[-1], self.dtype)
         x = x + MLP(self.hidden, h.shape[-1], self.activation, self.dtype)(x)
         # Squares of what is far out would overflow, and a norm does not see the scale.
         scale = jnp.maximum(jnp.max(jnp.abs(x), axis=-1, keepdims=True) / 1e3, 1.0)
@@ -271,5 +272,5 @@ def _with_conditions(h: Array, conditions: Sequence[Batch], dtype: Any) -> Array
     """h (n, ..., a) plus a dense layer of the conditions, the same at each place; for use inside a compact module."""
     if not conditions:
         return h
-    added = dense(flat(*conditions, dtype=dtype), h.shape[-1], dtype)
+    added = dense(flat(*quantities(*conditions), dtype=dtype), h.shape[-1], dtype)
     return h + added.reshape(h.shape[0], *(1,) * (h.ndim - 2), h.shape[-1])

@@ -14,6 +14,7 @@ import numpy as np
 from jax import Array
 from jaxtyping import Float, Shaped
 
+from vae_jax.core.conditions import quantities
 from vae_jax.nets.attention import Attention
 from vae_jax.nets.conv import Conv, ConvTranspose, as_images
 from vae_jax.nets.images import check_channels
@@ -101,7 +102,7 @@ class UNet(nn.Module):
         width = 4 * self.channels[0]
         h = dense(waves(gamma, width).astype(self.dtype), width, self.dtype, name="time")
         if conditions:
-            labels = flat(*conditions, dtype=self.dtype)
+            labels = flat(*quantities(*conditions), dtype=self.dtype)
             h = h + dense(labels, width, self.dtype, use_bias=False, name="condition")
         return self.activation(dense(self.activation(h), width, self.dtype, name="code"))
 

@@ -24,8 +24,8 @@ from numpyro.distributions import constraints
 from vae_jax.core.distributions import Levels
 from vae_jax.core.model import Conditional, Model, Params, Terms, lift
 from vae_jax.core.network import SequenceNetwork, as_sequence_network, shape_of
+from vae_jax.core.numbers import is_whole
 from vae_jax.core.sentences import counts
-from vae_jax.core.whole_numbers import is_whole
 from vae_jax.parts.conditionals import arguments, full_precision
 
 MOST = 1e30  # of a temperature, and 1 / MOST the least: both are numbers in float32

@@ -15,14 +15,14 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from vae_jax.core.model import Conditional
-from vae_jax.core.network import shape_of
-from vae_jax.core.whole_numbers import is_whole
-from vae_jax.parts.conditionals import conditional
+from vae_jax.core.numbers import is_whole
+from vae_jax.parts.conditionals import of_array
+from vae_jax.parts.priors import positive_shape
 
 
 def one_hot(net: Any) -> Conditional:
     """Independent classes as rows of the identity matrix; the network gives logits in the shape of z, (..., K)."""
-    return conditional(net, lambda logits: OneHot(logits).to_event(logits.ndim - 1))
+    return of_array(net, "one_hot", lambda logits: OneHot(logits).to_event(logits.ndim - 1))
 
 
 def learned_classes(shape: int | tuple[int, ...], classes: int) -> Conditional:
@@ -31,12 +31,9 @@ def learned_classes(shape: int | tuple[int, ...], classes: int) -> Conditional:
     Raises:
         ValueError: fewer than two classes, or a size below 1.
     """
-    shape = shape_of(shape)
-    if not is_whole(classes, 2) or not all(map(is_whole, shape)):
-        raise ValueError(
-            f"learned_classes wants at least two classes to choose from; got {classes} and the shape {shape}: whole "
-            "numbers are wanted"
-        )
+    if not is_whole(classes, 2):
+        raise ValueError(f"learned_classes wants at least two classes to choose from; got {classes}")
+    shape = positive_shape("learned_classes", shape)
 
     def init(key, c=None):
         del key, c

@@ -24,7 +24,7 @@ from vae_jax.core.distributions import (
 )
 from vae_jax.core.model import Conditional
 from vae_jax.core.network import as_network
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 
 
 def conditional(net: Any, make: Callable[[Any], dist.Distribution]) -> Conditional:
@@ -68,14 +68,38 @@ def arguments(c: Any) -> tuple[Any, ...]:
 
 def full_precision(output: Any) -> Any:
     """Floats of 16 bits as float32: networks may run in bfloat16, log-probabilities may not."""
-    return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), output)
+    return jax.tree.map(lambda x: jnp.asarray(x).astype(jnp.promote_types(jnp.result_type(x), jnp.float32)), output)
+
+
+def of_array(net: Any, name: str, make: Callable[[Array], dist.Distribution]) -> Conditional:
+    """`conditional(net, make)` for a network that has to give one array; errors as `one_array` has them."""
+    return conditional(net, lambda output: make(one_array(output, name)))
+
+
+def one_array(output: Any, name: str) -> Array:
+    """The output of a network that has to give one array.
+
+    Raises:
+        ValueError: it gives something else.
+    """
+    if not isinstance(output, Array):
+        raise ValueError(
+            f"{name} wants one array from its network; got a {type(output).__name__} of "
+            f"{len(jax.tree.leaves(output))} arrays. A pair is for gaussian, other trees are for conditional(net, make)"
+        )
+    return output
 
 
 def pair_of(output: Any, name: str) -> tuple[Array, Array]:
     """Mean and second statistic: a pair as it is, an array split in two along its last axis."""
-    if isinstance(output, tuple | list):
+    if isinstance(output, tuple | list) and len(output) == 2:
         mean, second = output
+        if jnp.shape(mean) != jnp.shape(second):
+            raise ValueError(
+                f"{name} wants a pair (mean, log_std) of one shape; got {jnp.shape(mean)} and {jnp.shape(second)}"
+            )
         return mean, second
+    one_array(output, name)
     if output.ndim == 0 or output.shape[-1] % 2:
         raise ValueError(
             f"{name} splits its network's output in two along the last axis; got shape {output.shape}. For a latent "
@@ -100,12 +124,12 @@ def gaussian(net: Any) -> Conditional:
 
 def bernoulli(net: Any) -> Conditional:
     """Independent Bernoulli values in {0, 1}; the network gives logits in the shape of one example."""
-    return conditional(net, lambda logits: Bernoulli(logits).to_event(logits.ndim))
+    return of_array(net, "bernoulli", lambda logits: Bernoulli(logits).to_event(logits.ndim))
 
 
 def categorical(net: Any) -> Conditional:
     """Independent categorical values 0 .. K-1; the network gives logits of shape `example + (K,)`."""
-    return conditional(net, lambda logits: Categorical(logits).to_event(logits.ndim - 1))
+    return of_array(net, "categorical", lambda logits: Categorical(logits).to_event(logits.ndim - 1))
 
 
 def gumbel_softmax(net: Any, temperature: ArrayLike) -> Conditional:
@@ -121,7 +145,7 @@ def gumbel_softmax(net: Any, temperature: ArrayLike) -> Conditional:
         ValueError: a temperature that is not positive.
     """
     check_temperature(temperature)
-    return conditional(net, lambda logits: GumbelSoftmax(logits, temperature).to_event(logits.ndim - 1))
+    return of_array(net, "gumbel_softmax", lambda logits: GumbelSoftmax(logits, temperature).to_event(logits.ndim - 1))
 
 
 def discretised_logistic(net: Any, *, levels: int = 256, components: int = 1) -> Conditional:
@@ -140,7 +164,7 @@ def discretised_logistic(net: Any, *, levels: int = 256, components: int = 1) ->
     wanted = 2 if components == 1 else 3 * components
 
     def make(output):
-        if output.shape[-1] != wanted:
+        if output.shape[-1:] != (wanted,):
             raise ValueError(
                 f"discretised_logistic with {components} component(s) wants a last axis of {wanted}; the network "
                 f"gives shape {output.shape}"
@@ -153,4 +177,4 @@ def discretised_logistic(net: Any, *, levels: int = 256, components: int = 1) ->
         mixture = dist.MixtureSameFamily(dist.CategoricalLogits(logits), parts)
         return mixture.to_event(logits.ndim - 1)
 
-    return conditional(net, make)
+    return of_array(net, "discretised_logistic", make)

@@ -13,6 +13,7 @@ import numpyro.distributions as dist
 
 from vae_jax.core.model import Conditional, Model, lift
 from vae_jax.core.network import as_network
+from vae_jax.core.numbers import is_number
 from vae_jax.core.parameters import beside
 from vae_jax.parts.conditionals import arguments, conditional, full_precision, pair_of
 
@@ -35,7 +36,7 @@ def committed_gaussian(net: Any, rate: float) -> Conditional:
     Raises:
         ValueError: a rate that is not positive.
     """
-    if not 0 < rate < math.inf:
+    if not (is_number(rate) and rate > 0):
         raise ValueError(f"the committed rate is in nats and positive; got {rate}. Without one: gaussian")
 
     def make(output):
@@ -84,7 +85,7 @@ def bag_of_words(
     Raises:
         ValueError: a negative weight; or, when first called, logits of another shape.
     """
-    if not weight >= 0:
+    if not is_number(weight, 0):
         raise ValueError(f"weight weighs the penalty and cannot be negative; got {weight}")
     model, network = lift(generator), as_network(net)
 

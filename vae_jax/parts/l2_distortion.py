@@ -15,10 +15,12 @@ import numpyro.distributions as dist
 from vae_jax.core.distributions import bounded_log_std, raw_log_std
 from vae_jax.core.model import Conditional
 from vae_jax.core.network import as_network
-from vae_jax.parts.conditionals import arguments, conditional, full_precision, gaussian
+from vae_jax.core.numbers import is_number
+from vae_jax.parts.conditionals import arguments, full_precision, gaussian, of_array, one_array
 
 Sigma = float | int | Literal["learned", "learned_per_dimension", "predicted", "optimal"]
 SMALLEST_MSE = 1e-10
+SMALLEST_SIGMA = 1e-18
 
 
 def l2(net: Any, sigma: Sigma = "learned") -> Conditional:
@@ -31,12 +33,14 @@ def l2(net: Any, sigma: Sigma = "learned") -> Conditional:
             training step, the root mean squared error of its batch.
 
     Raises:
-        ValueError: sigma is not positive or not one of the names.
+        ValueError: sigma is not positive, not one of the names, or its square is beyond float32.
     """
-    if isinstance(sigma, int | float):
-        if not sigma > 0:
+    if not isinstance(sigma, str):
+        if not (is_number(sigma) and sigma > 0):
             raise ValueError(f"sigma is a standard deviation and must be positive; got {sigma}")
-        return conditional(net, lambda yhat: dist.Normal(yhat, float(sigma)).to_event(yhat.ndim))
+        if not SMALLEST_SIGMA <= sigma <= 1 / SMALLEST_SIGMA:
+            raise ValueError(f"sigma^2 has to be a number in float32; got sigma={sigma}: scale the data")
+        return of_array(net, "l2", lambda yhat: dist.Normal(yhat, float(sigma)).to_event(yhat.ndim))
     if sigma == "predicted":
         return gaussian(net)
     if sigma == "learned":
@@ -56,11 +60,11 @@ def _with_log_sigma(net: Any, *, per_dimension: bool) -> Conditional:
 
     def init(key, c=None):
         params = network.init(key, *arguments(c))
-        yhat = network.apply(params, *arguments(c))
+        yhat = one_array(full_precision(network.apply(params, *arguments(c))), "l2")
         return {"net": params, "log_sigma": jnp.zeros(yhat.shape if per_dimension else (), jnp.float32)}
 
     def distribution(params, c=None):
-        yhat = full_precision(network.apply(params["net"], *arguments(c)))
+        yhat = one_array(full_precision(network.apply(params["net"], *arguments(c))), "l2")
         return dist.Normal(yhat, jnp.exp(bounded_log_std(params["log_sigma"]))).to_event(yhat.ndim)
 
     return Conditional(init, distribution)

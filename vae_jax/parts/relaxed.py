@@ -16,7 +16,7 @@ from jax import Array
 from jax.typing import ArrayLike
 
 from vae_jax.core.distributions import GumbelSoftmax, check_temperature
-from vae_jax.core.estimators import Estimator, at_z, with_rate
+from vae_jax.core.estimators import Estimator, at_z, check_same_z, with_rate
 from vae_jax.core.model import Terms, join
 from vae_jax.core.reinforce import score_function
 from vae_jax.parts.classes import OneHot
@@ -72,7 +72,9 @@ def _draw(parts, params, key, y, c, temperature) -> tuple[dist.Distribution, Arr
     _check(q, "encoder")
     if parts.prior_conditional is None:
         raise TypeError("the rate of relaxed classes is a KL in closed form, and this prior is a Model without density")
-    _check(parts.prior_conditional.dist(params["pri"], c), "prior")
+    p = parts.prior_conditional.dist(params["pri"], c)
+    _check(p, "prior")
+    check_same_z(q, p)
     soft = GumbelSoftmax(_classes(q).logits, temperature).sample(key).parts
     hard = jax.nn.one_hot(jnp.argmax(soft, axis=-1), soft.shape[-1], dtype=soft.dtype)
     return q, hard, soft

@@ -15,8 +15,8 @@ from jax import Array
 
 from vae_jax.core import sentences
 from vae_jax.core.model import Model, Terms
+from vae_jax.core.numbers import is_whole
 from vae_jax.core.objectives import Objective, elbo
-from vae_jax.core.whole_numbers import is_whole
 from vae_jax.text.vocabulary import END
 from vae_jax.training.step import Order
 

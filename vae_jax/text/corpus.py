@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 from vae_jax.data.local import path_of
 from vae_jax.text.bucketing import lengths
 from vae_jax.text.vocabulary import END, UNKNOWN, Vocabulary, characters, subwords, utf8_bytes, words

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vae_jax.core.extras import extra
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 
 END = 0
 UNKNOWN = 1

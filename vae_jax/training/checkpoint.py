@@ -19,9 +19,11 @@ the others `save` returns at once), each one reads. The state must be whole on p
 import contextlib
 import hashlib
 import json
+import logging
 import re
 import shutil
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, NamedTuple
@@ -43,8 +45,8 @@ class Restored(NamedTuple):
     meta: dict[str, Any]
 
 
-class _Damaged(Exception):
-    """Says why a checkpoint cannot be used."""
+class DamagedError(RuntimeError):
+    """Says why a checkpoint cannot be used, or that none can."""
 
 
 def save(directory: PathLike, step: int, state: Any, meta: dict[str, Any], *, best: bool) -> None:
@@ -97,7 +99,7 @@ def restore(directory: PathLike, like: Any, *, which: Literal["last", "best"] = 
 
     Raises:
         ValueError: the checkpoint does not fit `like`: the first differing leaf is named.
-        RuntimeError: there are checkpoints, but all are damaged; they are listed.
+        DamagedError: there are checkpoints, but all are damaged; they are listed.
     """
     if which not in ("last", "best"):
         raise ValueError(f'which must be "last" or "best"; got {which!r}')
@@ -106,12 +108,12 @@ def restore(directory: PathLike, like: Any, *, which: Literal["last", "best"] = 
     for path in _newest_first(_folder(directory)):
         try:
             found = _load(path, like, best_only=which == "best")
-        except _Damaged as why:
+        except DamagedError as why:
             skipped[path] = f"{path}: {why}"
         if found:
             break
     if not found and any(path.suffix != PARTIAL for path in skipped):
-        raise RuntimeError("no good checkpoint (none deleted):\n  " + "\n  ".join(skipped.values()))
+        raise DamagedError("no good checkpoint (none deleted):\n  " + "\n  ".join(skipped.values()))
     for problem in skipped.values():
         used = f"using {path.name}" if found else "there is no other"
         warnings.warn(f"checkpoint skipped, not deleted: {problem}; {used}", stacklevel=2)
@@ -133,7 +135,7 @@ def _prune(folder: Path) -> None:
     """Removes good checkpoints but the two newest and the newest best; never a damaged one."""
     good: dict[Path, dict[str, Any]] = {}
     for path in _newest_first(folder):
-        with contextlib.suppress(_Damaged):
+        with contextlib.suppress(DamagedError):
             good[path] = _verified(path)
     best = next((path for path in good if good[path]["best"]), None)
     for path in list(good)[2:]:
@@ -169,21 +171,21 @@ def _seal(path: Path, manifest: dict[str, Any]) -> None:
 def _verified(path: Path) -> dict[str, Any]:
     """The manifest of a checkpoint whose every file is as it was written."""
     if path.suffix == PARTIAL:
-        raise _Damaged("unfinished, the process was killed while writing or removing it")
+        raise DamagedError("unfinished, the process was killed while writing or removing it")
     try:
         sealed = json.loads((path / "manifest.json").read_text())
         manifest, digest = sealed["manifest"], sealed["sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise _Damaged(f"manifest.json does not read: {error}") from error
+        raise DamagedError(f"manifest.json does not read: {error}") from error
     if _json_digest(manifest) != digest:
-        raise _Damaged("manifest.json was changed: its SHA-256 differs")
+        raise DamagedError("manifest.json was changed: its SHA-256 differs")
     for name, digest in manifest["files"].items():
         try:
             intact = _digest(path / name) == digest
         except OSError as error:
-            raise _Damaged(f"{name} does not read: {error}") from error
+            raise DamagedError(f"{name} does not read: {error}") from error
         if not intact:
-            raise _Damaged(f"{name} was changed: its SHA-256 differs")
+            raise DamagedError(f"{name} was changed: its SHA-256 differs")
     return manifest
 
 
@@ -197,12 +199,30 @@ def _json_digest(value: dict[str, Any]) -> str:
 
 
 def _write_arrays(path: Path, arrays: dict[str, np.ndarray]) -> None:
-    with _checkpointer() as checkpointer:
-        checkpointer.save(path, args=_orbax().args.PyTreeSave(arrays))
-    back = _read_arrays(path)
+    try:
+        with _silence_of_absl(), _checkpointer() as checkpointer:
+            checkpointer.save(path, args=_orbax().args.PyTreeSave(arrays))
+        back = _read_arrays(path)
+    except OSError:
+        raise
+    except Exception as error:  # a full disk is a ValueError there, of many lines
+        why = "no space left on the disk" if "RESOURCE_EXHAUSTED" in str(error) else str(error).partition("\n")[0]
+        raise OSError(f"no checkpoint could be written to {path.parent}: {why}; the older ones are whole") from error
     for name, array in arrays.items():
         if back[name].dtype != array.dtype or back[name].tobytes() != array.tobytes():
             raise OSError(f"{name} does not read back as it was written to {path}")
+
+
+@contextlib.contextmanager
+def _silence_of_absl() -> Iterator[None]:
+    """Orbax logs the traces of its threads; what they raise comes here anyway."""
+    logger = logging.getLogger("absl")
+    level = logger.level
+    logger.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
 
 
 def _read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -10,6 +10,7 @@ import json
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -21,11 +22,14 @@ from jax import Array
 from jax.sharding import Mesh
 
 from vae_jax.core.extras import extra
+from vae_jax.core.keys import as_key
 from vae_jax.core.model import Model, Params, example_of
+from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.evaluation.whole_split import evaluate_checked, mean
 from vae_jax.training import checkpoint
+from vae_jax.training.description import describe
 from vae_jax.training.run_directory import claim
 from vae_jax.training.step import (
     Order,
@@ -40,6 +44,7 @@ from vae_jax.training.step import (
 )
 
 STEPS_PER_CALL = 100
+DEFAULT_BATCH = 128
 Row = dict[str, int | float]  # one epoch of a run, by name
 COLLAPSED = (
     "the rate is {rate:.3f} nats after epoch {epoch}: z says nothing of y (posterior collapse). What to try: "
@@ -76,7 +81,7 @@ def fit(
     *,
     key: Array,
     epochs: int,
-    batch_size: int = 128,
+    batch_size: int | None = None,
     preprocess: Preprocess = identity(),
     validation: tuple[Any, Any] | None = None,
     validate_every: int = 1,
@@ -93,18 +98,23 @@ def fit(
     """Train a model on data that fit in memory.
 
     Args:
-        ys: (n, *example), kept on the device as it is (uint8 images stay uint8); cs: (n, *condition) or None.
+        ys: (n, *example), or a dict or tuple of such; kept on the device as it is (uint8 images stay uint8).
+        cs: (n, *condition) or None; classes are whole numbers for a model made by `vae_jax.core.labelled`.
+        optimizer: one over all parameters; see `make_train_step`.
         key: the run's key. Same key, data and options: same parameters, bit for bit, on the same machine.
         epochs: passes over the data; each drops the last n % batch_size examples of its order.
+        batch_size: examples in a step; by default 128, or all of them where they are fewer.
         preprocess: see `vae_jax.data.preprocess`.
         validation: (ys, cs) held out; their ELBO decides which parameters are best.
         validate_every: epochs between validations.
         patience: stop after so many validations without a better ELBO.
         max_skipped_in_a_row: stop after so many non-finite updates in a row (each is skipped and counted).
         directory: where checkpoints, config.json and metrics.jsonl go, and TensorBoard events where the extra
-            `tensorboard` is installed; none are written without.
+            `tensorboard` is installed; none are written without. One process at a time trains in it.
         config: what the run is, JSON-able; a directory takes one configuration only.
-        resume: continue the run in `directory`, if there is one.
+        resume: continue the run in `directory`, if there is one, and if it is the same in all that decides its
+            parameters but the number of epochs: data, model, optimiser, objective and the other options, compared by
+            their names and values (see `vae_jax.training.description`).
         mesh: split each batch over this mesh's first axis.
         order: `(key, epoch, size, n) -> (size,)` places in the data, at random by default: sentences of like length
             together (`vae_jax.text`), for instance.
@@ -113,20 +123,18 @@ def fit(
 
     Raises:
         ValueError: data or options out of range, before anything is compiled.
+        TypeError: what is no key or no optimiser.
         FileExistsError: the directory holds a run already, or something else.
-        FloatingPointError: too many non-finite updates in a row; the message names the step and the first leaf.
+        FileNotFoundError: the run in the directory has lost its checkpoints.
+        BlockingIOError: another process trains in the directory.
+        FloatingPointError: too many non-finite updates in a row, or no finite one at all; the message names the step
+            and the first leaf.
     """
-    if epochs < 1 or validate_every < 1:
-        raise ValueError(f"want epochs >= 1 and validate_every >= 1; got {epochs} and {validate_every}")
-    if patience is not None and validation is None:
-        raise ValueError("patience counts validations: pass validation=(ys, cs)")
-    if validation is not None and not (isinstance(validation, tuple) and len(validation) == 2):
-        raise ValueError(
-            f"validation wants a pair (ys, cs), cs None without conditions; got {type(validation).__name__}"
-        )
-    check_data(model, ys, cs, preprocess, batch_size=batch_size)
-    if validation is not None:
-        check_data(model, *validation, preprocess, where="validation ")
+    key = as_key(key)
+    _check_counts(epochs=epochs, validate_every=validate_every, max_skipped_in_a_row=max_skipped_in_a_row)
+    _check_validation(validation, cs, patience)
+    ys, cs = check_data(model, ys, cs, preprocess, batch_size=1 if batch_size is None else batch_size)
+    batch_size = _default_batch(len(jax.tree.leaves(ys)[0])) if batch_size is None else batch_size
     train_step = make_train_step(model, optimizer, preprocess=preprocess, **step_options)
     k_init, k_train, k_valid = jax.random.split(key, 3)
     y, c = jax.tree.map(lambda x: jnp.asarray(x[0]), (ys, cs))
@@ -143,18 +151,27 @@ def fit(
         size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh, order=order), donate_argnums=0)
         for size in set(sizes)
     }
-    jax.eval_shape(scans[sizes[0]], jax.eval_shape(start, k_init), k_train, ys, cs)
-    run = _Run(directory, _full_config(config, key, epochs, batch_size, ys, cs), resume, start(k_init))
-    state, history = run.state, run.history
-    best = jax.tree.map(jnp.copy, run.best)  # the state's own buffers are given away to the first step
-    if mesh is not None:
-        state, ys, cs = jax.device_put((state, ys, cs), replicated(mesh))
-    ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
-
+    abstract = jax.eval_shape(start, k_init)
+    jax.eval_shape(scans[sizes[0]], abstract, k_train, ys, cs)
+    if validation is not None:
+        validation = check_data(model, *validation, preprocess, params=abstract.params, where="validation ")
     with extra("cli", "a progress bar"):
         from tqdm import tqdm
-    bar = tqdm(total=epochs, initial=len(history), unit="epoch", disable=not progress)
-    with contextlib.closing(run), bar:
+
+    def whole_config():
+        decisive = {"model": model, "optimizer": optimizer, "preprocess": preprocess, "order": order, **step_options}
+        numbers = {"epochs": epochs, "batch_size": batch_size}
+        return _full_config(config, key, (ys, cs), validation, numbers | decisive)
+
+    with (
+        contextlib.closing(_Run(directory, whole_config, resume, start(k_init))) as run,
+        tqdm(total=epochs, initial=len(run.history), unit="epoch", disable=not progress) as bar,
+    ):
+        state, history = run.state, run.history
+        best = jax.tree.map(jnp.copy, run.best)  # the state's own buffers are given away to the first step
+        if mesh is not None:
+            state, ys, cs = jax.device_put((state, ys, cs), replicated(mesh))
+        ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
         for epoch in range(len(history), epochs):
             if _out_of_patience(history, patience):
                 break
@@ -180,24 +197,57 @@ def fit(
             bar.update()
             if progress and _collapsed(row) and not any(_collapsed(r) for r in history[:-1]):
                 bar.write(COLLAPSED.format(rate=row["rate"], epoch=row["epoch"]))
+    _stop_if_none_taken(state, run)
     speeds = [row["images_per_second"] for row in history[1:]]
     speed = float(np.median(speeds)) if speeds else float("nan")
     return Fitted(state, best, history, speed)
 
 
-def _full_config(config, key, epochs, batch_size, ys, cs) -> dict[str, Any]:
+def _check_counts(**counts: Any) -> None:
+    for name, count in counts.items():
+        if not is_whole(count):
+            raise ValueError(f"want {name} >= 1, a whole number; got {count}")
+
+
+def _check_validation(validation, cs, patience) -> None:
+    if patience is not None:
+        if validation is None:
+            raise ValueError("patience counts validations: pass validation=(ys, cs)")
+        if not is_whole(patience):
+            raise ValueError(f"patience counts validations without a better ELBO, and is at least 1; got {patience}")
+    if validation is None:
+        return
+    if not (isinstance(validation, tuple) and len(validation) == 2):
+        raise ValueError(
+            f"validation wants a pair (ys, cs), cs None without conditions; got {type(validation).__name__}"
+        )
+    if (cs is None) != (validation[1] is None):
+        raise ValueError(
+            f"the model is trained {'without' if cs is None else 'with'} conditions, so validation=(ys, cs) wants "
+            f"cs {'None' if cs is None else 'for its examples, too'}"
+        )
+
+
+def _default_batch(n: int) -> int:
+    if n < DEFAULT_BATCH:
+        warnings.warn(f"batch_size={n}, which is all data; by default it is {DEFAULT_BATCH}", stacklevel=3)
+    return min(DEFAULT_BATCH, n)
+
+
+def _full_config(config, key, data, validation, decisive) -> dict[str, Any]:
     """The caller's configuration, and what else decides the parameters."""
-    digest = zlib.crc32(b"".join(np.ascontiguousarray(x).tobytes() for x in jax.tree.leaves((ys, cs))))
-    shapes = [list(np.shape(x)) for x in jax.tree.leaves((ys, cs))]
-    return {
-        **(config or {}),
-        "fit": {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "key": np.asarray(jax.random.key_data(key)).tolist(),
-            "data": {"shapes": shapes, "crc32": digest},
-        },
-    }
+    digests = {"key": np.asarray(jax.random.key_data(key)).tolist(), "data": _digest(data)}
+    if validation is not None:
+        digests["validation"] = _digest(validation)
+    given = {name: value for name, value in decisive.items() if value is not None}
+    return {**(config or {}), "fit": {**digests, **describe(given)}}
+
+
+def _digest(data: Any) -> dict[str, Any]:
+    leaves, crc32 = jax.tree.leaves(data), 0
+    for x in leaves:
+        crc32 = zlib.crc32(np.ascontiguousarray(x).tobytes(), crc32)
+    return {"shapes": [list(np.shape(x)) for x in leaves], "crc32": crc32}
 
 
 def call_sizes(per_epoch: int, most: int = STEPS_PER_CALL) -> list[int]:
@@ -261,14 +311,22 @@ def _collapsed(row: Row) -> bool:
 
 
 def _stop_if_stuck(state: TrainState, in_a_row: np.ndarray, limit: int, run: "_Run") -> None:
-    if in_a_row.max() < limit:
-        return
-    last = int(state.step) - len(in_a_row) + int(np.argmax(in_a_row >= limit))
+    if in_a_row.max() >= limit:
+        last = int(state.step) - len(in_a_row) + int(np.argmax(in_a_row >= limit))
+        raise _not_finite(f"{limit} updates in a row were not finite, from step {last - limit + 1} on", state, run)
+
+
+def _stop_if_none_taken(state: TrainState, run: "_Run") -> None:
+    if int(state.skipped) == int(state.step):
+        raise _not_finite(f"none of the {int(state.step)} updates was finite, from step 0 on", state, run)
+
+
+def _not_finite(what: str, state: TrainState, run: "_Run") -> FloatingPointError:
     names, culprit = leaf_names(state.params), int(state.culprit)
-    raise FloatingPointError(
-        f"{limit} updates in a row were not finite, from step {last - limit + 1} on, and were skipped; the first leaf "
-        f"that was not finite: {names[culprit] if culprit >= 0 else 'the norm of the gradient (it overflowed)'}. "
-        "Usual causes: a learning rate that is too high, a scale without a bound, data out of range; clip_norm helps "
+    return FloatingPointError(
+        f"{what}, and were skipped; the first leaf that was not finite: "
+        f"{names[culprit] if culprit >= 0 else 'the norm of the gradient (it overflowed)'}. Usual causes: a learning "
+        "rate that is too high or not a number, a scale without a bound, data out of range, float16; clip_norm helps "
         f"with the first. {run.where()}"
     )
 
@@ -277,7 +335,7 @@ def _best_state(directory: Path, last: TrainState) -> TrainState:
     """The state with the best validation ELBO that is on disk; where none is whole, the last, and the run goes on."""
     try:
         best = checkpoint.restore(directory, last, which="best")
-    except RuntimeError as error:
+    except checkpoint.DamagedError as error:
         warnings.warn(f"the last parameters serve as the best, until better ones are found: {error}", stacklevel=2)
         return last
     return last if best is None else best.state
@@ -286,25 +344,45 @@ def _best_state(directory: Path, last: TrainState) -> TrainState:
 class _Run:
     """The run directory: what is in it at the start, and what each epoch adds. Without a directory, nothing."""
 
-    def __init__(self, directory: str | Path | None, config: dict[str, Any], resume: bool, fresh: TrainState):
+    def __init__(
+        self, directory: str | Path | None, config: Callable[[], dict[str, Any]], resume: bool, fresh: TrainState
+    ):
         self.directory = None if directory is None else Path(directory)
         self.state, self.history, self.best = fresh, [], fresh.params if fresh.ema is None else fresh.ema
         self.events: Any = None
+        self.held = contextlib.ExitStack()
         if self.directory is None:
             return
-        claim(self.directory, config, resume=resume, ignore=["fit.epochs"])
-        last = checkpoint.restore(self.directory, fresh)
-        if last is not None:
-            self.state, self.history = last.state, last.meta["history"]
-            chosen = _best_state(self.directory, self.state)
-            self.best = chosen.params if chosen.ema is None else chosen.ema
-        self.metrics = self.directory / "metrics.jsonl"
-        self.metrics.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+        with claim(self.directory, config(), resume=resume, ignore=["fit.epochs"]) as held:
+            self.metrics = self.directory / "metrics.jsonl"
+            last = checkpoint.restore(self.directory, fresh)
+            if last is None and jax.process_index() == 0:
+                self._make_sure_that_nothing_is_lost()
+            if last is not None:
+                self.state, self.history = last.state, last.meta["history"]
+                chosen = _best_state(self.directory, self.state)
+                self.best = chosen.params if chosen.ema is None else chosen.ema
+            if jax.process_index() == 0:
+                self.metrics.write_text("".join(json.dumps(row) + "\n" for row in self.history))
+            self.held = held.pop_all()
+
+    def _make_sure_that_nothing_is_lost(self) -> None:
+        """A run that was killed before its first checkpoint starts anew; one that has lost them does not."""
+        if not self.metrics.exists():
+            return
+        if epochs := len(self.metrics.read_text().splitlines()):
+            raise FileNotFoundError(
+                f"{self.metrics.parent} has lost its checkpoints: {self.metrics.name} counts {epochs} epochs, and "
+                "there is none. Put the folder checkpoints back, or choose another directory"
+            )
+        warnings.warn(f"{self.metrics.parent} has no checkpoint yet: the run starts at its beginning", stacklevel=4)
 
     def record(self, state: TrainState, history: list[Row], *, best: bool) -> None:
         if self.directory is None:
             return
         checkpoint.save(self.directory, int(state.step), state, {"history": history}, best=best)
+        if jax.process_index() != 0:
+            return
         with self.metrics.open("a") as file:
             file.write(json.dumps(history[-1]) + "\n")
         self._show(self.directory / "tensorboard", history[-1])
@@ -322,6 +400,7 @@ class _Run:
         self.events.flush()
 
     def close(self) -> None:
+        self.held.close()
         if self.events is not None:
             self.events.close()  # what flush() promises, it does not do: events still wait in a queue
 

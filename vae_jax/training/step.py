@@ -5,8 +5,11 @@ noise of a step is `fold_in(key, step)`, the noise of an example `fold_in` of th
 state carries no key, resuming is exact, and the same batch gives the same numbers however it is split over devices or
 micro-batches.
 
-A model's parts are the top-level keys of its parameters ("enc", "pri", "gen" for a VAE). Each has an optimiser state of
-its own, so any part can train at any step (`parts=("pri", "gen")`: fixed-encoder training) without touching the rest.
+A model's parts are the top-level keys of its parameters ("enc", "pri", "gen" for a VAE). Any part can train at any step
+(`parts=("pri", "gen")`: fixed-encoder training) without touching the rest. The optimiser is one over all parts that
+train: its global norms, masks and labels see their whole tree. An optimiser for each part is written as in optax:
+
+    optax.multi_transform({"slow": optax.sgd(1e-3), "fast": adam}, {"enc": "slow", "pri": "slow", "gen": "fast"})
 """
 
 import functools
@@ -19,9 +22,11 @@ import optax
 from jax import Array
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vae_jax.core.keys import as_key
 from vae_jax.core.model import Model, Params, average
 from vae_jax.core.objectives import Objective, elbo
 from vae_jax.data.preprocess import Preprocess, identity
+from vae_jax.training.optimizer import check_optimizer, init_by_parts, merge_parts, split_parts, update_by_parts
 
 
 class TrainState(NamedTuple):
@@ -30,11 +35,12 @@ class TrainState(NamedTuple):
     Fields:
         step: number of steps taken, skipped ones included (int32).
         params: the model's parameters.
-        opt_state: one optimiser state for each part.
+        opt_state: for each part, what the optimiser keeps of it, and its own copy of what belongs to no parameter (a
+            count of steps): these stand still while the part is frozen.
         ema: exponential moving average of the parameters, or None.
         skipped: updates that were skipped because they were not finite (int32).
         in_a_row: how many of the latest steps in a row were skipped (int32).
-        culprit: index into `leaf_names(params)` of the first leaf that was not finite in the latest skipped step, -1
+        culprit: index into `leaf_names(params)` of what was the first not to be finite in the latest skipped step, -1
             before any (int32).
     """
 
@@ -50,7 +56,7 @@ class TrainState(NamedTuple):
 Metrics = dict[str, Array]
 TrainStep = Callable[..., tuple[TrainState, Metrics]]
 Order = Callable[[Array, Array, int, int], Array]  # (key, epoch, size, n) -> (size,) places in the data
-LOSSES = ("loss", "distortion", "rate", "penalty")
+LOSSES = ("distortion", "rate", "penalty", "loss")  # a sum comes after its terms
 
 
 class Turns(NamedTuple):
@@ -90,11 +96,18 @@ def init_state(
         y: one example in the form the model sees (after preprocessing), used for its shape.
         c: one condition, or None.
         ema: keep a moving average of the parameters (`make_train_step(ema_decay=...)` updates it).
+
+    Raises:
+        TypeError: no optimiser, or no key.
+        ValueError: a mask or label of the optimiser that no parameter has, or an optimiser whose state cannot be
+            divided by parts.
     """
+    check_optimizer(optimizer)
+    key = as_key(key)
 
     def init(key):
         params = model.init(key, y, c)
-        opt_state = {part: optimizer.init(value) for part, value in split_parts(params).items()}
+        opt_state = init_by_parts(optimizer, params)
         zero = jnp.zeros((), jnp.int32)
         average = jax.tree.map(jnp.copy, params) if ema else None
         return TrainState(zero, params, opt_state, average, zero, zero, zero - 1)
@@ -102,15 +115,11 @@ def init_state(
     return jax.jit(init)(key)
 
 
-def split_parts(params: Params) -> dict[str, Params]:
-    """The parts of a model: the top-level keys of its parameters; parameters that are no dict are one part, "all"."""
-    return params if isinstance(params, dict) else {"all": params}
-
-
 def leaf_names(params: Params) -> list[str]:
-    """Names for `TrainState.culprit`: the losses, then the gradient of each parameter."""
+    """Names for `TrainState.culprit`: the losses, the gradient of each parameter, the parameter after its update."""
     paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    return [*LOSSES, *("gradient of " + jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths)]
+    leaves = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
+    return [*LOSSES, *(f"{what} of {leaf}" for what in ("gradient", "update") for leaf in leaves)]
 
 
 class StepOptions(TypedDict, total=False):
@@ -142,7 +151,7 @@ def make_train_step(
 
     Args:
         model: what trains.
-        optimizer: any optax transformation; learning-rate schedules are optax's.
+        optimizer: any optax transformation, also one that wants `value` (the loss); schedules are optax's.
         objective: `elbo()` by default; see `vae_jax.core.objectives`.
         preprocess: applied to each example inside the step, with noise of its own (binarisation, dequantisation).
         parts: which parts train (default: all of them), or `Turns` of them. The others keep parameters and optimiser
@@ -153,8 +162,10 @@ def make_train_step(
         axis_name: the name given to `jax.pmap`; every device then sees its slice of the batch.
 
     Raises:
+        TypeError: no optimiser.
         ValueError: an option out of range; or, when first traced, an unknown part, or a batch that does not divide.
     """
+    check_optimizer(optimizer)
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm bounds the gradient's norm and must be positive; got {clip_norm}")
     if ema_decay is not None and not 0 <= ema_decay < 1:
@@ -178,7 +189,7 @@ def make_train_step(
     def loss_of(trained, frozen, keys, ys, cs, step):
         k_data, k_model = jax.vmap(lambda key: (jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)))(keys)
         seen = jax.vmap(preprocess.apply)(k_data, ys)
-        loss, terms = objective(model, _merge(trained, frozen), k_model, seen, cs, step)
+        loss, terms = objective(model, merge_parts(trained, frozen), k_model, seen, cs, step)
         means = {name: jnp.mean(getattr(terms, name)) for name in ("distortion", "rate", "penalty")}
         stats = average(jax.lax.stop_gradient(terms.stats))
         return loss, ({"loss": loss, **means}, stats)
@@ -196,19 +207,25 @@ def make_train_step(
         if axis_name is not None:
             losses, stats, grads = jax.lax.pmean((losses, stats, grads), axis_name)
         norm = optax.tree.norm(grads)
-        finite = jnp.isfinite(norm) & jnp.isfinite(losses["loss"])
 
         def update():
             clipped = grads if clip_norm is None else _clip(grads, norm, clip_norm)
-            opt_state, updated = dict(state.opt_state), dict(trained)
-            for part, value in trained.items():
-                updates, opt_state[part] = optimizer.update(clipped[part], state.opt_state[part], value)
-                updated[part] = optax.apply_updates(value, updates)
-            params = _maximise(model, _merge(updated, frozen), stats, parts)
+            updated, opt_state = update_by_parts(optimizer, clipped, state.opt_state, state.params, losses["loss"])
+            params = _maximise(model, merge_parts(updated, state.params), stats, parts)
             return params, opt_state, _average(state.ema, params, ema_decay, state.step)
 
-        # A branch, not a where: the old state is neither read nor written when the update goes through.
+        # The update is made twice, once only to be looked at: to keep it beside the old state, until it is known to be
+        # finite, would take another pass over both. And a branch, not a where, which would read and write all of it.
+        broken_params = _not_finite(update()[0])
+        finite = jnp.isfinite(norm) & jnp.isfinite(losses["loss"]) & ~jnp.any(broken_params)
         params, opt_state, ema = jax.lax.cond(finite, update, lambda: (state.params, state.opt_state, state.ema))
+
+        def culprit():
+            no_gradient = jax.tree.map(jnp.zeros_like, state.params)  # of frozen parts
+            before = _not_finite(([losses[name] for name in LOSSES], merge_parts(grads, no_gradient)))
+            broken = jnp.concatenate([before, broken_params])
+            return jnp.where(jnp.any(broken), jnp.argmax(broken), -1).astype(jnp.int32)
+
         new_state = TrainState(
             step=state.step + 1,
             params=params,
@@ -216,7 +233,7 @@ def make_train_step(
             ema=ema,
             skipped=state.skipped + (1 - finite),
             in_a_row=jnp.where(finite, 0, state.in_a_row + 1),
-            culprit=jax.lax.cond(finite, lambda: state.culprit, lambda: _first_non_finite(losses, grads, state.params)),
+            culprit=jax.lax.cond(finite, lambda: state.culprit, culprit),
         )
         metrics = {
             **losses,
@@ -246,10 +263,6 @@ def _select(params: Params, parts: Sequence[str] | None) -> tuple[dict[str, Para
         raise ValueError(f"parts={parts!r}: want some of {sorted(every)}, the top-level keys of the parameters")
     trained = {part: value for part, value in every.items() if parts is None or part in parts}
     return trained, jax.lax.stop_gradient(params)
-
-
-def _merge(trained: dict[str, Params], params: Params) -> Params:
-    return {**params, **trained} if isinstance(params, dict) else trained["all"]
 
 
 def _example_keys(key: Array, batch: int, axis_name: str | None) -> Array:
@@ -282,7 +295,7 @@ def _maximise(model: Model, params: Params, stats: Any, parts: Sequence[str] | N
     if parts is None:
         return maximised
     closed_form = {part: value for part, value in split_parts(maximised).items() if part in parts}
-    return _merge(closed_form, params)
+    return merge_parts(closed_form, params)
 
 
 def _average(ema: Params | None, params: Params, decay: float | None, step: Array) -> Params | None:
@@ -292,12 +305,9 @@ def _average(ema: Params | None, params: Params, decay: float | None, step: Arra
     return optax.incremental_update(params, ema, 1.0 - rate)
 
 
-def _first_non_finite(losses: Metrics, grads: dict[str, Params], params: Params) -> Array:
-    """Index into `leaf_names(params)`; the gradients of frozen parts count as finite."""
-    zeros = jax.tree.map(jnp.zeros_like, params)
-    leaves = [losses[name] for name in LOSSES] + jax.tree.leaves(_merge(grads, zeros))
-    bad = jnp.stack([~jnp.all(jnp.isfinite(leaf)) for leaf in leaves])
-    return jnp.where(jnp.any(bad), jnp.argmax(bad), -1).astype(jnp.int32)
+def _not_finite(tree: Any) -> Array:
+    """For each leaf, whether a number in it is not finite."""
+    return jnp.array([~jnp.all(jnp.isfinite(leaf)) for leaf in jax.tree.leaves(tree)], bool)
 
 
 def epoch_order(key: Array, epoch: Array, size: int, n: int) -> Array:

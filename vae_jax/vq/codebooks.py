@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.core.model import Scatter, average
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 from vae_jax.em.algorithm import check_decay, running_average
 from vae_jax.em.kmeans import assign, k_means, recentred
 from vae_jax.vq.quantiser import (

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.core.model import Params
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 from vae_jax.vq.quantiser import Quantised, Quantiser, check_vectors
 
 

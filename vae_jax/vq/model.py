@@ -21,7 +21,7 @@ from vae_jax.core.distributions import unit_log_prob
 from vae_jax.core.estimators import latent_terms
 from vae_jax.core.model import Conditional, Model, Params, Units, example_of, join, lift
 from vae_jax.core.network import as_network, shape_of
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 from vae_jax.parts.conditionals import arguments, full_precision
 from vae_jax.vq.quantiser import Quantiser, check_levels, code_perplexity
 

@@ -15,7 +15,7 @@ from jax.scipy.special import entr
 from jax.typing import ArrayLike
 
 from vae_jax.core.model import Params, Scatter
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 
 Through = Callable[[Array, Array], Array]  # (what was quantised, the nearest vectors) -> the latter, with a gradient
 

@@ -14,7 +14,7 @@ import numpy as np
 from jax import Array
 
 from vae_jax.core.network import shape_of
-from vae_jax.core.whole_numbers import is_whole
+from vae_jax.core.numbers import is_whole
 from vae_jax.em.algorithm import check_decay, running_average
 from vae_jax.vq.quantiser import (
     Quantised,

@@ -11,6 +11,7 @@ from jax import Array
 from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
+from vae_jax.core.conditions import quantities
 from vae_jax.core.model import Conditional, Params, example_of
 from vae_jax.core.network import as_network
 from vae_jax.parts.conditionals import arguments, full_precision
@@ -127,6 +128,8 @@ def flow(
 
     def vector(params, c):
         if network is None:
+            if isinstance(c, tuple):
+                quantities(*c[1:])
             return _flat(() if c is None else c)
         return _flat(full_precision(network.apply(params, *arguments(c))))
 
