@@ -20,6 +20,7 @@ from vae_jax.em import (
     ppca,
     ppca_closed_form,
 )
+from vae_jax.em.regression import seen_through
 from vae_jax.selfcheck.quadrature import sigma_points
 from vae_jax.selfcheck.solvable import EIGENVALUES, data_with_covariance
 
@@ -342,6 +343,24 @@ def test_float32_where_factors_are_1e5_times_wider_than_the_noise(holes):
             np.testing.assert_allclose(means[i], exact_mean, rtol=1e-4, atol=1e-4)
             np.testing.assert_allclose(variances[i], np.diag(covariance), rtol=1e-4)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+
+
+@pytest.mark.parametrize("factors", [4, 9])
+def test_factors_beyond_what_is_seen_in_float32(factors):
+    """Rows of 1e5, fewer than factors: what they say of these and of x, to 1e-4 of float64's."""
+    rng = np.random.default_rng(0)
+    rows, x = ((1e5 * rng.normal(size=(3, n))).astype(np.float32) for n in (factors, 1))
+    known = jax.tree.map(lambda part: np.asarray(part, np.float64), jax.jit(seen_through)(rows, x))
+    rows, x = rows.astype(np.float64), x.astype(np.float64)
+    left, size, right = np.linalg.svd(rows, full_matrices=False)
+    covariance = np.eye(factors) - right.T @ np.diag(size**2 / (1 + size**2)) @ right
+    np.testing.assert_allclose(np.diag(known.share @ known.share.T), np.diag(covariance), rtol=1e-4)
+    np.testing.assert_allclose(
+        known.share @ known.projected, right.T @ (size[:, None] / (1 + size[:, None] ** 2) * (left.T @ x)), atol=1e-4
+    )
+    assert known.log_scale == pytest.approx(0.5 * np.sum(np.log1p(size**2)), rel=1e-5)
+    marginal = np.sum((left.T @ x)[:, 0] ** 2 / (1 + size**2))
+    assert np.sum(known.rest**2) == pytest.approx(marginal, rel=1e-4)
 
 
 def test_an_m_step_finds_small_noise_in_float32():

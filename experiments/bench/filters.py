@@ -22,7 +22,7 @@ def contestants(count: int, *, parallel: bool) -> Contestants:
     model = linear_gaussian_state_space(SIZE, LATENT, LENGTH, parallel=parallel)
     params = jax.jit(model.init)(jax.random.key(0))
     ys = jax.jit(lambda p: model.dist(p).sample(jax.random.key(1), (count,)))(params)
-    run = {
+    run: dict[str, Callable] = {
         "vae_jax": lambda p, y: model.dist(p).log_prob(y),
         "information form by hand": partial(by_hand, filtered=in_parallel if parallel else in_steps),
     }
@@ -42,8 +42,8 @@ def by_hand(params, y, filtered):
     chain = pri["mean"], first, pri["transition"], noise
     means, covariances = filtered(chain, precision, shifts)
     mean, covariance = predicted(chain, means[:-1], covariances[:-1])
-    before = jnp.concatenate([chain[0][None], mean]), jnp.concatenate([first[None], covariance])
-    means, _, moved, root = update(*before, precision, shifts)
+    mean, covariance = jnp.concatenate([chain[0][None], mean]), jnp.concatenate([first[None], covariance])
+    means, _, moved, root = update(mean, covariance, precision, shifts)
     log_det = jnp.sum(jnp.log(jnp.diagonal(root, axis1=1, axis2=2)))
     squares = jnp.sum((targets - matmul(means, white.T)) ** 2) + jnp.sum(moved**2)
     return log_det - 0.5 * squares - len(y) * jnp.sum(gen["noise"]) - 0.5 * y.size * jnp.log(2 * jnp.pi)
@@ -68,7 +68,7 @@ def in_steps(chain, precision, shifts):
     """Filtered means and covariances by a scan."""
 
     def step(before, shift):
-        mean, covariance, *_ = update(*before, precision, shift)
+        mean, covariance, *_ = update(before[0], before[1], precision, shift)
         return predicted(chain, mean, covariance), (mean, covariance)
 
     return jax.lax.scan(step, chain[:2], shifts)[1]

@@ -11,6 +11,7 @@ from vae_jax.core.combinator import vae
 from vae_jax.core.estimators import analytic
 from vae_jax.core.model import lift
 from vae_jax.core.network import as_network
+from vae_jax.em.algorithm import em_of
 from vae_jax.em.factor_models import factor_analysis
 from vae_jax.em.sequences.noisy_chains import filter_sequence
 from vae_jax.em.sequences.state_space import linear_gaussian_state_space
@@ -118,17 +119,16 @@ def joseph(mean: np.ndarray, covariance: np.ndarray, rows: np.ndarray, noise: np
 def filtered(params: Any, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
     """numpy: means (T, q) and variances (T, q) of the filter, and ln P(y)."""
     pri, gen = params["pri"], params["gen"]
-    mean, covariance, total, known = pri["mean"], np.diag(np.exp(2 * np.diag(pri["initial"]))), 0.0, []
+    first, noise = (np.diag(np.exp(2 * np.diag(pri[name]))) for name in ("initial", "noise"))
+    mean, covariance, move, total, means, variances = pri["mean"], first, pri["transition"], 0.0, [], []
     for t, y in enumerate(ys):
         if t:
-            mean = pri["transition"] @ mean
-            covariance = pri["transition"] @ covariance @ pri["transition"].T + np.diag(
-                np.exp(2 * np.diag(pri["noise"]))
-            )
+            mean, covariance = move @ mean, move @ covariance @ move.T + noise
         mean, covariance, log_p = joseph(mean, covariance, gen["loadings"], np.exp(2 * gen["noise"]), y)
         total += log_p
-        known.append((mean, np.diag(covariance)))
-    return *(np.array(x) for x in zip(*known, strict=True)), total
+        means.append(mean)
+        variances.append(np.diag(covariance))
+    return np.array(means), np.array(variances), total
 
 
 def chains() -> list[Row]:
@@ -166,7 +166,8 @@ def factors() -> list[Row]:
         _, covariance, nats = joseph(np.zeros(2), np.eye(2), gen["loadings"][here], noise, y[here])
         log_p.append(nats)
         variances.append(np.diag(covariance))
-    of_one = jax.jit(jax.vmap(lambda p, y: (model.dist(p).log_prob(y), model.em.posterior(p, y).variance), (None, 0)))
+    posterior = em_of(model).posterior
+    of_one = jax.jit(jax.vmap(lambda p, y: (model.dist(p).log_prob(y), posterior(p, y).variance), (None, 0)))
     obtained, spread = of_one(params, floats(ys))
     return [
         Row("factor analysis: ln P / exact", 1.0, obtained / np.array(log_p)),
