@@ -144,9 +144,8 @@ def infer(analyser: tuple[Array, Array, Array], ys: Array, *, missing: bool) -> 
         z, share, log_scale = matmul(projected, once.share.T), once.share[None], once.log_scale
     left = jnp.where(present, residual(ys, mean, loadings, z), 0.0)
     log_scale = log_scale + jnp.sum(here * (jnp.log(std) + 0.5 * LOG_2PI)[None], axis=1)
-    off = matmul((matmul(left / std[None], scaled) - z)[:, None], share)[
-        :, 0
-    ]  # by rounding of z, from the minimum of the quadratic form
+    # Rounding of z takes the quadratic form from its minimum: what by, is known
+    off = matmul((matmul(left / std[None], scaled) - z)[:, None], share)[:, 0]
     squares = jnp.sum((left / std[None]) ** 2, axis=1) + jnp.sum(z**2, axis=1) - jnp.sum(off**2, axis=1)
     return Inferred(-log_scale - 0.5 * squares, z, share, left, here)
 
@@ -168,9 +167,8 @@ def regression_on_factors(loadings: Array, known: Inferred, weight: Array) -> Re
         return jnp.sum(weights * matmul(column, loadings.T) ** 2, axis=0)
 
     # W V W' from the root: its diagonal may be 1e-10 of what V has elsewhere
-    square = jnp.sum(weights * known.residual**2, axis=0) + jax.lax.map(uncertain, jnp.moveaxis(known.root, 2, 0)).sum(
-        0
-    )
+    hidden = jax.lax.map(uncertain, jnp.moveaxis(known.root, 2, 0)).sum(axis=0)
+    square = jnp.sum(weights * known.residual**2, axis=0) + hidden
     return Regression(weights.sum(axis=0), gram, cross, square)
 
 

@@ -71,11 +71,11 @@ def kalman_filter(chain: Chain, evidence: Evidence, *, parallel: bool) -> Filter
     if parallel:
         means, roots = _in_parallel(chain, evidence)
         mean, root = _predict(chain, means[:-1], roots[:-1])
-        predicted = jnp.concatenate([chain.mean[None], mean]), jnp.concatenate([chain.root[None], root])
-        return _update(*predicted, evidence)
+        mean, root = jnp.concatenate([chain.mean[None], mean]), jnp.concatenate([chain.root[None], root])
+        return _update(mean, root, evidence)
 
     def step(predicted, evidence):
-        known = _update(*predicted, evidence)
+        known = _update(predicted[0], predicted[1], evidence)
         return _predict(chain, known.means, known.roots), known
 
     return jax.lax.scan(step, (chain.mean, chain.root), evidence)[1]
