@@ -105,19 +105,48 @@ def test_weighted_fit(x64, name, prior):
     np.testing.assert_allclose(fitted, exact, rtol=1e-11)
 
 
-def test_what_is_never_seen_costs_the_floor_and_is_never_nan():
-    for family, levels in ((bernoullis(2), 2), (categoricals(2, 3), 3)):
+def test_what_is_never_seen_costs_the_floor():
+    for family in (bernoullis(2), categoricals(2, 3)):
         start = family.init(jax.random.key(0), 1)
         fitted = family.maximise(start, family.stats(start, jnp.zeros((5, 2), int), jnp.full((5, 1), 0.2)), 5)
         ys = jnp.array([[0, 0], [1, 1]])
         log_p = family.log_prob(fitted, ys)[:, 0]
         np.testing.assert_allclose(log_p, [0.0, 2 * np.log(FLOOR)], rtol=1e-6, atol=1e-6)
-        infinite = {"logits": jnp.where(jnp.isfinite(fitted["logits"] * 2), jnp.inf * fitted["logits"], 0.0)}
-        if levels == 3:  # one level certain, the others impossible
-            infinite = {"logits": jnp.full((1, 2, 3), -jnp.inf).at[:, :, 0].set(0.0)}
-        value, gradient = jax.jit(jax.value_and_grad(lambda p, f=family, ys=ys: f.log_prob(p, ys).sum()))(infinite)
-        assert np.isfinite(value) and np.isfinite(gradient["logits"]).all()
-        assert np.isfinite(family.dist(infinite, 0).log_prob(ys[1]))
+
+
+@pytest.mark.parametrize("prior", [None, 2.0])
+def test_what_is_forbidden_stays_so(prior):
+    """Infinite logits: ln P = -inf for what they forbid, by look-up, by sums and by the distribution; gradients without
+    NaN; no count and no pseudo-count revives it, and the others share the weight as numpy says."""
+    bits = jnp.array([[jnp.inf, 0.5], [-jnp.inf, 0.3]])
+    levels = jnp.array([[[0.0, -jnp.inf, 1.0], [0.2, 0.1, 0.0]]])
+    cases = [
+        (bernoullis(2, prior=prior), bits, [[1, 0], [0, 1]]),
+        (categoricals(2, 3, prior=prior), levels, [[2, 0], [1, 1]]),
+        (categoricals((), 3, prior=prior), levels[:, 0], [2, 1]),
+    ]
+    for family, logits, ys in cases:
+        ys, params = jnp.array(ys), {"logits": logits}
+        with np.errstate(divide="ignore"):
+            table = np.log(np.exp(log_tables(family, params)))  # log_expit's -inf
+        table = table.reshape(len(logits), -1, table.shape[-1])
+        rows = np.asarray(ys).reshape(len(ys), -1)
+        exact = sum(table[:, d][:, rows[:, d]] for d in range(rows.shape[1])).T
+        np.testing.assert_allclose(family.log_prob(params, ys), exact, rtol=1e-6)
+        each = [[family.dist(params, k).log_prob(y) for k in range(len(logits))] for y in ys]
+        np.testing.assert_allclose(each, exact, rtol=1e-6)
+        gradient = jax.jit(jax.grad(lambda p, f=family, ys=ys: f.log_prob(p, ys).sum()))(params)["logits"]
+        assert np.isfinite(gradient).all()
+        stats = family.stats(params, ys[:1], jnp.ones((1, len(logits))))
+        fitted = family.maximise(params, stats, 1)
+        np.testing.assert_array_equal(np.isinf(fitted["logits"]), np.isinf(logits))
+        counts = (rows[0][:, None] == np.arange(table.shape[-1])) + (prior or 0.0) * np.isfinite(table)
+        counts = np.where(np.isfinite(table), counts, 0)
+        share = counts / np.maximum(counts.sum(-1, keepdims=True), 1e-30)
+        ours = np.exp(log_tables(family, fitted)).reshape(table.shape)
+        seen = counts.sum(-1) > 0  # where the only level seen is forbidden, nothing is known
+        np.testing.assert_allclose(ours[seen], share[seen], atol=1e-6)
+        assert np.isfinite(family.log_prior(params))
 
 
 def numpy_em(ys, log_weights, tables, iterations):

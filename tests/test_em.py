@@ -23,6 +23,7 @@ from vae_jax.em import (
     k_means,
     make_em_step,
     mixture,
+    mixture_of_bernoullis,
     mixture_of_gaussians,
 )
 from vae_jax.em.kmeans import assign, plus_plus
@@ -327,6 +328,35 @@ def test_single_precision_far_from_zero():
         np.testing.assert_allclose(covariances[k], np.cov(rows.T, bias=True), atol=0.02)
 
 
+@pytest.mark.parametrize("hard", [False, True])
+def test_a_component_of_weight_zero_stays_so(hard):
+    """A logit of -inf, through EM, stepwise EM and a Dirichlet prior, whose pseudo-counts the others share as in numpy;
+    ln P is finite, never drawn, and the gradients of ln P and of the ELBO are not NaN."""
+    ys = np.concatenate([LINE, LINE + 0.1]).astype(np.float32)
+    model = mixture(gaussians(1, "full"), 3, concentration=2.0, hard=hard)
+    start = start_at(model, np.float32([[-1.0], [0.0], [3.0]]))
+    start["pri"] = {"logits": jnp.array([0.0, -jnp.inf, 0.0])}
+    log_p, stats = model.em.expect(start, ys)
+    new = model.em.maximise(start, stats, len(ys))
+    counts = len(ys) * np.asarray(stats["pri"]) + [1, 0, 1]
+    np.testing.assert_allclose(np.exp(new["pri"]["logits"]), counts / counts.sum(), rtol=1e-6)
+    assert np.isfinite(log_p).all() and np.isfinite(model.em.log_prior(new))
+    assert np.isfinite(fit_em(model, ys, params=start, iterations=5).history).all()
+    state, step = init_em(model, ys, params=start), jax.jit(make_em_step(model, decay=0.5))
+    params = step(step(state, ys)[0], ys)[0].params
+    np.testing.assert_array_equal(np.isneginf(params["pri"]["logits"]), [False, True, False])
+    assert (model.em.posterior(params, ys[0]).sample(jax.random.key(0), (100,)) != 1).all()
+    system = as_vae(model)
+
+    @jax.jit
+    def gradients(params):
+        log_p = jax.grad(lambda p: model.dist(p).log_prob(ys[0]))(params)
+        whole = {"enc": params, **params}
+        return log_p, jax.grad(lambda p: system.terms(p, jax.random.key(0), ys[0]).nats)(whole)
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradients(params)))
+
+
 # Starts, hard EM, stepwise EM
 
 
@@ -458,6 +488,8 @@ def test_what_cannot_be_fitted_is_refused():
         ((np.where(ys > 1, np.nan, ys),), {"key": key}, "missing=True if NaN means"),
         ((np.where(ys > 1, np.inf, ys),), {"key": key}, "infinity in"),
         ((ys, np.zeros(9)), {"key": key}, "takes no condition"),
+        ((ys + np.array([0.0, 1e9]),), {"key": key}, "ys, column 1, lies between .* subtract the column's mean"),
+        ((ys * [1.0, 1e39],), {"key": key}, "ys, column 1, .* beyond the range of float32"),
         ((ys,), {}, "give one of them"),
         ((ys,), {"key": key, "params": model.init(key)}, "give one of them"),
         ((ys,), {"params": model.init(key), "restarts": 2}, "would all be the same"),
@@ -473,7 +505,7 @@ def test_what_cannot_be_fitted_is_refused():
     with pytest.raises(FloatingPointError, match="positive definite"):
         broken = jax.tree.map(lambda x: x * jnp.nan, model.init(key))
         fit_em(model, ys, params=broken)
-    for options in ({"components": 0}, {"concentration": 0.5}):
+    for options in ({"components": 0}, {"concentration": 0.5}, {"concentration": float("nan")}):
         with pytest.raises(ValueError, match="got"):
             mixture(gaussians(2), **{"components": 2, **options})
     for size, options in ((0, {}), ((2, 2), {"covariance": "full"}), ((2, 2), {"missing": True}), (2, {"floor": 0.0})):
@@ -481,3 +513,47 @@ def test_what_cannot_be_fitted_is_refused():
             gaussians(size, **{"covariance": "diagonal", **options})
     with pytest.raises(ValueError, match=r"in \[0, 1\)"):
         make_em_step(model, decay=1.0)
+
+
+def test_params_of_another_model_are_refused():
+    """By fit_em and init_em, naming the part; whole numbers and half precision are params like others."""
+    model, key = mixture_of_gaussians(2, 3, "full"), jax.random.key(0)
+    params, ys = model.init(key), np.random.default_rng(0).normal(size=(9, 2)).astype(np.float32)
+    others = [
+        (
+            mixture_of_gaussians(2, 4, "full").init(key),
+            r"gen/covariances holds \(4, 2, 2\), and the model wants \(3, 2, 2\)",
+        ),
+        (mixture_of_gaussians(1, 3, "full").init(key), r"gen/covariances holds \(3, 1, 1\)"),
+        (mixture_of_gaussians(2, 3, "diagonal").init(key), r"gen/covariances holds \(3, 2\)"),
+        ({"gen": params["gen"]}, r"pri/logits holds nothing, and the model wants \(3,\)"),
+        ({**params, "enc": {"w": np.ones(2)}}, r"enc/w holds \(2,\), and the model wants nothing"),
+        ({**params, "pri": {"logits": np.array(["a", "b", "c"])}}, "pri/logits holds no numbers"),
+        (np.ones(3), r"params holds \(3,\), and the model wants nothing"),
+        ({**params, "pri": params["pri"]["logits"]}, r"pri holds \(3,\)"),
+    ]
+    for other, message in others:
+        for use in (fit_em, init_em):
+            with pytest.raises(ValueError, match=message):
+                use(model, ys, params=other)
+    discrete = mixture_of_bernoullis(2, 2)
+    bits, start = (ys > 0).astype(int), {"pri": {"logits": [0, 1]}, "gen": {"logits": [[0, 1], [1, -1]]}}
+    whole = jax.tree.map(np.array, start, is_leaf=lambda x: isinstance(x, list))
+    exact = fit_em(discrete, bits, params=jax.tree.map(np.float32, whole), iterations=3)
+    for dtype in (np.int32, np.float16):
+        fitted = fit_em(discrete, bits, params=jax.tree.map(lambda x, d=dtype: x.astype(d), whole), iterations=3)
+        np.testing.assert_allclose(fitted.history, exact.history, rtol=1e-6)
+        assert fitted.params["pri"]["logits"].dtype == np.float32
+
+
+def test_half_precision_is_widened():
+    """float16 and bfloat16 data, full covariances: the same fit as of these values in float32."""
+    ys, model = real_data("iris")[0][:40], mixture_of_gaussians(4, 2, "full")
+    for dtype in (np.float16, jnp.bfloat16):
+        few = ys.astype(dtype)
+        fitted = fit_em(model, few, key=jax.random.key(0), iterations=3)
+        wide = fit_em(model, few.astype(np.float32), key=jax.random.key(0), iterations=3)
+        np.testing.assert_array_equal(fitted.history, wide.history)
+        assert all(leaf.dtype == np.float32 for leaf in jax.tree.leaves(fitted.params))
+    state = init_em(model, few, key=jax.random.key(0))
+    assert np.isfinite(make_em_step(model, decay=0.5)(state, few)[1])

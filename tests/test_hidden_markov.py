@@ -22,9 +22,12 @@ from vae_jax.em import (
     gaussian_hmm,
     gaussians,
     hidden_markov,
+    init_em,
+    make_em_step,
     smoothing,
     viterbi,
 )
+from vae_jax.em.family import fitted_logits
 from vae_jax.em.sequences.forward_backward import in_parallel
 from vae_jax.em.sequences.markov_chain import MarkovChain
 
@@ -578,6 +581,131 @@ def test_it_trains_by_gradient_and_under_vmap():
     assert loss(jax.tree.map(lambda p, g: p - 1e-3 * g, params, gradient)) < value
 
 
+# What is impossible, and what is only improbable
+
+FORWARD_ONLY = np.array([[-0.1, -2.3], [-np.inf, 0.0]])
+
+
+def log_forward(initial, transition, evidence) -> float:
+    """numpy: ln P(y) of float64 logarithms."""
+    initial, transition = log_softmax(initial), log_softmax(transition, axis=1)
+    score = initial + evidence[0]
+    for now in evidence[1:]:
+        score = logsumexp(score[:, None] + transition, axis=0) + now
+    return logsumexp(score)
+
+
+@pytest.mark.parametrize("concentration", [1.0, 3.0])
+def test_forbidden_moves_stay_so_through_m_steps(concentration):
+    """Left to right, and data that go back: no iteration, pseudo-count or step of stepwise EM makes the move possible;
+    ln P of the best path is below ln P(y), which is that of float64."""
+    rng = np.random.default_rng(0)
+    ys = np.concatenate([np.zeros(80), np.ones(60), np.zeros(60)]) + 0.01 * rng.normal(size=200)
+    ys, initial = np.stack([ys[:, None], ys[::-1, None]]).astype(np.float32), np.array([0.0, -np.inf])
+    model = hidden_markov(
+        gaussians(1), 2, 200, initial_concentration=concentration, transition_concentration=concentration
+    )
+    gen = model.init(jax.random.key(0))["gen"] | {"means": np.array([[0.0], [1.0]])}
+    start = {"pri": {"initial": initial, "transition": FORWARD_ONLY}, "gen": gen}
+    fitted = fit_em(model, ys, params=start, iterations=3, tolerance=None)
+    assert np.isfinite(fitted.history).all()
+    state, step = init_em(model, ys, params=start), jax.jit(make_em_step(model, decay=0.5))
+    for params in (fitted.params, step(step(state, ys)[0], ys)[0].params):
+        pri = jax.tree.map(np.asarray, params["pri"])
+        np.testing.assert_array_equal(np.isneginf(pri["transition"]), np.isneginf(FORWARD_ONLY))
+        np.testing.assert_array_equal(np.isneginf(pri["initial"]), np.isneginf(initial))
+        found = everything(model, params, ys[0], None)
+        path, log_joint = found["best"]
+        raw = jax.tree.map(lambda x: np.asarray(x, float), params)
+        exact = log_forward(raw["pri"]["initial"], raw["pri"]["transition"], evidence_of(raw["gen"], ys[0]))
+        np.testing.assert_allclose(found["log_p"], exact, rtol=1e-5)
+        assert np.all(np.diff(path) >= 0) and log_joint <= found["log_p"] + 1e-5 * abs(exact)
+        posterior = model.em.posterior(params, ys[0], None)
+        assert np.all(np.diff(posterior.sample(jax.random.key(1), (20,)), axis=1) >= 0)
+        back = np.asarray(path).copy()
+        back[-1] = 0
+        assert path[-2] == 1 and posterior.log_joint(back) == posterior.log_prob(back) == -np.inf
+
+
+@pytest.mark.parametrize(("added", "n"), [(0.0, 1.0), (2.0, 4.0)])
+def test_m_step_of_logits(added, n):
+    """numpy's shares: what is impossible takes no part, a count of 0 is at least the smallest float, unless it was less
+    before; what was not counted stays."""
+    old = np.array([[0.0, -np.inf, 1.0], [0.0, -1e9, 0.0], [0.5, -np.inf, 0.0]], np.float32)
+    counts = np.array([[3.0, 0.0, 1.0], [2.0, 0.0, 0.0], [0.0, 0.0, 0.0]], np.float32)
+    fitted = fitted_logits(jnp.asarray(counts), jnp.asarray(old), added / n)
+    possible = old > -1e8
+    weighed = counts + added / n * possible
+    with np.errstate(divide="ignore", invalid="ignore"):
+        exact = np.log(weighed / weighed.sum(1, keepdims=True))
+    tiny = np.log(np.finfo(np.float32).tiny)
+    exact = np.where(possible, np.maximum(exact, tiny), old)
+    np.testing.assert_allclose(fitted[:2], exact[:2], rtol=1e-6)
+    np.testing.assert_allclose(fitted[2], exact[2] if added else old[2], rtol=1e-6)
+
+
+@both_ways
+def test_improbable_paths_are_not_lost(parallel):
+    """Three states in a row with a deviation of 0.01: the best path starts with a step that costs 4,800 nats. By
+    enumeration; serial, parallel, one sequence or (in an E-step) two side by side."""
+    with np.errstate(divide="ignore"):
+        initial, transition = np.log([1.0, 0.0, 0.0]), np.log([[0.9, 0.1, 0.0], [0.0, 0.9, 0.1], [0.0, 0.0, 1.0]])
+    y = np.array([0.0, 0.0, 0.02, 2.02, 2.0, 2.0])[:, None]
+    gen = {"means": np.arange(3.0)[:, None], "covariances": np.full((3, 1, 1), np.log(0.01))}
+    params = jax.tree.map(np.float32, {"pri": {"initial": initial, "transition": transition}, "gen": gen})
+    exact = enumerated_paths(initial, transition, evidence_of(gen, y))
+    model = gaussian_hmm(1, 3, 6, parallel=parallel)
+    found = everything(model, params, y.astype(np.float32), None)
+    np.testing.assert_allclose(found["log_p"], exact.log_p, rtol=1e-5)
+    np.testing.assert_allclose(found["later"], exact.marginals, atol=1e-5)
+    np.testing.assert_allclose(found["best"][1], exact.log_joint.max(), rtol=1e-5)
+    log_p, stats = jax.jit(model.em.expect)(params, np.stack([y, y]).astype(np.float32), None)
+    np.testing.assert_allclose(log_p, 2 * [exact.log_p], rtol=1e-5)
+    np.testing.assert_allclose(stats["transition"], exact.pairs, atol=1e-4)
+
+    @jax.jit
+    @jax.grad
+    def gradient(params):
+        chain = model.em.posterior(params, y.astype(np.float32), None)
+        return chain.log_normaliser + chain.entropy() + chain.log_prob(exact.paths[exact.log_joint.argmax()])
+
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient(params)))
+
+
+def test_forbidden_symbols(x64):
+    """Emissions of -inf, by enumeration of paths: ln P, counts and the M-step; a sequence that no state emits has -inf,
+    and EM says so."""
+    model = categorical_hmm(3, STATES, LENGTH, prior=1.0)
+    logits = np.array([[0.0, 0.5, -np.inf], [-np.inf, 0.0, -np.inf], [0.3, 0.0, -np.inf]])
+    params = {**model.init(jax.random.key(2)), "gen": {"logits": jnp.asarray(logits)}}
+    pri = jax.tree.map(np.asarray, params["pri"])
+    for y in ([0, 1, 1, 0, 1], [0, 1, 2, 0, 1]):
+        exact = enumerated_paths(pri["initial"], pri["transition"], log_softmax(logits, 1).T[y])
+        np.testing.assert_allclose(model.dist(params).log_prob(np.array(y)), exact.log_p, rtol=1e-9)
+        if np.isfinite(exact.log_p):
+            np.testing.assert_allclose(smoothing(model, params, np.array(y)), exact.marginals, atol=1e-9)
+    fitted = fit_em(model, np.array([[0, 1, 1, 0, 1]]), params=params, iterations=2)
+    np.testing.assert_array_equal(np.isneginf(fitted.params["gen"]["logits"]), np.isneginf(logits))
+    with pytest.raises(FloatingPointError, match="give them probability 0"):
+        fit_em(model, np.array([y]), params=params, iterations=1)
+
+
+def test_sequences_of_one_step():
+    """Nothing moves: EM is that of a mixture of the first step, by numpy."""
+    ys = np.array([[0], [3], [3], [1]])
+    for parallel in (False, True):
+        model = categorical_hmm(4, 2, 1, parallel=parallel)
+        start = model.init(jax.random.key(0))
+        weights, table = (np.exp(log_softmax(x, -1)) for x in (start["pri"]["initial"], start["gen"]["logits"]))
+        joint = weights[None] * table[:, ys[:, 0]].T
+        fitted = fit_em(model, ys, params=start, iterations=1)
+        shares = (joint / joint.sum(1, keepdims=True)).mean(0)
+        np.testing.assert_allclose(np.exp(fitted.params["pri"]["initial"]), shares, rtol=1e-5)
+        np.testing.assert_array_equal(fitted.params["pri"]["transition"], start["pri"]["transition"])
+        np.testing.assert_allclose(fitted.history[0], np.log(joint.sum(1)).mean(), rtol=1e-5)
+        assert viterbi(model, start, ys[0])[0].shape == (1,)
+
+
 # Bad input
 
 
@@ -593,6 +721,7 @@ def fit_of(ys, cs=None, model=None):
         (np.ones((3, 6, 2)), [6, 2], "the length of each of the 3 sequences"),
         (np.ones((3, 6, 2)), [6.0, 2.0, 1.0], "integers of shape"),
         (np.ones((3, 7, 2)), None, "build the model with length=7"),
+        (np.ones((3, 0, 2)), None, "these sequences have no steps"),
         (np.ones((6, 2)), None, r"one sequence alone is ys\[None\]"),
         (np.ones((3, 6), int), None, "labels or symbols"),
         (np.ones((3, 6, 3)), None, r"\(n, 6, 2\); got shape \(3, 6, 3\)"),
@@ -607,6 +736,18 @@ def test_bad_data(ys, cs, message):
         fit_of(ys, None if cs is None else np.array(cs))
 
 
+def test_params_of_another_number_of_states_are_refused():
+    ys, params = np.zeros((3, 6, 2), np.float32), gaussian_hmm(2, 3, 6).init(jax.random.key(0))
+    model, wanted = gaussian_hmm(2, 2, 6), r"holds \(3, 2\), and the model wants \(2, 2\)"
+    uses = [lambda: fit_em(model, ys, params=params), lambda: init_em(model, ys, params=params)]
+    uses += [lambda of=of: of(model, params, ys[0]) for of in (filtering, smoothing, viterbi)]
+    for use in uses:
+        with pytest.raises(ValueError, match=r"another number of components or states"):
+            use()
+    with pytest.raises(ValueError, match="gen/means " + wanted):
+        viterbi(model, {**params, "gen": {**params["gen"], "covariances": np.zeros((2, 2, 2))}}, ys[0])
+
+
 def test_symbols_out_of_range():
     with pytest.raises(ValueError, match="integers from 0 to 2"):
         fit_of(np.full((2, 6), 3), model=categorical_hmm(3, 2, 6))
@@ -619,6 +760,7 @@ def test_symbols_out_of_range():
         {"length": 0},
         {"initial_concentration": 0.5},
         {"transition_concentration": 0.0},
+        {"transition_concentration": float("nan")},
     ],
 )
 def test_options_out_of_range(options):

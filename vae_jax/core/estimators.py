@@ -228,7 +228,7 @@ def _average(probabilities: Array, each: Terms) -> Terms:
 
     def average(x):
         weights = probabilities.reshape((-1,) + (1,) * (x.ndim - 1))
-        return jnp.sum(jnp.where(weights > 0, weights * x, 0.0), axis=0)
+        return jnp.sum(weights * jnp.where(weights > 0, x, 0.0), axis=0)
 
     diffusions = tuple(one.mixed(probabilities) for one in each.diffusions)
     return jax.tree.map(average, each._replace(diffusions=(), codes=()))._replace(diffusions=diffusions)

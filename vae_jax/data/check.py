@@ -137,7 +137,7 @@ def _check_classes(name: str, cs: Any, classes: int | None) -> None:
 
 
 def _check_params(fresh: Any, params: Params) -> None:
-    wanted, given = _named(fresh), _named(params)
+    wanted, given = leaves_by_path(fresh), leaves_by_path(params)
     for name in sorted(wanted.keys() | given.keys()):
         want, got = (np.shape(tree[name]) if name in tree else "nothing" for tree in (wanted, given))
         if want != got:
@@ -147,7 +147,7 @@ def _check_params(fresh: Any, params: Params) -> None:
             )
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def leaves_by_path(tree: Any) -> dict[str, Any]:
     """The leaves by the path to each, "enc/params/Dense_0/kernel"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

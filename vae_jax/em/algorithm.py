@@ -18,6 +18,9 @@ from vae_jax.core.combinator import vae
 from vae_jax.core.estimators import enumerated, fixed_encoder, sampled
 from vae_jax.core.keys import as_key
 from vae_jax.core.model import EM, Conditional, Model, Params, example_of, parted
+from vae_jax.core.numbers import is_whole
+from vae_jax.data.arrays import as_arrays
+from vae_jax.data.check import leaves_by_path
 
 
 class FittedEM(NamedTuple):
@@ -63,23 +66,25 @@ def fit_em(
 
     Raises:
         TypeError: the model has no exact posterior, or what is no key.
-        ValueError: data that are not the model's, or options that do not fit.
+        ValueError: data or params that are not the model's, or options that do not fit.
         FloatingPointError: the likelihood is not finite at any restart.
     """
     em = em_of(model)
     _check_start(key, params)
     if params is not None and restarts != 1:
         raise ValueError(f"restarts={restarts} from the same params would all be the same: pass key= instead")
-    if iterations < 1 or restarts < 1 or chunk < 1:
+    if not all(map(is_whole, (iterations, restarts, chunk))):
         raise ValueError(f"want iterations, restarts and chunk >= 1; got {iterations}, {restarts} and {chunk}")
-    ys, cs = jax.tree.map(np.asarray, (ys, cs))
+    ys, cs = jax.tree.map(np.asarray, (as_arrays("ys", ys), as_arrays("cs", cs)))
     n = len(jax.tree.leaves(ys)[0]) if jax.tree.leaves(ys) else 0
     if n == 0:
         raise ValueError("ys is empty: want an array (n, *example) with at least one example")
     em.check(ys, cs)
     ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
-    starts = _stack(params) if key is None else _starts(em)(jax.random.split(key, restarts), ys, cs)
-    starts = _in_precision_of(ys, starts)
+    if key is None:
+        starts = jax.tree.map(lambda x: x[None], fitting(model, params, ys))
+    else:
+        starts = _in_precision_of(ys, _starts(em)(jax.random.split(key, restarts), ys, cs))
     limit = -jnp.inf if tolerance is None else tolerance
     fitted, histories, done = jax.device_get(_loop(em, iterations, chunk)(starts, limit, ys, cs))
     last = histories[np.arange(restarts), done]
@@ -117,18 +122,43 @@ def _check_start(key: Array | None, params: Params | None) -> None:
         as_key(key)
 
 
+def fitting(model: Conditional, params: Params, ys: Any = ()) -> Params:
+    """The params as arrays of floats, in the precision of ys if these are floats.
+
+    Raises:
+        ValueError: they are not of this model: other parts, another number of components, another size.
+    """
+    wanted = leaves_by_path(jax.eval_shape(model.init, jax.random.key(0)))
+    given = {name: np.shape(leaf) if _is_real(leaf) else "no numbers" for name, leaf in leaves_by_path(params).items()}
+    for name in sorted(wanted.keys() | given.keys()):
+        want, got = wanted[name].shape if name in wanted else "nothing", given.get(name, "nothing")
+        if want != got:
+            raise ValueError(
+                f"params are not of this model: {name or 'params'} holds {got}, and the model wants {want}: do they "
+                "come from one with another number of components or states, another size or other options?"
+            )
+    return _in_precision_of(ys, jax.tree.map(jnp.asarray, params))
+
+
+def _is_real(x: Any) -> bool:
+    dtype = x.dtype if hasattr(x, "dtype") else np.asarray(x).dtype
+    return any(jnp.issubdtype(dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_))
+
+
+def _widened(x: Any) -> Any:
+    """Floats of 16 bits as float32: sums over examples need its digits."""
+    return x.astype(np.float32) if jnp.issubdtype(x.dtype, jnp.floating) and x.dtype.itemsize < 4 else x
+
+
 def _in_precision_of(ys: Any, params: Params) -> Params:
-    """Parameters in the data's floating-point type; integers leave them as they are."""
-    dtype = jnp.result_type(*jax.tree.leaves(ys))
-    return jax.tree.map(lambda x: x.astype(dtype), params) if jnp.issubdtype(dtype, jnp.floating) else params
+    """Parameters in the data's floating-point type; beside integers in their own, at least float32."""
+    dtype = jnp.result_type(jnp.float32, *jax.tree.leaves(ys))
+    floating = any(jnp.issubdtype(y.dtype, jnp.floating) for y in jax.tree.leaves(ys))
+    return jax.tree.map(lambda x: x.astype(dtype if floating else jnp.promote_types(x.dtype, jnp.float32)), params)
 
 
 def _with_dtypes(new: Params, old: Params) -> Params:
     return jax.tree.map(lambda x, y: x.astype(y.dtype), new, old)
-
-
-def _stack(params: Params) -> Params:
-    return jax.tree.map(lambda x: jnp.asarray(x)[None], params)
 
 
 @functools.lru_cache(maxsize=32)
@@ -206,11 +236,12 @@ def init_em(model: Conditional, ys: Any, cs: Any = None, *, key: Array | None = 
 
     Raises:
         TypeError: the model has no exact posterior.
-        ValueError: neither or both of key and params.
+        ValueError: neither or both of key and params, or params that are not the model's.
     """
     em = em_of(model)
     _check_start(key, params)
-    params = em.start(key, ys, cs) if params is None else params
+    ys, cs = jax.tree.map(lambda x: _widened(jnp.asarray(x)), (ys, cs))
+    params = em.start(key, ys, cs) if params is None else fitting(model, params, ys)
     return EMState(params, em.expect(params, ys, cs)[1], jnp.zeros((), jnp.int32))
 
 
@@ -238,6 +269,7 @@ def make_em_step(
 
     def step(state: EMState, ys: Any, cs: Any = None) -> tuple[EMState, Array]:
         past = decay(state.step) if callable(decay) else decay
+        ys, cs = jax.tree.map(lambda x: _widened(jnp.asarray(x)), (ys, cs))
         log_p, new = em.expect(state.params, ys, cs)
         stats = running_average(state.stats, new, past)
         params = _with_dtypes(em.maximise(state.params, stats, examples), state.params)

@@ -5,8 +5,8 @@
 is a product of matrices for each level, (y == level) @ ln p(level)', so that nothing of n x K x D is held. A missing
 entry equals no level and so contributes nothing. For scalar y, the emissions of a hidden Markov model, it is a look-up.
 
-Floor: no value has a probability below 1e-30, whatever the parameters. A value that a component has never seen costs 69
-nats; it is never -inf, and never NaN.
+Floor: no value has a probability below 1e-30, whatever the finite parameters: one that a component has never seen costs
+69 nats. One that an infinite logit forbids is impossible, ln P = -inf, and stays so through any M-step. Never NaN.
 """
 
 import math
@@ -24,11 +24,12 @@ from vae_jax.core.distributions import Levels
 from vae_jax.core.linalg import matmul
 from vae_jax.core.model import Conditional, Params
 from vae_jax.core.network import shape_of
-from vae_jax.em.family import Family, check_real, fill
+from vae_jax.em.family import Family, check_real, fill, fitted_logits, log_dirichlet
 from vae_jax.em.mixtures import mixture
 
 FLOOR = 1e-30
 LOG_FLOOR = math.log(FLOOR)
+_IMPOSSIBLE = -1e30  # in a product of matrices, where 0 * -inf would be NaN
 
 
 class LevelsOrMissing(Levels):
@@ -43,7 +44,8 @@ class Discrete(dist.CategoricalLogits):
 
     pytree_aux_fields = ("missing",)
 
-    def __init__(self, logits: Array, *, missing: bool = False, validate_args=None):
+    def __init__(self, logits: Array, *, missing: bool = False, validate_args=False):
+        """By default without numpyro's check, which refuses logits of -inf."""
         self.missing = missing
         super().__init__(logits, validate_args=validate_args)
 
@@ -63,7 +65,7 @@ class Discrete(dist.CategoricalLogits):
 
 
 def bernoullis(shape: int | tuple[int, ...], *, missing: bool = False, prior: float | None = None) -> Family:
-    """Independent Bernoulli values in {0, 1}, in arrays of this shape. Params: `logits` (K, *shape).
+    """Independent Bernoulli values in {0, 1}, in arrays of this shape. Params: `logits` (K, *shape); infinite: certain.
 
     Args:
         shape: of one example; () for the emissions of a hidden Markov model with one symbol at a time.
@@ -76,8 +78,8 @@ def bernoullis(shape: int | tuple[int, ...], *, missing: bool = False, prior: fl
     """
 
     def tables(params):
-        logits = jnp.clip(params["logits"], LOG_FLOOR, -LOG_FLOOR)
-        return jnp.stack([jax.nn.log_sigmoid(-logits), jax.nn.log_sigmoid(logits)], axis=-1)
+        signed = jnp.stack([-params["logits"], params["logits"]], axis=-1)
+        return _forbidding(jax.nn.log_sigmoid(jnp.clip(signed, LOG_FLOOR, -LOG_FLOOR)), signed)
 
     return _family(
         _Tables("bernoullis", lambda s: s, tables, lambda p: p[..., 1] - p[..., 0]), shape, 2, missing, prior
@@ -87,7 +89,7 @@ def bernoullis(shape: int | tuple[int, ...], *, missing: bool = False, prior: fl
 def categoricals(
     shape: int | tuple[int, ...], levels: int, *, missing: bool = False, prior: float | None = None
 ) -> Family:
-    """Independent values 0 .. levels - 1, in arrays of this shape. Params: `logits` (K, *shape, levels).
+    """Independent values 0 .. levels - 1, in arrays of this shape. Params: `logits` (K, *shape, levels); -inf forbids.
 
     Args:
         shape: of one example; () for the emissions of a hidden Markov model with one symbol at a time.
@@ -101,7 +103,8 @@ def categoricals(
     """
 
     def tables(params):
-        return jax.nn.log_softmax(jnp.maximum(jax.nn.log_softmax(params["logits"]), LOG_FLOOR))
+        logits = params["logits"]
+        return _forbidding(jax.nn.log_softmax(jnp.maximum(jax.nn.log_softmax(logits), LOG_FLOOR)), logits)
 
     return _family(_Tables("categoricals", lambda s: (*s, levels), tables, lambda p: p), shape, levels, missing, prior)
 
@@ -126,7 +129,7 @@ class _Tables(NamedTuple):
     Fields:
         name: for messages.
         shape: `shape of an example -> shape of the logits` of one component.
-        of: `params -> (K, *shape, levels)`, floored log-probabilities.
+        of: `params -> (K, *shape, levels)`, floored log-probabilities, or -inf.
         logits: `log-probabilities (..., levels) -> logits`, its inverse.
     """
 
@@ -161,15 +164,10 @@ def _family(tables: _Tables, shape: int | tuple[int, ...], levels: int, missing:
         return {"counts": counts.reshape(-1, *shape, levels)}
 
     def maximise(params, stats, n):
-        counts = stats["counts"] + (0.0 if prior is None else prior / n)
-        total = counts.sum(-1, keepdims=True)
-        known = total > float(jnp.finfo(total.dtype).tiny) * 1e12
-        share = counts / jnp.where(known, total, 1.0)
-        fitted = jnp.where(known, jnp.log(jnp.maximum(share, FLOOR)), tables.of(params))
-        return {"logits": tables.logits(fitted)}
+        return {"logits": tables.logits(fitted_logits(stats["counts"], tables.of(params), (prior or 0.0) / n, FLOOR))}
 
     def log_prior(params):
-        return 0.0 if prior is None else prior * tables.of(params).sum()
+        return log_dirichlet(tables.of(params), 1 + (prior or 0.0))
 
     def features(ys):
         """One number for each entry of two levels; else an indicator for each of its levels: they have no order."""
@@ -186,6 +184,11 @@ def _family(tables: _Tables, shape: int | tuple[int, ...], levels: int, missing:
     )
 
 
+def _forbidding(table: Array, logits: Array) -> Array:
+    """-inf where the logits are."""
+    return jnp.where(jnp.isneginf(logits), -jnp.inf, table)
+
+
 def _sum_up(table: Array, ys: Array) -> Array:
     """(n, K): sum_d ln p_kd(y_d) of ys (n, D), from table (K, D, levels)."""
 
@@ -194,7 +197,10 @@ def _sum_up(table: Array, ys: Array) -> Array:
         return total + matmul((ys == level).astype(table.dtype), log_p.T), None
 
     levels = jnp.arange(table.shape[-1])
-    return jax.lax.scan(add, jnp.zeros((len(ys), len(table)), table.dtype), (levels, jnp.moveaxis(table, -1, 0)))[0]
+    table = jnp.maximum(table, _IMPOSSIBLE)
+    start = jnp.zeros((len(ys), len(table)), table.dtype)
+    total, _ = jax.lax.scan(add, start, (levels, jnp.moveaxis(table, -1, 0)))
+    return jnp.where(total < 0.5 * _IMPOSSIBLE, -jnp.inf, total)
 
 
 def _count(ys: Array, weights: Array, levels: int) -> Array:

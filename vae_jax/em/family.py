@@ -4,6 +4,7 @@ A family knows nothing of where its weights come from. Anything that computes th
 (responsibilities) can fit it by EM: `mixture` and `hidden_markov` are written once, for every family.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
 from jax import Array
+from jax.typing import ArrayLike
 
 from vae_jax.core.model import Params
 
@@ -44,6 +46,44 @@ class Family(NamedTuple):
     log_prior: Callable[[Params], Any] = lambda params: 0.0
     features: Callable[[Any], Array] = lambda ys: fill(ys.reshape(len(ys), -1))
     check: Callable[[Any], None] = lambda ys: None
+
+
+def log_sum(x: Array, *, axis: int, keepdims: bool = False) -> Array:
+    """ln sum exp(x) along an axis; -inf with gradient 0 (not NaN, as jax's) where all of it is impossible."""
+    top = jax.lax.stop_gradient(jnp.max(x, axis=axis, keepdims=True))
+    top = jnp.where(jnp.isfinite(top), top, 0.0)
+    total = jnp.sum(jnp.exp(x - top), axis=axis, keepdims=True)
+    possible = total > 0
+    result = jnp.where(possible, jnp.log(jnp.where(possible, total, 1.0)) + top, -jnp.inf)
+    return result if keepdims else jnp.squeeze(result, axis)
+
+
+def log_probabilities(logits: Array) -> tuple[Array, Array]:
+    """(ln P (..., K) of these logits, which values are possible: not below the smallest float, but for rounding)."""
+    log_p = jax.nn.log_softmax(logits)
+    return log_p, log_p > 1.001 * math.log(jnp.finfo(log_p.dtype).tiny)
+
+
+def fitted_logits(counts: Array, old: Array, added: ArrayLike = 0.0, floor: float = 0.0) -> Array:
+    """ln of the normalised counts (..., K), at least that of the floor or of the smallest float: an M-step.
+
+    What is impossible in the old logits (..., K) stays so: a count of 0 does not raise it, and it has no share in the
+    pseudo-counts that are added. -inf takes no counts either. Where nothing was counted the old logits stay.
+    """
+    before, possible = log_probabilities(old)
+    tiny = float(jnp.finfo(counts.dtype).tiny)
+    counts = jnp.where(before > -jnp.inf, counts, 0.0) + jnp.where(possible, added, 0.0)
+    total = counts.sum(axis=-1, keepdims=True)
+    known = total > tiny * 1e12
+    share = counts / jnp.where(known, total, 1.0)
+    least = jnp.where(possible, math.log(max(tiny, floor)), before)
+    return jnp.where(known, jnp.maximum(jnp.log(share), least), old)
+
+
+def log_dirichlet(logits: Array, concentration: float) -> ArrayLike:
+    """ln of the symmetric Dirichlet density of the probabilities that are possible, up to a constant, of all rows."""
+    log_p, possible = log_probabilities(logits)
+    return (concentration - 1) * jnp.where(possible, log_p, 0.0).sum()
 
 
 def fill(rows: Array) -> Array:

@@ -12,7 +12,7 @@ import numpyro.distributions as dist
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from vae_jax.core.model import EM, Conditional
-from vae_jax.em.family import Family, fit_to_weights
+from vae_jax.em.family import Family, fit_to_weights, fitted_logits, log_dirichlet, log_sum
 from vae_jax.em.gaussian_families import FLOOR, Covariance, CovariancePrior, gaussians
 from vae_jax.em.kmeans import assign, k_means, plus_plus
 
@@ -31,6 +31,8 @@ def mixture(
 ) -> Conditional:
     """sum_k w_k P(y|k); params `{"pri": {"logits": (K,)}, "gen": the family's}`. No condition.
 
+    A logit of -inf is a component that stays without weight, through any M-step.
+
     Args:
         family: the components: `gaussians`, `bernoullis`, `categoricals`, `factor_analysers`.
         components: K.
@@ -46,7 +48,7 @@ def mixture(
         raise ValueError(f"a mixture has at least one component; got components={components}")
     if start not in ("k-means", "k-means++", "random"):
         raise ValueError(f"start={start!r}: want 'k-means', 'k-means++' or 'random'")
-    if concentration < 1:
+    if not concentration >= 1:
         raise ValueError(f"below 1 the Dirichlet prior has no maximum; got concentration={concentration}")
 
     def init(key, c=None):
@@ -56,7 +58,7 @@ def mixture(
     def distribution(params, c=None):
         del c
         each = jax.vmap(family.dist, in_axes=(None, 0))(params["gen"], jnp.arange(components))
-        return dist.MixtureSameFamily(dist.CategoricalLogits(params["pri"]["logits"]), promote_batch_shape(each))
+        return dist.MixtureSameFamily(_chosen(params["pri"]["logits"]), promote_batch_shape(each))
 
     def joint(params, ys):
         """ln P(y, k), (n, K)."""
@@ -70,18 +72,15 @@ def mixture(
             log_p = log_joint.max(axis=1)
             weights = jax.nn.one_hot(log_joint.argmax(axis=1), components, dtype=log_joint.dtype)
         else:
-            log_p = jax.nn.logsumexp(log_joint, axis=1)
+            log_p = log_sum(log_joint, axis=1)
             weights = jnp.exp(log_joint - log_p[:, None])
+        weights = jnp.where(log_p[:, None] > -jnp.inf, weights, 0.0)  # what is impossible counts for nothing
         sums = {"pri": weights.sum(axis=0), "gen": family.stats(params["gen"], ys, weights)}
         return log_p, jax.tree.map(lambda s: s / len(weights), sums)
 
-    def log_weights(average, n):
-        weight = average + (concentration - 1) / n
-        return jnp.log(jnp.maximum(weight / weight.sum(), jnp.finfo(weight.dtype).tiny))
-
     def maximise(params, stats, n):
-        gen = family.maximise(params["gen"], stats["gen"], n)
-        return {"pri": {"logits": log_weights(stats["pri"], n)}, "gen": gen}
+        logits = fitted_logits(stats["pri"], params["pri"]["logits"], (concentration - 1) / n)
+        return {"pri": {"logits": logits}, "gen": family.maximise(params["gen"], stats["gen"], n)}
 
     def start_at(key, ys, cs=None):
         del cs
@@ -92,20 +91,18 @@ def mixture(
         member = jax.nn.one_hot(nearest, components, dtype=rows.dtype)
         member = (1 - _DOUBT) * member + _DOUBT / components
         gen = fit_to_weights(family, init(k_init)["gen"], ys, member)
-        return {"pri": {"logits": log_weights(member.mean(axis=0), len(member))}, "gen": gen}
+        logits = fitted_logits(member.mean(axis=0), jnp.zeros(components), (concentration - 1) / len(member))
+        return {"pri": {"logits": logits}, "gen": gen}
 
     def posterior(params, y, c=None):
         del c
-        return dist.CategoricalLogits(joint(params, jnp.asarray(y)[None])[0])
+        return _chosen(joint(params, jnp.asarray(y)[None])[0])
 
     def recentre(stats, old, new):
         return {**stats, "gen": family.recentre(stats["gen"], old["gen"], new["gen"])}
 
     def log_prior(params):
-        total = family.log_prior(params["gen"])
-        if concentration > 1:
-            total += (concentration - 1) * jax.nn.log_softmax(params["pri"]["logits"]).sum()
-        return total
+        return family.log_prior(params["gen"]) + log_dirichlet(params["pri"]["logits"], concentration)
 
     def check(ys, cs=None):
         if cs is not None:
@@ -116,7 +113,7 @@ def mixture(
 
     prior = Conditional(
         lambda key, c=None: {"logits": jnp.zeros(components)},
-        lambda params, c=None: dist.CategoricalLogits(params["logits"]),
+        lambda params, c=None: _chosen(params["logits"]),
     )
     generator = Conditional(lambda key, z: family.init(key, components), family.dist)
     em = EM(start_at, expect, maximise, posterior, prior, generator, recentre, log_prior, check)
@@ -143,6 +140,11 @@ def mixture_of_gaussians(
     """
     family = gaussians(size, covariance, spread=spread, floor=floor, missing=missing, prior=prior)
     return mixture(family, components, start=start, concentration=concentration, hard=hard)
+
+
+def _chosen(logits):
+    """P(k); numpyro, if it may validate them, refuses logits of -inf."""
+    return dist.CategoricalLogits(logits, validate_args=False)
 
 
 def _centres(key, rows, components, start):

@@ -4,12 +4,16 @@ For one sequence, or for a batch of them on axes at the end, where they lie side
 as a scan of T steps, and as an associative scan over (K, K) matrices, about 2 log2 T steps with more work in each
 (Särkkä & García-Fernández 2021; Hassan, Särkkä & García-Fernández 2021, for finite states). They agree to rounding.
 
-Probabilities are normalised at every step, after the evidence has been shifted by its largest value among the states
-that can be reached, so that float32 is safe for any length. What is lost: a state whose probability, before its
-evidence, is below about 1e-35 (float64: 1e-305) counts as impossible.
+Forwards everything is a logarithm, normalised at every step. Evidence of thousands of nats is common (a state with a
+small variance), and a path that looks hopeless now may be the only one to what comes later: probabilities would lose it
+from about e^-87 on (float64: e^-708), and ln P(y) with it. -inf is impossible, and nothing else is. Backwards the
+states are weighed by what is seen later, P(z_{t-1} | z_t, y_1 .. y_{t-1}), and these are safe as probabilities. A scan
+in which no state is so improbable takes products of matrices instead, several times faster (under `vmap`: both).
 """
 
 import functools
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -17,6 +21,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from vae_jax.core.linalg import matmul
+from vae_jax.em.family import log_sum
 
 _LONG, _LARGE = 64, 2**20
 
@@ -25,21 +30,31 @@ class Filtered(NamedTuple):
     """What is known of z_t at time t.
 
     Fields:
-        predicted: (T, K) P(z_t | y_1 .. y_{t-1}).
-        filtered: (T, K) P(z_t | y_1 .. y_t).
+        log_predicted: (T, K) ln P(z_t | y_1 .. y_{t-1}).
+        log_filtered: (T, K) ln P(z_t | y_1 .. y_t).
         log_p: (T,) ln P(y_t | y_1 .. y_{t-1}) in nats; their sum is ln P(y).
     """
 
-    predicted: Array
-    filtered: Array
+    log_predicted: Array
+    log_filtered: Array
     log_p: Array
+
+    @property
+    def predicted(self) -> Array:
+        """(T, K) P(z_t | y_1 .. y_{t-1})."""
+        return jnp.exp(self.log_predicted)
+
+    @property
+    def filtered(self) -> Array:
+        """(T, K) P(z_t | y_1 .. y_t)."""
+        return jnp.exp(self.log_filtered)
 
 
 class Smoothed(NamedTuple):
     """What is known at the end.
 
     Fields:
-        marginals: (T, K) P(z_t | y).
+        marginals: (T, K) P(z_t | y); 0 where y is impossible.
         moves: (K, K) expected number of moves from state j to state k, sum_t P(z_{t-1} = j, z_t = k | y), of the
             whole batch together.
     """
@@ -64,112 +79,224 @@ def forward(initial: Array, transition: Array, evidence: Array, real: Array, *, 
     """Filter a sequence, or a batch.
 
     Args:
-        initial: (K,) P(z_1); transition: (K, K) P(z_t = k | z_{t-1} = j) in row j.
-        evidence: (T, K, *batch) ln P(y_t | z_t), in nats; 0 at the steps that are not real.
-        real: (T, *batch), see `real_steps`. Afterwards the chain stays where it is.
+        initial: (K,) ln P(z_1); transition: (K, K) ln P(z_t = k | z_{t-1} = j) in row j.
+        evidence: (T, K) or (T, K, n) ln P(y_t | z_t), in nats; 0 at the steps that are not real.
+        real: (T,) or (T, n), see `real_steps`. Afterwards the chain stays where it is.
         parallel: by an associative scan. None: on accelerators, if T is at least 64 and T x K x K at most 2^20.
     """
+    if evidence.ndim == 2:
+        known = forward(initial, transition, evidence[..., None], real[:, None], parallel=parallel)
+        return Filtered(*(x[..., 0] for x in known))
+    quick, exact = _passes(initial, transition, evidence, real, parallel)
+    return jax.lax.cond(_held(quick), lambda: _in_logs(quick, evidence), exact)
+
+
+def smooth(
+    initial: Array, transition: Array, evidence: Array, real: Array, *, parallel: bool | None
+) -> tuple[Filtered, Smoothed]:
+    """`forward`, and what all the evidence tells (Rauch, Tung & Striebel's form: backwards without the data)."""
+    if evidence.ndim == 2:
+        known, later = smooth(initial, transition, evidence[..., None], real[:, None], parallel=parallel)
+        return Filtered(*(x[..., 0] for x in known)), Smoothed(later.marginals[..., 0], later.moves)
+    quick, exact = _passes(initial, transition, evidence, real, parallel)
     if in_parallel(parallel, *evidence.shape[:2]):
-        one = functools.partial(_parallel_forward, initial, transition)
-        return (jax.vmap(one, -1, -1) if evidence.ndim > 2 else one)(evidence, real)
+        known = jax.lax.cond(_held(quick), lambda: _in_logs(quick, evidence), exact)
+        return known, _parallel_backward(transition, known, real)
+
+    def both():
+        known = exact()
+        return known, _backward(transition, known, real)
+
+    def quick_both():
+        return _in_logs(quick, evidence), _quick_backward(transition, quick, real)
+
+    return jax.lax.cond(_held(quick), quick_both, both)
+
+
+def _passes(initial, transition, evidence, real, parallel):
+    """What `forward` finds by products of matrices, as probabilities, and how it is found whatever they are."""
+    one = _parallel_forward if in_parallel(parallel, *evidence.shape[:2]) else _forward
+    exact = jax.checkpoint(lambda: Filtered(*one(_LOGS, initial, transition, evidence, real)))
+    return one(_PROBABILITIES, initial, transition, evidence, real), exact
+
+
+def _forward(numbers, initial, transition, evidence, real):
+    """(predicted, filtered, log_p) in these numbers."""
+    columns = numbers.of(transition.T)
 
     def step(predicted, inputs):
         log_likelihood, real_now, real_next = inputs
-        filtered, log_p = condition(predicted, log_likelihood, axis=0)
-        following = jnp.where(real_next[None], matmul(transition.T, filtered), filtered)
-        return following, Filtered(predicted, filtered, jnp.where(real_now, log_p[0], 0.0))
+        filtered, log_p = numbers.condition(predicted, log_likelihood, axis=0)
+        following = jnp.where(real_next[None], numbers.product(columns, filtered), filtered)
+        return following, (predicted, filtered, jnp.where(real_now, log_p[0], 0.0))
 
-    start = jnp.broadcast_to(initial.reshape(-1, *[1] * (evidence.ndim - 2)), evidence.shape[1:])
+    start = jnp.broadcast_to(numbers.of(initial)[:, None], evidence.shape[1:])
     return jax.lax.scan(step, start, (evidence, real, _next(real)))[1]
 
 
-def _parallel_forward(initial, transition, evidence, real):
+@functools.partial(jax.vmap, in_axes=(None, None, None, -1, -1), out_axes=-1)
+def _parallel_forward(numbers, initial, transition, evidence, real):
     """Elements: P(z_t = k | y_s .. y_t, z_{s-1} = j) and ln P(y_s .. y_t | z_{s-1} = j), in column j."""
     first = (jnp.arange(len(evidence)) == 0)[:, None, None]
-    prior = jnp.where(first, initial[None, :, None], transition.T[None])
-    columns, log_p = condition(prior, evidence[:, :, None], axis=1)
-    columns = jnp.where(real[:, None, None], columns, jnp.eye(len(initial), dtype=columns.dtype)[None])
+    initial, moves = numbers.of(initial), numbers.of(transition.T)
+    columns, log_p = numbers.condition(jnp.where(first, initial[:, None], moves), evidence[:, :, None], axis=1)
+    stay = numbers.of(jnp.log(jnp.eye(len(initial), dtype=columns.dtype)))
+    columns = jnp.where(real[:, None, None], columns, stay[None])
     log_p = jnp.where(real[:, None, None], log_p, 0.0)
 
     def join(earlier, later):
-        weights, log_p = condition(earlier[0], jnp.swapaxes(later[1], 1, 2), axis=1)
-        return matmul(later[0], weights), earlier[1] + log_p
+        weights, log_p = numbers.condition(earlier[0], jnp.swapaxes(later[1], 1, 2), axis=1)
+        return numbers.product(later[0], weights), earlier[1] + log_p
 
     joined, _ = jax.lax.associative_scan(join, (columns, log_p))
     before = joined[:-1, :, 0]
-    predicted = jnp.where(real[1:, None], matmul(before, transition), before)
+    predicted = jnp.where(real[1:, None], numbers.product(moves, before.T).T, before)
     predicted = jnp.concatenate([initial[None], predicted])
-    filtered, log_p = condition(predicted, evidence, axis=1)
-    return Filtered(predicted, filtered, jnp.where(real, log_p[:, 0], 0.0))
+    filtered, log_p = numbers.condition(predicted, evidence, axis=1)
+    return predicted, filtered, jnp.where(real, log_p[:, 0], 0.0)
 
 
-def backward(transition: Array, known: Filtered, real: Array, *, parallel: bool | None) -> Smoothed:
-    """Smooth what `forward` has filtered (Rauch, Tung & Striebel's form: the data are not needed again).
+def _backward(transition, known, real):
+    def step(carry, inputs):
+        later, moves = carry
+        filtered, predicted, real = inputs
+        pairs = came_from(transition[:, :, None], filtered, predicted, axis=0) * later[None]
+        moves += jnp.where(real[None, None], pairs, 0.0).sum(axis=-1)
+        earlier = jnp.where(real[None], pairs.sum(axis=1), later)
+        earlier = earlier / _total(earlier)
+        return (earlier, moves), earlier
 
-    P(z_{t-1} = j, z_t = k | y) = filtered[t-1, j] P(k|j) ratio[t, k], the ratio being P(z_t | y) / predicted[t].
-    """
-    if in_parallel(parallel, *known.filtered.shape[:2]):
-        return _parallel_backward(transition, known, real)
+    last = jnp.where(_possible(known.log_p), known.filtered[-1], 0.0)
+    inputs = known.log_filtered[:-1], known.log_predicted[1:], real[1:]
+    (_, moves), earlier = jax.lax.scan(step, (last, jnp.zeros_like(transition)), inputs, reverse=True)
+    return Smoothed(jnp.concatenate([earlier, last[None]]), moves)
+
+
+def _quick_backward(transition, known, real):
+    """The same of probabilities: of P(z_t | y) / P(z_t | y_1 .. y_{t-1}), by products of matrices."""
+    moves = jnp.exp(transition)
 
     def step(later, inputs):
         predicted, filtered, real_next = inputs
-        message = jnp.where(real_next[None], matmul(transition, later), later)
-        now = ratio(filtered * message, predicted)
-        return now, now
+        marginal = filtered * jnp.where(real_next[None], matmul(moves, later), later)
+        ratio = marginal / (predicted * _total(marginal))
+        return ratio, ratio
 
-    inputs = known.predicted, known.filtered, _next(real)
-    _, ratios = jax.lax.scan(step, jnp.ones_like(known.predicted[0]), inputs, reverse=True)
-    return Smoothed(ratios * known.predicted, transition * _moves(known.filtered, ratios, real))
+    predicted, filtered, log_p = known
+    last = jnp.broadcast_to(_possible(log_p), predicted[0].shape).astype(predicted.dtype)
+    _, ratios = jax.lax.scan(step, last, (predicted, filtered, _next(real)), reverse=True)
+    counted = jnp.where(real[1:, None], ratios[1:], 0.0)
+    pairs = matmul(filtered[:-1], jnp.swapaxes(counted, 1, 2)).sum(axis=0)
+    return Smoothed(ratios * predicted, moves * pairs)
+
+
+def _possible(log_p):
+    """Whether each sequence is: what is impossible counts for nothing."""
+    return log_p.sum(axis=0) > -jnp.inf
+
+
+def _total(marginals, axis=0):
+    """1 but for rounding, which would add up."""
+    total = marginals.sum(axis=axis, keepdims=True)
+    return jnp.where(total > 0, total, 1.0)
 
 
 def _parallel_backward(transition, known, real):
     """Elements: P(z_t = j | z_{t+1} = k, y), in column k; their products take the last step's marginals back."""
 
-    def one(predicted, filtered, real):
-        back = filtered[:-1, :, None] * transition[None] * ratio(jnp.ones_like(predicted), predicted)[1:, None]
-        back = jnp.where(real[1:, None, None], back, jnp.eye(len(transition), dtype=back.dtype)[None])
+    @functools.partial(jax.vmap, in_axes=-1, out_axes=-1)
+    def one(known, real):
+        back = came_from(transition[None], known.log_filtered[:-1], known.log_predicted[1:], axis=1)
+        stay = jnp.eye(len(transition), dtype=back.dtype)
+        back = jnp.where(real[1:, None, None], back, stay[None])
         products = jax.lax.associative_scan(lambda later, earlier: matmul(earlier, later), back, reverse=True)
-        return jnp.concatenate([matmul(products, filtered[-1]), filtered[-1:]])
+        last = jnp.where(_possible(known.log_p), known.filtered[-1], 0.0)
+        marginals = jnp.concatenate([matmul(products, last), last[None]])
+        marginals = marginals / _total(marginals, axis=1)
+        pairs = jnp.where(real[1:, None, None], back * marginals[1:, None], 0.0)
+        return Smoothed(marginals, pairs.sum(axis=0))
 
-    predicted, filtered, _ = known
-    marginals = (jax.vmap(one, -1, -1) if real.ndim > 1 else one)(predicted, filtered, real)
-    return Smoothed(marginals, transition * _moves(filtered, ratio(marginals, predicted), real))
+    marginals, moves = one(known, real)
+    return Smoothed(marginals, moves.sum(axis=-1))
+
+
+def came_from(transition: Array, filtered: Array, predicted: Array, *, axis: int) -> Array:
+    """P(z_{t-1} = j | z_t = k, y_1 .. y_{t-1}), of logarithms: j along `axis`, k next to it; 0 where k cannot be."""
+    predicted = jnp.where(predicted > -jnp.inf, predicted, 0.0)
+    return jnp.exp(jnp.expand_dims(filtered, axis + 1) + transition - jnp.expand_dims(predicted, axis))
 
 
 def condition(prior: Array, log_likelihood: Array, *, axis: int) -> tuple[Array, Array]:
-    """Bayes' rule along an axis: the posterior, and ln of the likelihood's mean under the prior, with that axis kept.
+    """Bayes' rule along an axis, all in logarithms: the posterior, and the likelihood's mean, with that axis kept.
 
     Where every state is impossible: the prior as it was, and -inf.
     """
-    possible = prior > _floor(prior)
-    top = jax.lax.stop_gradient(jnp.max(jnp.where(possible, log_likelihood, -jnp.inf), axis=axis, keepdims=True))
+    joint = prior + log_likelihood
+    total = log_sum(joint, axis=axis, keepdims=True)
+    possible = total > -jnp.inf
+    return jnp.where(possible, joint - jnp.where(possible, total, 0.0), prior), total
+
+
+@jax.checkpoint  # its gradient does not hold all terms of all products
+def log_product(a: Array, b: Array) -> Array:
+    """ln of the product of the probabilities exp(a) (..., k, m) and exp(b) (..., m, n)."""
+    return log_sum(a[..., :, :, None] + b[..., None, :, :], axis=-2)
+
+
+def quick_condition(prior: Array, log_likelihood: Array, *, axis: int) -> tuple[Array, Array]:
+    """`condition` of probabilities; the likelihoods remain logarithms."""
+    top = jax.lax.stop_gradient(jnp.max(log_likelihood, axis=axis, keepdims=True))
     top = jnp.where(jnp.isfinite(top), top, 0.0)
-    joint = jnp.where(possible, prior, 0.0) * jnp.exp(jnp.where(possible, log_likelihood, top) - top)
+    joint = prior * jnp.exp(log_likelihood - top)
     total = jnp.sum(joint, axis=axis, keepdims=True)
-    seen = total > 0
-    safe = jnp.where(seen, total, 1.0)
-    return jnp.where(seen, joint / safe, prior), jnp.where(seen, jnp.log(safe) + top, -jnp.inf)
+    possible = total > float(jnp.finfo(total.dtype).tiny)
+    log_p = jnp.log(jnp.where(possible, total, 1.0))
+    # times exp, for the gradient of a quotient has total^2 in it
+    return jnp.where(possible, joint * jnp.exp(-log_p), prior), jnp.where(possible, log_p + top, -jnp.inf)
 
 
-def ratio(marginal: Array, predicted: Array) -> Array:
-    """marginal / predicted, 0 for impossible states."""
-    possible = predicted > _floor(predicted)
-    return jnp.where(possible, marginal / jnp.where(possible, predicted, 1.0), 0.0)
+class _Numbers(NamedTuple):
+    """How probabilities are held: `of` their logarithms, their products, Bayes' rule."""
+
+    of: Callable[[Array], Array]
+    product: Callable[[Array, Array], Array]
+    condition: Callable[..., tuple[Array, Array]]
 
 
-def _moves(filtered: Array, ratios: Array, real: Array) -> Array:
-    """(K, K): sum of filtered[t-1, j] ratios[t, k] over the batch, then over time: no array of T x K x K x batch."""
-    length, states = filtered.shape[:2]
-    earlier = filtered[:-1].reshape(length - 1, states, -1)
-    later = jnp.where(real[1:, None], ratios[1:], 0.0).reshape(length - 1, states, -1)
-    return matmul(earlier, jnp.swapaxes(later, 1, 2)).sum(axis=0)
+_LOGS = _Numbers(lambda log_p: log_p, log_product, condition)
+_PROBABILITIES = _Numbers(jnp.exp, matmul, quick_condition)
+
+
+def _held(quick: Filtered) -> Array:
+    """Whether all sequences' probabilities were large enough: then what was too small for a float counts for nothing.
+
+    A state at time t whose probability was lost can be left out if all states of t + 1 can be reached from others.
+    """
+    predicted = jax.lax.stop_gradient(quick[0])
+    return _everywhere((predicted > math.sqrt(jnp.finfo(predicted.dtype).tiny)).all())
+
+
+@jax.custom_batching.custom_vmap
+def _everywhere(held: Array) -> Array:
+    """Under `vmap`, whether all of the batch do: so that one branch is run, and not both."""
+    return held
+
+
+@_everywhere.def_vmap
+def _all_everywhere(axis_size, in_batched, held):
+    del axis_size, in_batched
+    return _everywhere(held.all(axis=0)), False
+
+
+def _in_logs(quick, evidence):
+    """What was found in probabilities, in logarithms, where `_held`."""
+    predicted, filtered, log_p = quick
+    log_predicted = jnp.log(predicted)
+    small = filtered < float(jnp.finfo(filtered.dtype).tiny)
+    log_filtered = jnp.where(small, log_predicted + evidence - log_p[:, None], jnp.log(jnp.where(small, 1.0, filtered)))
+    return Filtered(log_predicted, log_filtered, log_p)
 
 
 def _next(real: Array) -> Array:
     """Whether the next step is real."""
     return jnp.concatenate([real[1:], jnp.zeros_like(real[:1])])
-
-
-def _floor(x: Array) -> float:
-    """Probabilities below are 0: their inverses, and sums of these, have to be finite."""
-    return float(jnp.finfo(x.dtype).tiny) * 1024

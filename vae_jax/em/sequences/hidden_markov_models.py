@@ -15,12 +15,12 @@ import numpy as np
 from jax import Array
 
 from vae_jax.core.model import EM, Conditional, Params, parted
-from vae_jax.em.algorithm import em_of
+from vae_jax.em.algorithm import em_of, fitting
 from vae_jax.em.discrete_families import categoricals
-from vae_jax.em.family import Family, fit_to_weights
+from vae_jax.em.family import Family, fit_to_weights, fitted_logits, log_dirichlet
 from vae_jax.em.gaussian_families import FLOOR, Covariance, CovariancePrior, gaussians
 from vae_jax.em.kmeans import assign, k_means
-from vae_jax.em.sequences.forward_backward import Filtered, backward, forward, real_steps
+from vae_jax.em.sequences.forward_backward import Filtered, real_steps, smooth
 from vae_jax.em.sequences.markov_chain import Emissions, HiddenMarkov, MarkovChain, without_padding
 
 _START_ROWS = 10_000
@@ -41,7 +41,7 @@ def hidden_markov(
     there. A step of which everything is missing (NaN, in a family that takes missing entries) has no observation.
 
     Params: `{"pri": {"initial": (K,), "transition": (K, K)}, "gen": the family's}`; logits of P(z_1), and of
-    P(z_t|z_{t-1}) in a row for each z_{t-1}. A logit of -inf is a move that stays impossible.
+    P(z_t|z_{t-1}) in a row for each z_{t-1}. A logit of -inf is a move that stays impossible, through any M-step.
 
     `fit_em` takes ys (n, length, *family.shape), and lengths as cs (n,). It is maximum likelihood unless a
     concentration or the family's prior says otherwise (hmmlearn's default has a prior on covariances). States never
@@ -55,14 +55,15 @@ def hidden_markov(
         parallel: filter and smooth by an associative scan over (K, K) matrices: few steps, more work and memory. By
             default on accelerators, for sequences of 64 steps and more whose matrices, T x K x K, number up to 2^20.
         initial_concentration, transition_concentration: of symmetric Dirichlet priors on P(z_1) and on each row of
-            P(z_t|z_{t-1}), for maximum a posteriori; 1 is maximum likelihood.
+            P(z_t|z_{t-1}), of what is possible, for maximum a posteriori; 1 is maximum likelihood.
 
     Raises:
         ValueError: an option out of range.
     """
     if states < 1 or length < 1:
         raise ValueError(f"want states >= 1 and length >= 1; got states={states}, length={length}")
-    if min(initial_concentration, transition_concentration) < 1:
+    concentrations = {"initial": initial_concentration, "transition": transition_concentration}
+    if not all(concentration >= 1 for concentration in concentrations.values()):
         raise ValueError(
             f"below 1 a Dirichlet prior has no maximum; got initial_concentration={initial_concentration}, "
             f"transition_concentration={transition_concentration}"
@@ -91,14 +92,14 @@ def hidden_markov(
     def expect(params, ys, cs=None):
         """Time first and sequences last: each step of a scan works on (K, n), where the sequences lie side by side."""
         n = len(ys)
-        initial, transition = (jax.nn.softmax(params["pri"][name]) for name in ("initial", "transition"))
+        initial, transition = (jax.nn.log_softmax(params["pri"][name]) for name in ("initial", "transition"))
         real = jax.vmap(lambda c: real_steps(length, c), out_axes=1)(jnp.full(n, length) if cs is None else cs)
         rows = without_padding(jnp.swapaxes(ys, 0, 1), real).reshape(length * n, *family.shape)
         evidence = jnp.swapaxes(family.log_prob(params["gen"], rows).reshape(length, n, states), 1, 2)
         evidence = jnp.where(real[:, None], evidence, 0.0)
-        known = forward(initial, transition, evidence, real, parallel=parallel)
-        marginals, moves = backward(transition, known, real, parallel=parallel)
-        weights = jnp.swapaxes(jnp.where(real[:, None], marginals, 0.0), 1, 2).reshape(length * n, states)
+        known, (marginals, moves) = smooth(initial, transition, evidence, real, parallel=parallel)
+        marginals = jnp.where(real[:, None], marginals, 0.0)
+        weights = jnp.swapaxes(marginals, 1, 2).reshape(length * n, states)
         sums = {
             "initial": marginals[0].sum(axis=1),
             "transition": moves,
@@ -107,13 +108,11 @@ def hidden_markov(
         return known.log_p.sum(axis=0), jax.tree.map(lambda s: s / n, sums)
 
     def maximise(params, stats, n):
-        pri = params["pri"]
-        initial = stats["initial"] + (initial_concentration - 1) / n
-        transition = stats["transition"] + (transition_concentration - 1) / n
-        return {
-            "pri": {"initial": _logits(initial, pri["initial"]), "transition": _logits(transition, pri["transition"])},
-            "gen": family.maximise(params["gen"], stats["gen"], n),
+        pri = {
+            name: fitted_logits(stats[name], params["pri"][name], (concentration - 1) / n)
+            for name, concentration in concentrations.items()
         }
+        return {"pri": pri, "gen": family.maximise(params["gen"], stats["gen"], n)}
 
     def start(key, ys, cs=None):
         k_init, k_rows, k_centres = jax.random.split(key, 3)
@@ -129,12 +128,8 @@ def hidden_markov(
         return {**stats, "gen": family.recentre(stats["gen"], old["gen"], new["gen"])}
 
     def log_prior(params):
-        total = family.log_prior(params["gen"])
-        concentrations = {"initial": initial_concentration, "transition": transition_concentration}
-        for name, concentration in concentrations.items():
-            if concentration > 1:
-                total += (concentration - 1) * jax.nn.log_softmax(params["pri"][name]).sum()
-        return total
+        of_chain = (log_dirichlet(params["pri"][name], concentration) for name, concentration in concentrations.items())
+        return family.log_prior(params["gen"]) + sum(of_chain)
 
     def check(ys, cs=None):
         _check(family, states, length, np.asarray(ys), None if cs is None else np.asarray(cs))
@@ -181,26 +176,21 @@ def categorical_hmm(
 
 def filtering(model: Conditional, params: Params, y: Any, c: Any = None) -> Filtered:
     """What is known of each state of ONE sequence y at its time, and ln P(y_t|y_1 .. y_{t-1}); c: real steps."""
-    return em_of(model).posterior(params, y, c).filtered
+    return _posterior(model, params, y, c).filtered
 
 
 def smoothing(model: Conditional, params: Params, y: Any, c: Any = None) -> Array:
     """(T, K) P(z_t|y) of ONE sequence y; c: real steps."""
-    return em_of(model).posterior(params, y, c).marginals
+    return _posterior(model, params, y, c).marginals
 
 
 def viterbi(model: Conditional, params: Params, y: Any, c: Any = None) -> tuple[Array, Array]:
     """The most probable path z (T,) given ONE sequence y, and ln P(z, y) in nats; c: real steps (Viterbi 1967)."""
-    return em_of(model).posterior(params, y, c).viterbi()
+    return _posterior(model, params, y, c).viterbi()
 
 
-def _logits(counts: Array, old: Array) -> Array:
-    """ln of the normalised counts (..., K), at least the smallest float; the old logits where nothing was counted."""
-    tiny = float(jnp.finfo(counts.dtype).tiny)
-    total = counts.sum(axis=-1, keepdims=True)
-    known = total > tiny * 1e12
-    share = counts / jnp.where(known, total, 1.0)
-    return jnp.where(known, jnp.log(jnp.maximum(share, tiny)), old)
+def _posterior(model, params, y, c):
+    return em_of(model).posterior(fitting(model, params), y, c)
 
 
 def _some_real(key: Array, ys: Array, cs: Any) -> Array:
@@ -230,6 +220,8 @@ def _check(family: Family, states: int, length: int, ys: np.ndarray, cs: np.ndar
             hint = ": one sequence alone is ys[None]"
         elif ys.ndim == 2 and family.shape and ys.dtype.kind in "iub":
             hint = ": are these labels or symbols? They are for categorical_hmm"
+        elif ys.ndim == len(wanted) and ys.shape[1] == 0:
+            hint = ": these sequences have no steps"
         elif ys.ndim == len(wanted) and ys.shape[2:] == family.shape:
             hint = f": build the model with length={ys.shape[1]}, or pad the sequences"
         shape = "(" + ", ".join(map(str, wanted)) + ")"

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from numpyro.distributions import constraints
 
 from vae_jax.em.family import Family
-from vae_jax.em.sequences.forward_backward import Filtered, Smoothed, backward, forward, ratio, real_steps
+from vae_jax.em.sequences.forward_backward import Filtered, Smoothed, came_from, forward, real_steps, smooth
 
 
 class MarkovChain(dist.Distribution):
@@ -57,13 +57,16 @@ class MarkovChain(dist.Distribution):
     @property
     def filtered(self) -> Filtered:
         """What each step's evidence and those before it tell."""
-        initial, transition = jnp.exp(self.initial), jnp.exp(self.transition)
-        return forward(initial, transition, self._evidence, self._real, parallel=self.parallel)
+        return forward(self.initial, self.transition, self._evidence, self._real, parallel=self.parallel)
 
     @property
     def smoothed(self) -> Smoothed:
         """What all the evidence tells of each step."""
-        return backward(jnp.exp(self.transition), self.filtered, self._real, parallel=self.parallel)
+        return self._smoothed[1]
+
+    @property
+    def _smoothed(self) -> tuple[Filtered, Smoothed]:
+        return smooth(self.initial, self.transition, self._evidence, self._real, parallel=self.parallel)
 
     @property
     def marginals(self) -> Array:
@@ -91,7 +94,7 @@ class MarkovChain(dist.Distribution):
 
     def sample(self, key: Array, sample_shape: tuple[int, ...] = ()) -> Array:
         """Forward filtering, backward sampling: exact draws of whole paths, (*sample_shape, T)."""
-        log_filtered = jnp.log(self.filtered.filtered)
+        log_filtered = self.filtered.log_filtered
         real_next = self._real[1:]
 
         def one(key):
@@ -137,12 +140,11 @@ class MarkovChain(dist.Distribution):
         return jnp.append(path, last), log_p
 
     def entropy(self) -> Array:
-        """The entropy of the path in nats: that of z_1 and of each z_t given z_{t-1}."""
-        known, transition = self.filtered, jnp.exp(self.transition)
-        marginals = backward(transition, known, self._real, parallel=self.parallel).marginals
-        pairs = known.filtered[:-1, :, None] * transition[None] * ratio(marginals, known.predicted)[1:, None]
-        moves = entr(pairs).sum(axis=(1, 2)) - entr(marginals[:-1]).sum(axis=1)
-        return entr(marginals[0]).sum() + jnp.sum(jnp.where(self._real[1:], moves, 0.0))
+        """The entropy of the path in nats: that of z_T, and of each z_{t-1} given z_t."""
+        known, (marginals, _) = self._smoothed
+        back = came_from(self.transition[None], known.log_filtered[:-1], known.log_predicted[1:], axis=1)
+        moves = jnp.sum(_entropy(back, axis=1) * marginals[1:], axis=1)
+        return _entropy(marginals[-1], axis=0) + jnp.sum(jnp.where(self._real[1:], moves, 0.0))
 
     @property
     def _real(self) -> Array:
@@ -241,6 +243,11 @@ def without_padding(ys: Array, real: Array) -> Array:
 
 def _beside(x: Array, axes: int) -> Array:
     return x.reshape(x.shape + (1,) * axes)
+
+
+def _entropy(p, *, axis):
+    """-sum p ln p along an axis; with a gradient of 0, not NaN, where p is 0."""
+    return entr(jnp.where(p > 0, p, 1.0)).sum(axis=axis)
 
 
 def _rows_in_support(family, params):
