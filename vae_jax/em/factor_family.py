@@ -21,6 +21,7 @@ from jax import Array
 from numpyro.distributions import constraints
 
 from vae_jax.core.linalg import matmul, residual, transposed
+from vae_jax.core.numbers import is_whole
 from vae_jax.em.family import Family, check_real
 from vae_jax.em.gaussian_families import FLOOR, LOG_2PI
 from vae_jax.em.missing import ROWS_AT_ONCE, RealOrMissing
@@ -46,7 +47,7 @@ def factor_analysers(
     Raises:
         ValueError: an option out of range.
     """
-    if not 1 <= latent <= size or not floor > 0:
+    if not is_whole(latent) or not is_whole(size, latent) or not floor > 0:
         raise ValueError(f"want 1 <= latent <= size and floor > 0; got latent={latent}, size={size}, floor={floor}")
     if noise not in ("diagonal", "isotropic"):
         raise ValueError(f"noise={noise!r}: want 'diagonal' or 'isotropic'")

@@ -17,6 +17,7 @@ from jax import Array
 
 from vae_jax.core.linalg import eye_like, matmul, transposed
 from vae_jax.core.model import EM, Conditional, Params
+from vae_jax.core.numbers import is_whole
 from vae_jax.em.family import check_real, fill
 from vae_jax.em.gaussian_families import FLOOR
 from vae_jax.em.gaussian_families import cholesky_of as unpack
@@ -67,7 +68,7 @@ def linear_gaussian_state_space(
     Raises:
         ValueError: an option out of range.
     """
-    if min(size, latent, length) < 1 or not floor > 0:
+    if not all(map(is_whole, (size, latent, length))) or not floor > 0:
         raise ValueError(f"want size, latent, length >= 1 and floor > 0; got {size}, {latent}, {length} and {floor}")
     if noise not in ("full", "diagonal"):
         raise ValueError(f"noise={noise!r}: want 'full' or 'diagonal'")
