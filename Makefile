@@ -33,8 +33,9 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[all]"
 	touch $@
 
+# Python compiles what is imported when it is; pip would compile all of it, which takes as long again.
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
-	$(BIN)/python -m pip install --quiet --editable ".[test]"
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[test]"
 	touch $@ $(VENV)/installed
 
 clean:

@@ -41,7 +41,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 from jax._src.interpreters import mlir
 from jaxtyping import install_import_hook
-from thorough import INSTANCES
+from thorough import AFTER_ALL, INSTANCES
 
 jax.config.update("jax_numpy_rank_promotion", "raise")
 jax.config.update("jax_traceback_in_locations_limit", 0)  # nothing here reads where an operation was written
@@ -63,7 +63,7 @@ settings.load_profile("house")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items):
-    """Mark as thorough what `thorough.py` leaves to `make test-all`: the further instances of a test, or all of it."""
+    """Mark what `thorough.py` leaves to `make test-all`, further instances of a test or all of it, and to `.ci/run`."""
     seen = Counter()
     for item in items:
         name = f"{item.path.name}::{item.originalname}"
@@ -75,6 +75,8 @@ def pytest_collection_modifyitems(items):
         seen[name] += 1
         if further:
             item.add_marker("thorough")
+        elif name in AFTER_ALL:
+            item.add_marker("afterwards")
 
 
 @pytest.fixture

@@ -3,6 +3,8 @@
 Each mistake goes through `fit`, and where it can through `evaluate`, before the training step is even made.
 """
 
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -15,6 +17,7 @@ from vae_jax import (
     categorical,
     conditional,
     discretised_logistic,
+    em,
     enumerated,
     evaluate,
     fit,
@@ -23,7 +26,11 @@ from vae_jax import (
     standard_normal,
     vae,
 )
+from vae_jax.core import labelled
 from vae_jax.data import dynamic_binarisation, eight_bit, identity, load, unit_scale
+from vae_jax.data.check import check_data
+from vae_jax.nets.mlp import check_sizes
+from vae_jax.parts.flows import coupling_flow
 from vae_jax.selfcheck.solvable import affine
 
 ENCODER, PRIOR = gaussian(affine(2)), standard_normal(1)
@@ -234,7 +241,40 @@ def test_validation_data_are_named(train):
     with pytest.raises(ValueError, match="validation ys has values in"):
         train(binary, BINARY, validation=(BINARY + 1, None))
     with pytest.raises(ValueError, match="validation ys has 8 examples and validation cs 7"):
-        train(binary, BINARY, validation=(BINARY, np.zeros((7, 2), np.float32)))
+        train(CONDITIONAL, REAL, LABELS, validation=(REAL, LABELS[:7]))
+
+
+@pytest.mark.parametrize(
+    ("model", "preprocess", "message"),
+    [
+        (l2(affine(2), 1.0), identity(), r"model wants a Model, .*got Conditional: lift\(conditional\)"),
+        (model_of(l2(affine(3), 1.0)), np.floor, "preprocess wants one of vae_jax.data.preprocess, .*; got ufunc"),
+    ],
+)
+def test_what_is_of_another_kind(model, preprocess, message):
+    with pytest.raises(TypeError, match=message):
+        inspect.unwrap(check_data)(model, BINARY, None, preprocess)  # before jaxtyping sees it
+
+
+@pytest.mark.parametrize("n", [2.5, 0, True, np.float32(3), "3"])
+def test_sizes_are_whole_numbers(n):
+    for make in (
+        lambda: check_sizes("MLP", hidden=(n,)),  # before jaxtyping sees MLP((n,), 2)
+        lambda: coupling_flow(n),
+        lambda: coupling_flow(2, layers=n),
+        lambda: em.mixture_of_gaussians(2, n),
+        lambda: em.mixture_of_gaussians(n, 2),
+        lambda: em.mixture_of_categoricals(n, 3, 2),
+        lambda: em.mixture_of_categoricals(2, n, 2),
+        lambda: em.factor_analysis(3, n),
+        lambda: em.gaussian_hmm(n, 2, 4),
+        lambda: em.gaussian_hmm(2, 2, n),
+        lambda: em.linear_gaussian_state_space(2, n, 4),
+        lambda: standard_normal(n),
+        lambda: labelled(model_of(l2(affine(3), 1.0)), n),
+    ):
+        with pytest.raises(ValueError, match=rf"{n}"):
+            make()
 
 
 # Conditions

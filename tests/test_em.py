@@ -268,6 +268,25 @@ def test_missing_entries_are_summed_out(x64):
     np.testing.assert_allclose(result.elbo, log_ps(model, params, rows), rtol=1e-10)
 
 
+def test_missing_entries_where_a_column_is_the_sum_of_two():
+    """Float32: complete data end at the maximum at the floor, at scale 10 where missing=False ends; else EM rises."""
+    rng = np.random.default_rng(0)
+    ys = rng.normal(size=(200, 2))
+    ys = np.concatenate([ys, ys.sum(axis=1, keepdims=True)], axis=1).astype(np.float32)
+    whole, gaps = (mixture_of_gaussians(3, 1, "full", missing=missing) for missing in (False, True))
+
+    def history(model, ys):
+        return fit_em(model, ys, key=jax.random.key(0), iterations=20, tolerance=None).history
+
+    values = np.linalg.eigvalsh(np.cov(ys.T.astype(np.float64), bias=True))
+    raised = np.maximum(values, 1e-6)
+    exact = -0.5 * np.sum(np.log(2 * np.pi * raised) + values / raised)
+    assert history(gaps, ys)[-1] == pytest.approx(exact, abs=1e-3)
+    assert history(gaps, 10 * ys)[-1] == pytest.approx(history(whole, 10 * ys)[-1], abs=1e-3)
+    ys[rng.uniform(size=ys.shape) < 0.1] = np.nan
+    assert np.diff(history(gaps, ys)).min() > -1e-3
+
+
 # Degenerate data
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal
+from scipy import stats
 from sklearn.datasets import load_breast_cancer, load_digits, load_wine
 from sklearn.decomposition import PCA, FactorAnalysis
 
@@ -20,6 +20,7 @@ from vae_jax.em import (
     ppca,
     ppca_closed_form,
 )
+from vae_jax.em.regression import seen_through
 from vae_jax.selfcheck.quadrature import sigma_points
 from vae_jax.selfcheck.solvable import EIGENVALUES, data_with_covariance
 
@@ -55,11 +56,16 @@ def dense(params, k):
     return mean, loadings, np.exp(2 * log_std) * np.ones(len(mean))
 
 
+def covariance_of(matrix):
+    """scipy's, by its Cholesky factor: where the noise is small it takes a matrix for singular."""
+    return stats.Covariance.from_cholesky(np.linalg.cholesky(matrix))
+
+
 def dense_log_p(mean, loadings, noise, y):
     """scipy: ln N of what is seen of y."""
     seen = ~np.isnan(y)
     covariance = (loadings @ loadings.T + np.diag(noise))[np.ix_(seen, seen)]
-    return multivariate_normal(mean[seen], covariance).logpdf(y[seen]) if seen.any() else 0.0
+    return stats.multivariate_normal(mean[seen], covariance_of(covariance)).logpdf(y[seen]) if seen.any() else 0.0
 
 
 def dense_posterior(mean, loadings, noise, y):
@@ -305,6 +311,72 @@ def test_float32_at_small_noise():
     np.testing.assert_allclose(log_p[:, 0], exact, rtol=1e-2)
     fitted = fit_em(factor_analysis(20, 3), ys, key=jax.random.key(0), iterations=20, tolerance=None)
     assert np.isfinite(fitted.history).all() and fitted.history[-1] > fitted.history[0]
+
+
+@pytest.mark.parametrize("holes", [0.0, 0.6])
+def test_float32_where_factors_are_1e5_times_wider_than_the_noise(holes):
+    """ln P, means and variances of the factors to 1e-4 of the dense Gaussian's in float64; gradients are finite."""
+    rng = np.random.default_rng(0)
+    family = factor_analysers(D, 3, missing=holes > 0)
+    one = factor_analysis(D, 3, missing=holes > 0)
+
+    @jax.jit
+    def ours(params, ys):
+        gen = {"mean": params["means"][1], "loadings": params["loadings"][1], "log_std": params["log_stds"][1]}
+        posteriors = jax.vmap(lambda y: one.em.posterior({"pri": {}, "gen": gen}, y).scale_tril)(ys)
+        means = jax.vmap(lambda y: one.em.posterior({"pri": {}, "gen": gen}, y).mean)(ys)
+        slope = jax.grad(lambda p: family.log_prob(p, ys).sum())(params)
+        return family.log_prob(params, ys), means, jnp.sum(posteriors**2, axis=2), slope
+
+    for noise in (1e-2, 1e-6, 1e-10):
+        params = {**random_params(family, 2), "log_stds": np.full((2, D), 0.5 * np.log(noise))}
+        params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+        mean, loadings, _ = dense(params, 1)
+        ys = mean + rng.normal(size=(20, 3)) @ loadings.T + np.sqrt(noise) * rng.normal(size=(20, D))
+        ys[rng.uniform(size=ys.shape) < holes] = NAN
+        ys = ys.astype(np.float32)
+        log_p, means, variances, slope = ours(params, ys)
+        for i, y in enumerate(ys.astype(np.float64)):
+            exact = [dense_log_p(*dense(params, k), y) for k in range(2)]
+            np.testing.assert_allclose(log_p[i], exact, rtol=1e-4, atol=1e-4)
+            exact_mean, covariance = dense_posterior(*dense(params, 1), y)
+            np.testing.assert_allclose(means[i], exact_mean, rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(variances[i], np.diag(covariance), rtol=1e-4)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+
+
+@pytest.mark.parametrize("factors", [4, 9])
+def test_factors_beyond_what_is_seen_in_float32(factors):
+    """Rows of 1e5, fewer than factors: what they say of these and of x, to 1e-4 of float64's."""
+    rng = np.random.default_rng(0)
+    rows, x = ((1e5 * rng.normal(size=(3, n))).astype(np.float32) for n in (factors, 1))
+    known = jax.tree.map(lambda part: np.asarray(part, np.float64), jax.jit(seen_through)(rows, x))
+    rows, x = rows.astype(np.float64), x.astype(np.float64)
+    left, size, right = np.linalg.svd(rows, full_matrices=False)
+    covariance = np.eye(factors) - right.T @ np.diag(size**2 / (1 + size**2)) @ right
+    np.testing.assert_allclose(np.diag(known.share @ known.share.T), np.diag(covariance), rtol=1e-4)
+    np.testing.assert_allclose(
+        known.share @ known.projected, right.T @ (size[:, None] / (1 + size[:, None] ** 2) * (left.T @ x)), atol=1e-4
+    )
+    assert known.log_scale == pytest.approx(0.5 * np.sum(np.log1p(size**2)), rel=1e-5)
+    marginal = np.sum((left.T @ x)[:, 0] ** 2 / (1 + size**2))
+    assert np.sum(known.rest**2) == pytest.approx(marginal, rel=1e-4)
+
+
+def test_an_m_step_finds_small_noise_in_float32():
+    """Noise of 1e-8, 40 % missing: what one M-step makes of it, to 5e-3 of numpy's in float64."""
+    rng = np.random.default_rng(0)
+    model = factor_analysis(D, Q, missing=True, floor=1e-14)
+    loadings = rng.normal(size=(D, Q)).astype(np.float32)
+    ys = (rng.normal(size=(60, Q)) @ loadings.T + 1e-4 * rng.normal(size=(60, D))).astype(np.float32)
+    ys[rng.uniform(size=ys.shape) < 0.4] = NAN
+    gen = {"mean": np.zeros(D), "loadings": loadings, "log_std": np.full(D, np.log(1e-4))}
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), {"pri": {}, "gen": gen})
+    stepped = jax.jit(lambda p: model.em.maximise(p, model.em.expect(p, ys, None)[1], 60))(params)["gen"]
+    numbers = np.zeros(D), loadings.astype(np.float64), np.exp(2 * np.asarray(params["gen"]["log_std"], np.float64))
+    _, exact, noise = numpy_step(ys.astype(np.float64), *numbers)
+    np.testing.assert_allclose(stepped["loadings"], exact, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(np.exp(2 * stepped["log_std"]), noise, rtol=5e-3)
 
 
 @pytest.mark.parametrize("make", [factor_analysis, lambda d, q, **o: mixture_of_factor_analysers(d, q, 2, **o)])

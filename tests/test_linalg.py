@@ -20,7 +20,17 @@ def lower(x):
 
 PEERS = {
     "cholesky": (linalg.cholesky, jnp.linalg.cholesky, matrices),
-    "inverse": (linalg.inverse, jnp.linalg.inv, matrices),
+    "root_of_square": (linalg.root_of_square, lambda x: lower(x @ jnp.swapaxes(x, -1, -2)), matrices),
+    "root_of_square, 9": (
+        linalg.root_of_square,
+        lambda x: lower(x @ jnp.swapaxes(x, -1, -2)),
+        lambda *batch: matrices(*batch, size=9),
+    ),
+    "triangularised": (
+        lambda x: linalg.triangularised(x, 4)[0],
+        lambda x: jnp.swapaxes(lower(jnp.swapaxes(x, -1, -2) @ x), -1, -2),
+        matrices,
+    ),
     "inverse_of_lower": (linalg.inverse_of_lower, jnp.linalg.inv, lambda *batch: lower(matrices(*batch))),
 }
 
@@ -47,11 +57,50 @@ def test_values_and_derivatives_are_those_of_jax(x64, name, batch):
 
 def test_vmap_is_the_batch(x64):
     x = matrices(5)
-    for function in (linalg.cholesky, linalg.inverse, lambda m: linalg.eigh(m)[0], linalg.upper_of_qr):
+    for function in (linalg.cholesky, linalg.root_of_square, lambda m: linalg.eigh(m)[0], linalg.upper_of_qr):
         np.testing.assert_allclose(jax.jit(jax.vmap(function))(x), function(x), rtol=1e-12)
     np.testing.assert_allclose(linalg.eigh(x)[0], np.linalg.eigvalsh(x), rtol=1e-10)
     upper = linalg.upper_of_qr(x)
     np.testing.assert_allclose(jnp.swapaxes(upper, -1, -2) @ upper, jnp.swapaxes(x, -1, -2) @ x, rtol=1e-10)
+
+
+def test_small_rows_keep_their_digits_beside_large_ones():
+    """R of [1e5 b; I] in float32, where what it says of the other directions is 1e-10 of the whole."""
+    rng, split = np.random.default_rng(0), jax.jit(linalg.triangularised, static_argnums=1)
+    for rows in (1, 2, 3):
+        x = np.concatenate([1e5 * rng.normal(size=(rows, 3)), np.eye(3)]).astype(np.float32)
+        wide = np.concatenate([x, np.eye(len(x), dtype=np.float32)], axis=1)
+        upper, rest = (np.asarray(part, np.float64) for part in split(wide, 3))
+        covariance = np.linalg.inv(x.T.astype(np.float64) @ x)
+        inverse = np.linalg.inv(upper[:, :3])
+        np.testing.assert_allclose(np.diag(inverse @ inverse.T), np.diag(covariance), rtol=1e-4)
+        orthogonal = np.concatenate([upper[:, 3:], rest])
+        np.testing.assert_allclose(orthogonal.T @ orthogonal, np.eye(len(x)), atol=1e-6)
+        np.testing.assert_allclose(rest @ x, 0.0, atol=0.05)
+
+
+def test_columns_of_zeros_and_their_derivatives(x64):
+    """A zero column gives a row of zeros, takes nothing from the others, and has the derivatives of R'R."""
+    x = np.random.default_rng(0).normal(size=(5, 4))
+    x[:, 1] = 0.0
+    square = jax.jit(lambda x: (lambda upper: upper.T @ upper)(linalg.triangularised(x, 4)[0]))
+    np.testing.assert_allclose(square(x), x.T @ x, atol=1e-12)
+    np.testing.assert_array_equal(linalg.triangularised(jnp.asarray(x), 4)[0][1], 0.0)
+    assert np.isfinite(jax.jit(jax.jacobian(square))(x)).all()
+
+
+def test_residuals_have_the_digits_that_are_left():
+    """y - m - W x where it is 1e-5 of y: 1e-4 of float64's, with the derivatives of the formula."""
+    rng = np.random.default_rng(0)
+    w, x, m = rng.normal(size=(6, 3)), rng.normal(size=(9, 3)), rng.normal(size=6)
+    y, m, w, x = (a.astype(np.float32) for a in (m + x @ w.T + 1e-5 * rng.normal(size=(9, 6)), m, w, x))
+    weights = rng.normal(size=y.shape).astype(np.float32)
+    slopes = jax.grad(lambda *parts: jnp.sum(weights * linalg.residual(*parts)), argnums=(0, 1, 2, 3))
+    got, (of_y, of_m, of_w, of_x) = jax.jit(lambda *parts: (linalg.residual(*parts), slopes(*parts)))(y, m, w, x)
+    exact = y.astype(np.float64) - m.astype(np.float64) - x.astype(np.float64) @ w.T.astype(np.float64)
+    np.testing.assert_allclose(got, exact, atol=1e-9)
+    for slope, expected in ((of_y, weights), (of_m, -weights.sum(0)), (of_w, -weights.T @ x), (of_x, -weights @ w)):
+        np.testing.assert_allclose(slope, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_not_positive_definite_is_nan():

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.stats import multivariate_normal
+from scipy import stats
 
 from vae_jax.em import as_vae, fit_em, linear_gaussian_state_space
 from vae_jax.em.sequences.noisy_chains import filter_sequence
@@ -82,7 +82,8 @@ def condition(numbers, y):
     mean, covariance = dense(numbers, steps)
     seen = np.append(np.zeros(steps * k, bool), ~np.isnan(y.ravel()))
     values = np.append(np.zeros(steps * k), y.ravel())[seen]
-    log_p = multivariate_normal(mean[seen], covariance[np.ix_(seen, seen)]).logpdf(values) if seen.any() else 0.0
+    factor = stats.Covariance.from_cholesky(np.linalg.cholesky(covariance[np.ix_(seen, seen)]))
+    log_p = stats.multivariate_normal(mean[seen], factor).logpdf(values) if seen.any() else 0.0
     gain = np.linalg.solve(covariance[np.ix_(seen, seen)], covariance[seen]).T
     mean, covariance = mean + gain @ (values - mean[seen]), covariance - gain @ covariance[seen]
     order = np.concatenate([np.arange(steps * k).reshape(steps, k), steps * k + np.arange(y.size).reshape(y.shape)], 1)
@@ -296,6 +297,81 @@ def test_float32_at_small_noise_and_constant_columns(parallel):
         values.append(float(value))
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves((value, gradient, params)))
     assert values[-1] > values[0] + 10
+
+
+SMALL = {  # transition, loadings
+    "a place and its speed": ([[1.0, 1.0], [0.0, 1.0]], [[1.0, 0.7]]),
+    "more numbers than states": ([[0.9, 0.2], [-0.1, 0.8]], [[0.6, -0.3], [1.1, 0.4], [-0.5, 0.9]]),
+}
+
+
+def small_noise(name, variance, noise, *, length=12):
+    """(float32 params, ys (length, D)) of a chain whose steps have variance .1, and the noise of what is seen this."""
+    rng = np.random.default_rng(0)
+    transition, loadings = (np.array(x) for x in SMALL[name])
+    size = len(loadings)
+    raw = 0.5 * np.log(variance) * np.eye(size)
+    pri = {"mean": np.zeros(2), "initial": np.zeros((2, 2)), "noise": 0.5 * np.log(0.1) * np.eye(2)}
+    if noise == "full":
+        raw[1:, 0] = np.sqrt(variance)
+    gen = {"loadings": loadings, "bias": np.ones(size), "noise": raw if noise == "full" else np.diag(raw)}
+    z = np.sqrt(0.1) * rng.normal(size=(length, 2))
+    for t in range(1, length):
+        z[t] += transition @ z[t - 1]
+    factor = np.tril(raw, -1) + np.diag(np.exp(np.diag(raw)))
+    ys = 1 + z @ loadings.T + rng.normal(size=(length, size)) @ factor.T
+    params = {"pri": {**pri, "transition": transition}, "gen": gen}
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params), ys.astype(np.float32)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "parallel"),
+    [
+        ("a place and its speed", "diagonal", True),
+        ("more numbers than states", "full, missing", False),
+        ("more numbers than states", "full, missing", True),
+    ],
+)
+def test_float32_where_states_are_1e5_times_wider_than_the_noise(name, options, parallel):
+    """ln P, and means and variances of filter and smoother, to 1e-4 of the dense Gaussian's in float64."""
+    noise, *missing = options.split(", ")
+    size = len(SMALL[name][1])
+    model = linear_gaussian_state_space(size, 2, 12, noise=noise, missing=bool(missing), parallel=parallel)
+
+    @jax.jit
+    def ours(params, y):
+        known, log_p = filter_sequence(model.dist(params).form, params, y, None)
+        path = model.em.posterior(params, y)
+        slope = None if parallel else jax.grad(lambda p: model.dist(p).log_prob(y))(params)
+        return log_p, known.means, known.covariances, path.means, path.covariances, slope
+
+    for variance in (1e-2, 1e-6, 1e-10):
+        params, ys = small_noise(name, variance, noise)
+        if missing:
+            ys[np.random.default_rng(1).uniform(size=ys.shape) < 0.3] = NAN
+            ys[3] = NAN
+        log_p, filtered, spread, means, covariances, slope = ours(params, ys)
+        numbers = plain(jax.tree.map(lambda x: np.asarray(x, np.float64), params))
+        exact, mean, covariance = condition(numbers, ys.astype(np.float64))
+        assert log_p == pytest.approx(exact, rel=1e-4, abs=1e-4)
+        np.testing.assert_allclose(means, mean[:, :2], rtol=1e-4, atol=1e-4)
+        for t in range(12):
+            np.testing.assert_allclose(np.diag(covariances[t]), np.diag(covariance[t, :2, t, :2]), rtol=1e-4)
+            _, so_far, left = condition(numbers, ys[: t + 1].astype(np.float64))
+            np.testing.assert_allclose(filtered[t], so_far[t, :2], rtol=1e-4, atol=1e-4)
+            np.testing.assert_allclose(np.diag(spread[t]), np.diag(left[t, :2, t, :2]), rtol=1e-4)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(slope))
+
+
+def test_an_m_step_finds_small_noise_in_float32():
+    """Noise of 1e-8 where the states have 0.1: what one M-step makes of it, to 1e-3 of numpy's in float64."""
+    params, ys = small_noise("more numbers than states", 1e-8, "diagonal", length=T)
+    model = linear_gaussian_state_space(D, Q, T, floor=1e-14)
+    stepped = jax.jit(lambda p: model.em.maximise(p, model.em.expect(p, ys[None], None)[1], 1))(params)
+    numbers = plain(jax.tree.map(lambda x: np.asarray(x, np.float64), params))
+    exact = numpy_step(numbers, [ys.astype(np.float64)])[1]
+    np.testing.assert_allclose(np.exp(2 * stepped["gen"]["noise"]), np.diag(exact[-1]), rtol=1e-3)
+    np.testing.assert_allclose(stepped["gen"]["loadings"], exact[4], rtol=1e-4)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What `make test` leaves to `make test-all`, for its time: what is in neither table runs in both."""
+"""What `make test` leaves to `make test-all` and `.ci/run`, for its time: what is in no table runs in all of them."""
 
 # Of these tests, whose instances take seconds each, the first instance runs in `make test`.
 FIRST_OF = {
@@ -203,16 +203,28 @@ LATER = {
     "test_unet.py": ("test_one_example_is_its_row_of_a_batch",),  # the laws: rows do not touch each other
 }
 
-# Of these `.ci/run` runs all, after `make test`: no commit goes without them.
+# Of these `.ci/run` runs what `make test-all` is not left with, after `make test`: no commit goes without them. The
+# experiments train and write their report; test_experiment, test_rate_distortion, test_linear_vae_experiment and
+# test_chorales_experiment do so in `make test`, in the same rooms.
 AFTERWARDS = {
+    "test_collapse_experiments.py": ("test_collapse", "test_text_vae"),
+    "test_diffusion_experiments.py": ("test_diffusion", "test_latent_diffusion"),
+    "test_discrete_experiment.py": ("test_it_runs",),
+    "test_em_experiments.py": ("test_em_mixture", "test_gmm_prior"),
+    "test_flow_experiment.py": ("test_flow",),
+    "test_hierarchical_experiment.py": ("test_smoke",),
+    "test_hmm_experiment.py": ("test_geyser",),
     "test_notebook.py": ("test_it_runs",),
     "test_readme.py": ("test_every_block_of_code_runs",),
     "test_resume.py": ("test_killed_and_resumed_equals_uninterrupted",),
+    "test_two_steps_experiment.py": ("test_two_steps",),
+    "test_vq_vae_experiment.py": ("test_both_stages",),
 }
 
-INSTANCES = {
-    f"{file}::{test}": most
-    for most, table in ((1, FIRST_OF), (0, LATER), (0, AFTERWARDS))
-    for file, tests in table.items()
-    for test in tests
-}
+
+def _names(table):
+    return {f"{file}::{test}" for file, tests in table.items() for test in tests}
+
+
+INSTANCES = dict.fromkeys(_names(FIRST_OF), 1) | dict.fromkeys(_names(LATER), 0)
+AFTER_ALL = _names(AFTERWARDS)

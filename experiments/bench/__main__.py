@@ -10,6 +10,7 @@ round by round.
 
 import dataclasses
 import importlib.util
+import itertools
 import resource
 import statistics
 import subprocess
@@ -24,7 +25,7 @@ import numpy as np
 import optax
 import tyro
 
-from experiments.bench import codebook, em, handwritten, language, unet
+from experiments.bench import codebook, em, filters, handwritten, language, unet
 from vae_jax import bernoulli, data, gaussian, init_state, make_scan, make_train_step, nets, standard_normal, vae
 from vae_jax.data import dynamic_binarisation
 
@@ -52,7 +53,7 @@ class Config:
 
     rounds: int = 7
     """Rounds; every contestant runs once in each."""
-    only: Literal["all", "fc", "conv", "start", "mixture", "hmm", "unet", "codebook", "language"] = "all"
+    only: Literal["all", "fc", "conv", "start", "mixture", "hmm", "filters", "unet", "codebook", "language"] = "all"
     """What to compare."""
     data: str = "fashion_mnist"
     """Data set of 28x28 images (fashion_mnist_mini where the full one is missing)."""
@@ -189,7 +190,12 @@ def main(config: Config) -> None:
     if config.only in ("all", "language"):
         title = "Language model, LSTM of 256, vocabulary of 8,000, batches of 32 sentences of 20"
         compare(title, language.contestants(), language.TOKENS, config.rounds, unit="tokens")
-    if config.only in ("codebook", "language"):
+    if config.only in ("all", "filters"):
+        for count, parallel in itertools.product((1, filters.SEQUENCES), (False, True)):
+            title = f"Kalman filter in {'parallel' if parallel else 'steps'}, 4 states, 6 numbers a step, float32"
+            run = filters.contestants(count, parallel=parallel)
+            compare(title, run, count * filters.LENGTH, config.rounds, unit="steps", result="mean ln P")
+    if config.only in ("codebook", "language", "filters"):
         return
     pixels = load_pixels(config.data)
     if config.only in ("all", "fc"):

@@ -49,7 +49,6 @@ def train_first(
         train.ys,
         key=key,
         epochs=config.epochs,
-        batch_size=min(128, len(train.ys)),
         preprocess=prepare,
         validation=(valid.ys, None),
     )

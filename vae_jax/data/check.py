@@ -14,6 +14,8 @@ from vae_jax.data.arrays import as_arrays
 from vae_jax.data.preprocess import Preprocess
 from vae_jax.data.supports import check_support, support_of, takes_missing
 
+_NOT_MADE: Any = object()
+
 
 def check_data(
     model: Model,
@@ -21,7 +23,7 @@ def check_data(
     cs: Any,
     preprocess: Preprocess,
     *,
-    params: Params | None = None,
+    params: Params | None = _NOT_MADE,
     batch_size: int = 1,
     where: str = "",
 ) -> tuple[Any, Any]:
@@ -35,11 +37,13 @@ def check_data(
         where: how messages name these data: f"{where}ys" and f"{where}cs".
 
     Raises:
+        TypeError: what is no model, or no `Preprocess`.
         ValueError: no data, data that float32 or int32 cannot hold, NaN (unless the likelihood takes it for missing), a
             batch larger than the data, conditions that do not match, a class that the model does not know, values
             outside the likelihood's support, parameters made for other shapes, or terms that are not scalars.
         Exception: whatever the user's own functions raise on one example, with a note of what they were given.
     """
+    _check_kinds(model, preprocess)
     ys, cs = (as_arrays(f"{where}{name}", xs) for name, xs in (("ys", ys), ("cs", cs)))
     n = _length(f"{where}ys", ys)
     if not is_whole(batch_size) or batch_size > n:
@@ -59,11 +63,24 @@ def check_data(
     support = support_of(model, fresh, seen, c)
     if not takes_missing(support, seen):
         _check_finite(f"{where}ys", ys)
-    if params is not None:
+    if params is not _NOT_MADE:
         _check_params(fresh, params)
     _check_terms(terms)
     check_support(support, ys, cs, preprocess, where)
     return ys, cs
+
+
+def _check_kinds(model: Any, preprocess: Any) -> None:
+    if not isinstance(model, Model):
+        raise TypeError(
+            f"model wants a Model, for instance of vae(...); got {type(model).__name__}: lift(conditional) of "
+            "vae_jax.core makes one of a Conditional"
+        )
+    if not isinstance(preprocess, Preprocess):
+        raise TypeError(
+            "preprocess wants one of vae_jax.data.preprocess, for instance dynamic_binarisation(); got "
+            f"{type(preprocess).__name__}"
+        )
 
 
 @contextlib.contextmanager
@@ -120,7 +137,7 @@ def _check_classes(name: str, cs: Any, classes: int | None) -> None:
 
 
 def _check_params(fresh: Any, params: Params) -> None:
-    wanted, given = _named(fresh), _named(params)
+    wanted, given = leaves_by_path(fresh), leaves_by_path(params)
     for name in sorted(wanted.keys() | given.keys()):
         want, got = (np.shape(tree[name]) if name in tree else "nothing" for tree in (wanted, given))
         if want != got:
@@ -130,7 +147,7 @@ def _check_params(fresh: Any, params: Params) -> None:
             )
 
 
-def _named(tree: Any) -> dict[str, Any]:
+def leaves_by_path(tree: Any) -> dict[str, Any]:
     """The leaves by the path to each, "enc/params/Dense_0/kernel"."""
     leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}

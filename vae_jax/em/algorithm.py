@@ -16,8 +16,11 @@ from jax.typing import ArrayLike
 
 from vae_jax.core.combinator import vae
 from vae_jax.core.estimators import enumerated, fixed_encoder, sampled
+from vae_jax.core.keys import as_key
 from vae_jax.core.model import EM, Conditional, Model, Params, example_of, parted
+from vae_jax.core.numbers import is_whole
 from vae_jax.data.arrays import as_arrays
+from vae_jax.data.check import leaves_by_path
 
 
 class FittedEM(NamedTuple):
@@ -62,7 +65,7 @@ def fit_em(
         chunk: examples that are held at once with everything that belongs to them.
 
     Raises:
-        TypeError: the model has no exact posterior.
+        TypeError: the model has no exact posterior, or what is no key.
         ValueError: data or params that are not the model's, or options that do not fit.
         FloatingPointError: the likelihood is not finite at any restart.
     """
@@ -70,7 +73,7 @@ def fit_em(
     _check_start(key, params)
     if params is not None and restarts != 1:
         raise ValueError(f"restarts={restarts} from the same params would all be the same: pass key= instead")
-    if iterations < 1 or restarts < 1 or chunk < 1:
+    if not all(map(is_whole, (iterations, restarts, chunk))):
         raise ValueError(f"want iterations, restarts and chunk >= 1; got {iterations}, {restarts} and {chunk}")
     ys, cs = jax.tree.map(np.asarray, (as_arrays("ys", ys), as_arrays("cs", cs)))
     n = len(jax.tree.leaves(ys)[0]) if jax.tree.leaves(ys) else 0
@@ -115,6 +118,8 @@ def em_of(model: Any) -> EM:
 def _check_start(key: Array | None, params: Params | None) -> None:
     if (key is None) == (params is None):
         raise ValueError("EM starts at params=, or at a random start drawn with key=: give one of them")
+    if key is not None:
+        as_key(key)
 
 
 def fitting(model: Conditional, params: Params, ys: Any = ()) -> Params:
@@ -123,8 +128,8 @@ def fitting(model: Conditional, params: Params, ys: Any = ()) -> Params:
     Raises:
         ValueError: they are not of this model: other parts, another number of components, another size.
     """
-    wanted = _named(jax.eval_shape(model.init, jax.random.key(0)))
-    given = {name: np.shape(leaf) if _is_real(leaf) else "no numbers" for name, leaf in _named(params).items()}
+    wanted = leaves_by_path(jax.eval_shape(model.init, jax.random.key(0)))
+    given = {name: np.shape(leaf) if _is_real(leaf) else "no numbers" for name, leaf in leaves_by_path(params).items()}
     for name in sorted(wanted.keys() | given.keys()):
         want, got = wanted[name].shape if name in wanted else "nothing", given.get(name, "nothing")
         if want != got:
@@ -133,12 +138,6 @@ def fitting(model: Conditional, params: Params, ys: Any = ()) -> Params:
                 "come from one with another number of components or states, another size or other options?"
             )
     return _in_precision_of(ys, jax.tree.map(jnp.asarray, params))
-
-
-def _named(tree: Any) -> dict[str, Any]:
-    """The leaves by the path to each, "pri/logits"."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in leaves}
 
 
 def _is_real(x: Any) -> bool:

@@ -24,6 +24,7 @@ from vae_jax.core.distributions import Levels
 from vae_jax.core.linalg import matmul
 from vae_jax.core.model import Conditional, Params
 from vae_jax.core.network import shape_of
+from vae_jax.core.numbers import is_whole
 from vae_jax.em.family import Family, check_real, fill, fitted_logits, log_dirichlet
 from vae_jax.em.mixtures import mixture
 
@@ -141,7 +142,7 @@ class _Tables(NamedTuple):
 
 def _family(tables: _Tables, shape: int | tuple[int, ...], levels: int, missing: bool, prior: float | None) -> Family:
     shape = shape_of(shape)
-    if levels < 2 or min(shape, default=1) < 1:
+    if not is_whole(levels, 2) or not all(map(is_whole, shape)):
         raise ValueError(f"{tables.name} wants at least one value and two levels; got shape={shape}, levels={levels}")
     if prior is not None and not prior >= 0:
         raise ValueError(f"the prior is a number of pseudo-counts for each level and cannot be negative; got {prior}")

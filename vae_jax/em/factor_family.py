@@ -3,8 +3,9 @@
     z ~ N(0, I) of q numbers,    y = W z + m + noise,    noise ~ N(0, Psi), Psi diagonal (isotropic: pPCA)
     P(z|y) = N(V W' Psi^-1 (y - m), V),    V = (I + W' Psi^-1 W)^-1
 
-By the matrix inversion lemma only q x q systems are solved, never D x D. The quadratic form of ln P(y) is taken as its
-value at the posterior mean, |y - m - W z|^2 / Psi + |z|^2: a sum, where the lemma has a difference that float32 loses.
+V is had as a root, from W by QR: never D x D systems, nor W' Psi^-1 W, which float32 loses beside I. The quadratic form
+of ln P(y) is taken as its value at the posterior mean, |y - m - W z|^2 / Psi + |z|^2: a sum, where the matrix inversion
+lemma has a difference that float32 loses.
 
 M-step: the regression of y on (z, 1), so that W and m move together (Ghahramani & Hinton 1996, equations 5-7). Missing
 entries: P(z|y) follows from those that are seen, and each row of W from the examples in which it is seen.
@@ -19,11 +20,12 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from vae_jax.core.linalg import matmul
+from vae_jax.core.linalg import matmul, residual, transposed
+from vae_jax.core.numbers import is_whole
 from vae_jax.em.family import Family, check_real
 from vae_jax.em.gaussian_families import FLOOR, LOG_2PI
-from vae_jax.em.missing import RealOrMissing
-from vae_jax.em.regression import Regression, root_of_inverse, seen
+from vae_jax.em.missing import ROWS_AT_ONCE, RealOrMissing
+from vae_jax.em.regression import Regression, seen, seen_through
 
 Noise = Literal["diagonal", "isotropic"]
 
@@ -45,7 +47,7 @@ def factor_analysers(
     Raises:
         ValueError: an option out of range.
     """
-    if not 1 <= latent <= size or not floor > 0:
+    if not is_whole(latent) or not is_whole(size, latent) or not floor > 0:
         raise ValueError(f"want 1 <= latent <= size and floor > 0; got latent={latent}, size={size}, floor={floor}")
     if noise not in ("diagonal", "isotropic"):
         raise ValueError(f"noise={noise!r}: want 'diagonal' or 'isotropic'")
@@ -109,7 +111,7 @@ class Inferred(NamedTuple):
     Fields:
         log_p: (n,) ln P(y), of the entries that are seen.
         mean: (n, q) of P(z|y).
-        root: (n or 1, q, q) lower triangular, root root' = its covariance; the same for all ys if nothing is missing.
+        root: (n or 1, q, q), root root' = its covariance; the same for all ys if nothing is missing.
         residual: (n, D) y - m - W mean; 0 where y is missing.
         seen: (n, D) or, if nothing is missing, (n, 1): 1 where y is seen, else 0.
     """
@@ -125,31 +127,35 @@ def infer(analyser: tuple[Array, Array, Array], ys: Array, *, missing: bool) -> 
     """The posterior of z for every y, and ln P(y): analyser = mean (D,), loadings (D, q), std (D,); ys (n, D)."""
     mean, loadings, std = analyser
     present = ~jnp.isnan(ys) if missing else jnp.ones((len(ys), 1), bool)
-    scaled = loadings / std[:, None]
-    white = jnp.where(present, jnp.where(present, ys, mean[None]) - mean[None], 0.0) / std[None]
+    ys = jnp.where(present, ys, mean[None])
+    white, scaled = (ys - mean[None]) / std[None], loadings / std[:, None]
     here = present.astype(std.dtype)
-    root = root_of_inverse(jnp.eye(loadings.shape[1], dtype=std.dtype)[None] + _grams(scaled, here, missing))
-    z = matmul(matmul(matmul(white, scaled)[:, None], root), jnp.swapaxes(root, 1, 2))[:, 0]
-    left = jnp.where(present, white - matmul(z, scaled.T), 0.0)
-    log_scale = jnp.sum(here * (2 * jnp.log(std) + LOG_2PI)[None], axis=1)
-    log_det = -2 * jnp.sum(jnp.log(jnp.diagonal(root, axis1=1, axis2=2)), axis=1)
-    log_p = -0.5 * (log_scale + log_det + jnp.sum(left**2, axis=1) + jnp.sum(z**2, axis=1))
-    return Inferred(log_p, z, root, left * std[None], here)
+    if missing:
 
+        def one(part):
+            y, seen = part
+            return seen_through(jnp.where(seen[:, None], scaled, 0.0), y[:, None])[:3]
 
-def _grams(scaled: Array, here: Array, missing: bool) -> Array:
-    """(n or 1, q, q): scaled' scaled, with those rows alone that are here."""
-    if not missing:
-        return matmul(scaled.T, scaled)[None]
-    outer = scaled[:, :, None] * scaled[:, None, :]
-    return matmul(here, outer.reshape(len(scaled), -1)).reshape(-1, *outer.shape[1:])
+        share, constant, log_scale = jax.lax.map(one, (white, present), batch_size=min(ROWS_AT_ONCE, len(ys)))
+        z = matmul(share, constant)[..., 0]
+    else:
+        few = len(ys) < len(std)
+        once = seen_through(scaled, white.T if few else jnp.eye(len(std), dtype=std.dtype))
+        projected = once.projected.T if few else matmul(white, once.projected.T)
+        z, share, log_scale = matmul(projected, once.share.T), once.share[None], once.log_scale
+    left = jnp.where(present, residual(ys, mean, loadings, z), 0.0)
+    log_scale = log_scale + jnp.sum(here * (jnp.log(std) + 0.5 * LOG_2PI)[None], axis=1)
+    # Rounding of z takes the quadratic form from its minimum: what by, is known
+    off = matmul((matmul(left / std[None], scaled) - z)[:, None], share)[:, 0]
+    squares = jnp.sum((left / std[None]) ** 2, axis=1) + jnp.sum(z**2, axis=1) - jnp.sum(off**2, axis=1)
+    return Inferred(-log_scale - 0.5 * squares, z, share, left, here)
 
 
 def regression_on_factors(loadings: Array, known: Inferred, weight: Array) -> Regression:
     """Sums for the regression of y on (z, 1), weighted by weight (n,)."""
     n, q = known.mean.shape
     weights = weight[:, None] * known.seen
-    covariance = matmul(known.root, jnp.swapaxes(known.root, 1, 2)).reshape(-1, q * q)
+    covariance = matmul(known.root, transposed(known.root)).reshape(-1, q * q)
     spread = weights.sum(0)[:, None] * covariance if len(covariance) == 1 else matmul(weights.T, covariance)
     spread = spread.reshape(-1, q, q)
     x = jnp.concatenate([known.mean, jnp.ones((n, 1), known.mean.dtype)], axis=1)
@@ -157,7 +163,13 @@ def regression_on_factors(loadings: Array, known: Inferred, weight: Array) -> Re
     gram = matmul(weights.T, outer).reshape(-1, q + 1, q + 1) + jnp.pad(spread, ((0, 0), (0, 1), (0, 1)))
     lost = matmul(spread, loadings[:, :, None])[..., 0]  # W V
     cross = matmul((known.residual * weights).T, x) - jnp.pad(lost, ((0, 0), (0, 1)))
-    square = jnp.sum(weights * known.residual**2, axis=0) + jnp.sum(lost * loadings, axis=1)
+
+    def uncertain(column):
+        return jnp.sum(weights * matmul(column, loadings.T) ** 2, axis=0)
+
+    # W V W' from the root: its diagonal may be 1e-10 of what V has elsewhere
+    hidden = jax.lax.map(uncertain, jnp.moveaxis(known.root, 2, 0)).sum(axis=0)
+    square = jnp.sum(weights * known.residual**2, axis=0) + hidden
     return Regression(weights.sum(axis=0), gram, cross, square)
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from vae_jax.core.distributions import MultivariateNormal
-from vae_jax.core.linalg import matmul
+from vae_jax.core.linalg import matmul, root_of_square
 from vae_jax.core.model import EM, Conditional, Params
 from vae_jax.em.factor_family import Noise, factor_analysers, infer, regression_on_factors
 from vae_jax.em.family import Family, check_real, fill
@@ -126,7 +126,7 @@ def _one(family: Family, latent: int, floor: float, missing: bool) -> Conditiona
     def posterior(params, y, c=None):
         del c
         known = infer(parts(params), jnp.asarray(y)[None], missing=missing)
-        return MultivariateNormal(known.mean[0], scale_tril=known.root[0])
+        return MultivariateNormal(known.mean[0], scale_tril=root_of_square(known.root[0]))
 
     def generated(params, z):
         loc, loadings, std = parts({"gen": params})

@@ -17,6 +17,7 @@ from jax import Array
 from vae_jax.core.distributions import MultivariateNormal
 from vae_jax.core.linalg import cholesky, eigh, eye_like, inverse_of_lower, matmul, upper_of_qr
 from vae_jax.core.network import shape_of
+from vae_jax.core.numbers import is_whole
 from vae_jax.em.family import Family, check_real
 from vae_jax.em.missing import MaybeMissing, completed, masked_log_prob
 
@@ -61,9 +62,9 @@ def gaussians(
         ValueError: an option out of range.
     """
     shape = shape_of(size)
-    size = math.prod(shape)
-    if size < 1 or not floor > 0:
+    if not all(map(is_whole, shape)) or not floor > 0:
         raise ValueError(f"want at least one number and floor > 0; got size={shape}, floor={floor}")
+    size = math.prod(shape)
     if len(shape) != 1 and (missing or covariance in ("full", "tied")):
         raise ValueError(f"full and tied covariances and missing entries are for vectors, flatten y; got size={shape}")
     if covariance not in _FORMS:

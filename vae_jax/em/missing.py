@@ -3,13 +3,16 @@
 All-missing examples have ln P = 0 and contribute what is expected of them: nothing changes by them.
 """
 
+import math
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from vae_jax.core.linalg import cholesky, inverse_of_lower, matmul
+from vae_jax.core.linalg import inverse_of_lower, matmul, root_of_square
 
 ROWS_AT_ONCE = 256
 
@@ -59,30 +62,48 @@ class MaybeMissing(dist.Distribution):
         return self.loc
 
 
-def _seen(y: Array, mean: Array) -> tuple[Array, Array]:
+class Divided(NamedTuple):
+    """N(0, factor factor') (d,) divided into what is seen and what is not: known w + hidden eps, both N(0, I).
+
+    Fields:
+        known: (d, d), 0 in the columns of which there are too many; hidden: (d, d), 0 in the rows that are seen.
+        whitening: (d, d), w = whitening y for any y; what is not seen of it does not count.
+        log_scale: of what is seen, ln |d y / d w|.
+    """
+
+    known: Array
+    hidden: Array
+    whitening: Array
+    log_scale: Array
+
+
+def divided(factor: Array, seen: Array) -> Divided:
+    """For a lower Cholesky factor (d, d) and which entries are seen (d,): by QR, the covariance is never formed."""
+    order = jnp.argsort(~seen)
+    back, first = jnp.argsort(order), seen[order]
+    root = root_of_square(factor[order])  # of the entries that are seen, then of the others
+    log_scale = jnp.sum(jnp.where(first, jnp.log(jnp.diagonal(root)), 0.0))
+    whitening = jnp.where(first[:, None], inverse_of_lower(root), 0.0)[:, back]
+    return Divided(
+        jnp.where(first[None], root, 0.0)[back], jnp.where(first[None], 0.0, root)[back], whitening, log_scale
+    )
+
+
+def _residual(y: Array, mean: Array) -> tuple[Array, Array]:
     """(which entries are seen, residuals, 0 where they are not)."""
     seen = ~jnp.isnan(y)
     return seen, jnp.where(seen, y, mean) - mean
 
 
-def masked_factor(factor: Array, seen: Array) -> Array:
-    """Cholesky factor of the covariance of what is seen; the rest is independent with variance 1."""
-    both = seen[:, None] & seen[None, :]
-    covariance = matmul(factor, factor.T)
-    return cholesky(jnp.where(both, covariance, jnp.eye(len(seen), dtype=factor.dtype)))
-
-
 def masked_log_prob(y: Array, mean: Array, factor: Array) -> Array:
     """ln N of the entries of y (d,) that are not NaN; `factor` as in `MaybeMissing`."""
-    seen, residual = _seen(y, mean)
+    seen, residual = _residual(y, mean)
     if factor.ndim == 1:
-        scaled, log_scale = residual / factor, jnp.log(factor)
+        white, log_scale = residual / factor, jnp.sum(jnp.where(seen, jnp.log(factor), 0.0))
     else:
-        masked = masked_factor(factor, seen)
-        scaled = matmul(inverse_of_lower(masked), residual)
-        log_scale = jnp.log(jnp.diagonal(masked))
-    each = -0.5 * scaled**2 - log_scale - 0.5 * jnp.log(2 * jnp.pi)
-    return jnp.sum(jnp.where(seen, each, 0.0))
+        parts = divided(factor, seen)
+        white, log_scale = matmul(parts.whitening, residual), parts.log_scale
+    return -0.5 * jnp.sum(white**2) - log_scale - 0.5 * math.log(2 * math.pi) * jnp.sum(seen)
 
 
 def completed(ys: Array, mean: Array, factor: Array, weights: Array) -> tuple[Array, Array]:
@@ -92,20 +113,15 @@ def completed(ys: Array, mean: Array, factor: Array, weights: Array) -> tuple[Ar
         expected ys - mean, (n, d); and the sum over ys of weight times covariance of what is missing, (d,) or (d, d).
     """
     if factor.ndim == 1:
-        seen, residuals = _seen(ys, mean[None])
+        seen, residuals = _residual(ys, mean[None])
         return residuals, factor**2 * jnp.sum(jnp.where(seen, 0.0, weights[:, None]), axis=0)
-    covariance = matmul(factor, factor.T)
 
     def one(part):
         y, weight = part
-        seen, residual = _seen(y, mean)
-        masked = masked_factor(factor, seen)
-        inverse = inverse_of_lower(masked)
-        precision = matmul(inverse.T, inverse)
-        gain = matmul(precision, jnp.where(seen[:, None], covariance, 0.0)).T
-        expected = jnp.where(seen, residual, matmul(gain, residual))
-        left = covariance - matmul(gain, jnp.where(seen[:, None], covariance, 0.0))
-        return expected, weight * jnp.where(seen[:, None] | seen[None, :], 0.0, left)
+        seen, residual = _residual(y, mean)
+        parts = divided(factor, seen)
+        expected = jnp.where(seen, residual, matmul(parts.known, matmul(parts.whitening, residual)))
+        return expected, weight * matmul(parts.hidden, parts.hidden.T)
 
     expected, left = jax.lax.map(one, (ys, weights), batch_size=min(ROWS_AT_ONCE, len(ys)))
     return expected, left.sum(axis=0)

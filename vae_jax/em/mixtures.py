@@ -12,6 +12,7 @@ import numpyro.distributions as dist
 from numpyro.distributions.batch_util import promote_batch_shape
 
 from vae_jax.core.model import EM, Conditional
+from vae_jax.core.numbers import is_whole
 from vae_jax.em.family import Family, fit_to_weights, fitted_logits, log_dirichlet, log_sum
 from vae_jax.em.gaussian_families import FLOOR, Covariance, CovariancePrior, gaussians
 from vae_jax.em.kmeans import assign, k_means, plus_plus
@@ -44,8 +45,8 @@ def mixture(
     Raises:
         ValueError: an option out of range.
     """
-    if components < 1:
-        raise ValueError(f"a mixture has at least one component; got components={components}")
+    if not is_whole(components):
+        raise ValueError(f"a mixture has at least one component, a whole number; got components={components}")
     if start not in ("k-means", "k-means++", "random"):
         raise ValueError(f"start={start!r}: want 'k-means', 'k-means++' or 'random'")
     if not concentration >= 1:

@@ -1,4 +1,4 @@
-"""Regression from expected sufficient statistics, and roots of inverses that float32 survives.
+"""Regression from expected sufficient statistics, and Gaussians seen through noise, in forms that float32 survives.
 
 The M-steps of factor analysis and of linear-Gaussian state-space models are regressions: of y on (z, 1), of z_t on
 z_{t-1}.
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array
 
-from vae_jax.core.linalg import cholesky, inverse_of_lower, matmul, transposed
+from vae_jax.core.linalg import REFLECTED, cholesky, inverse_of_lower, matmul, transposed, triangularised
 
 
 class Regression(NamedTuple):
@@ -49,19 +49,43 @@ class Regression(NamedTuple):
         return Regression(self.weight, self.gram, cross, square)
 
 
-def root_of(matrix: Array) -> Array:
-    """Cholesky factors of positive semidefinite matrices (..., p, p).
+class Seen(NamedTuple):
+    """eps = share (projected x + N(0, I)), for any x of p numbers.
 
-    Rows are scaled first and a few rounding errors added to the diagonal, so that float32 never gives NaN.
+    Fields:
+        share: (..., q, q), share share' = the covariance of eps.
+        projected: (..., q, p).
+        log_scale: (...) ln |share^-1|.
+        rest: (..., k + q, p), ln P(what is seen | x) = const - 1/2 |rest x|^2.
     """
-    scale, unit = _scaled(matrix)
-    return cholesky(unit) * scale[..., :, None]
+
+    share: Array
+    projected: Array
+    log_scale: Array
+    rest: Array
+
+
+def seen_through(rows: Array, others: Array) -> Seen:
+    """eps ~ N(0, I) of q numbers after rows eps = others x + N(0, I): rows (..., k, q), others (..., k, p).
+
+    By QR, so that rows of 1e5 do not drown the prior's of 1, as they do in I + rows' rows (float32).
+    """
+    q, p = rows.shape[-1], others.shape[-1]
+    carried = q if q <= REFLECTED else 0  # the inverse of R costs more columns, or LAPACK
+    eye = jnp.broadcast_to(jnp.eye(q, dtype=rows.dtype), (*rows.shape[:-2], q, q))
+    above = jnp.concatenate([rows, others, jnp.zeros_like(rows)[..., :carried]], axis=-1)
+    below = jnp.concatenate([eye, jnp.zeros((*rows.shape[:-2], q, p), rows.dtype), eye[..., :carried]], axis=-1)
+    upper, rest = triangularised(jnp.concatenate([above, below], axis=-2), q)
+    root = upper[..., :q]
+    inverse = upper[..., q + p :] if carried else inverse_of_lower(transposed(root))
+    log_scale = jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), axis=-1)
+    return Seen(transposed(inverse), upper[..., q : q + p], log_scale, rest[..., :p])
 
 
 def root_of_inverse(matrix: Array) -> Array:
     """Lower triangular roots of the inverses of positive definite matrices (..., p, p): root root' = matrix^-1.
 
-    Scaled as in `root_of`.
+    Rows are scaled first and a few rounding errors added to the diagonal, so that float32 never gives NaN.
     """
     scale, unit = _scaled(matrix)
     upper = cholesky(unit[..., ::-1, ::-1])[..., ::-1, ::-1]  # unit = upper upper'

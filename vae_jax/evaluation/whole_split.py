@@ -98,7 +98,6 @@ def evaluate(
         TypeError: what is no key.
         ValueError: data that the model cannot take (see `check_data`), or k > 0 for a model without importance samples.
     """
-    key = as_key(key)
     ys, cs = check_data(model, ys, cs, preprocess, params=params)
     check_options(model, k, samples, at_once, batch_size)
     return evaluate_checked(
@@ -182,8 +181,10 @@ def over_split(
 ) -> Any:
     """`of_batch(params, key, indices, ys, cs)` of the whole split in batches: its arrays (n, ...), put together.
 
-    `indices` are the examples' places in the split. The last batch is padded, and the padding left out.
+    `indices` are the examples' places in the split. The last batch is padded, and the padding left out. What is no key
+    is a `TypeError`, before anything is compiled.
     """
+    key = as_key(key)
     ys, cs = jax.tree.map(np.asarray, (ys, cs))
     n = len(jax.tree.leaves(ys)[0])
     rows = []

@@ -12,6 +12,7 @@ from jaxtyping import Float, Shaped
 
 from vae_jax.core.conditions import quantities
 from vae_jax.core.network import shape_of
+from vae_jax.core.numbers import is_whole
 from vae_jax.nets.product import dot_general
 
 Batch = Shaped[Array | np.ndarray, "n ..."]
@@ -86,7 +87,7 @@ def check_sizes(net: str, **sizes: Any) -> None:
     for name, value in sizes.items():
         if not isinstance(value, tuple | list):
             raise ValueError(f"{net} wants {name} as a tuple, got {value}: write ({value},)")
-        if any(size < 1 for size in value):
+        if not all(map(is_whole, value)):
             raise ValueError(f"{net} wants positive sizes in {name}, got {value}")
 
 

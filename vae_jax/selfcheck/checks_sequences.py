@@ -1,4 +1,4 @@
-"""Oracle 34: autoregressive models."""
+"""Oracles 34 and 46: autoregressive models, and linear-Gaussian ones whose noise is small."""
 
 import itertools
 from typing import Any
@@ -11,6 +11,10 @@ from vae_jax.core.combinator import vae
 from vae_jax.core.estimators import analytic
 from vae_jax.core.model import lift
 from vae_jax.core.network import as_network
+from vae_jax.em.algorithm import em_of
+from vae_jax.em.factor_models import factor_analysis
+from vae_jax.em.sequences.noisy_chains import filter_sequence
+from vae_jax.em.sequences.state_space import linear_gaussian_state_space
 from vae_jax.nets.recurrent import LSTM
 from vae_jax.nets.transformer import Transformer
 from vae_jax.parts.autoregression import autoregressive
@@ -81,4 +85,101 @@ def oracle() -> list[Row]:
     return [*sentences(), *collapse(), *surprise()]
 
 
-CHECKS = [Check(34, "autoregressive models: sums, padding, causality, collapse", oracle, 1e-5, 1e-11)]
+STEPS = 12
+CHAIN = {  # a place and its speed, their sum seen: variances .1 a step, and 1e-10 of what is seen
+    "pri": {
+        "mean": np.zeros(2),
+        "initial": np.zeros((2, 2)),
+        "transition": np.array([[1.0, 1.0], [0.0, 1.0]]),
+        "noise": 0.5 * np.log(0.1) * np.eye(2),
+    },
+    "gen": {"loadings": np.array([[1.0, 0.7]]), "bias": np.zeros(1), "noise": np.array([0.5 * np.log(1e-10)])},
+}
+FACTORS = {
+    "mean": np.zeros(5),
+    "loadings": np.random.default_rng(0).normal(size=(5, 2)),
+    "log_std": np.full(5, 0.5 * np.log(1e-10)),
+}
+
+
+def in_numpy(params: Any) -> Any:
+    """numpy: the very numbers that the library is given, in float64."""
+    return jax.tree.map(lambda x: np.asarray(x, np.float64), params)
+
+
+def joseph(mean: np.ndarray, covariance: np.ndarray, rows: np.ndarray, noise: np.ndarray, y: np.ndarray) -> Any:
+    """numpy: mean, covariance and ln P after y = rows z + N(0, diag(noise)), in Joseph's form."""
+    spread, away = rows @ covariance @ rows.T + np.diag(noise), y - rows @ mean
+    gain = np.linalg.solve(spread, rows @ covariance).T
+    kept = np.eye(len(mean)) - gain @ rows
+    log_p = -0.5 * (away @ np.linalg.solve(spread, away) + np.linalg.slogdet(2 * np.pi * spread)[1])
+    return mean + gain @ away, kept @ covariance @ kept.T + (gain * noise) @ gain.T, log_p
+
+
+def filtered(params: Any, ys: np.ndarray) -> tuple[np.ndarray, np.ndarray, float]:
+    """numpy: means (T, q) and variances (T, q) of the filter, and ln P(y)."""
+    pri, gen = params["pri"], params["gen"]
+    first, noise = (np.diag(np.exp(2 * np.diag(pri[name]))) for name in ("initial", "noise"))
+    mean, covariance, move, total, means, variances = pri["mean"], first, pri["transition"], 0.0, [], []
+    for t, y in enumerate(ys):
+        if t:
+            mean, covariance = move @ mean, move @ covariance @ move.T + noise
+        mean, covariance, log_p = joseph(mean, covariance, gen["loadings"], np.exp(2 * gen["noise"]), y)
+        total += log_p
+        means.append(mean)
+        variances.append(np.diag(covariance))
+    return np.array(means), np.array(variances), total
+
+
+def chains() -> list[Row]:
+    """Both filters, variances from 1 down to 1e-10."""
+    params, rng, rows = floats(CHAIN), np.random.default_rng(1), []
+    z, ys = np.zeros(2), np.zeros((STEPS, 1), np.float32)
+    for t in range(STEPS):
+        z = CHAIN["pri"]["transition"] @ z + rng.normal(size=2)
+        ys[t] = CHAIN["gen"]["loadings"] @ z
+    means, variances, log_p = filtered(in_numpy(params), ys.astype(np.float64))
+    for name, parallel in (("in steps", False), ("in parallel", True)):
+        model = linear_gaussian_state_space(1, 2, STEPS, parallel=parallel)
+        form = model.dist(params, None).form
+        known, obtained = jax.jit(lambda p, y, form=form: filter_sequence(form, p, y, None))(params, floats(ys))
+        scale, roots = np.abs(means).max(), np.asarray(known.roots, np.float64)
+        rows += [
+            Row(f"filter {name}: ln P / exact", 1.0, obtained / log_p),
+            Row(f"filter {name}: means, relative", 0.0, (known.means - means) / scale),
+            Row(f"filter {name}: variances / exact", 1.0, (roots**2).sum(axis=2) / variances),
+        ]
+    return rows
+
+
+def factors() -> list[Row]:
+    """Five numbers of two factors, all seen or one, or two: the posterior and ln P of factor analysis."""
+    params = floats({"pri": {}, "gen": FACTORS})
+    gen = in_numpy(params)["gen"]
+    model = factor_analysis(5, 2, missing=True)
+    rng, log_p, variances = np.random.default_rng(2), [], []
+    ys = (rng.normal(size=(4, 2)) @ FACTORS["loadings"].T + 1e-5 * rng.normal(size=(4, 5))).astype(np.float32)
+    ys[1, 1:], ys[2, [0, 2, 4]], ys[3, 3] = np.nan, np.nan, np.nan
+    for y in ys.astype(np.float64):
+        here = ~np.isnan(y)
+        noise = np.exp(2 * gen["log_std"][here])
+        _, covariance, nats = joseph(np.zeros(2), np.eye(2), gen["loadings"][here], noise, y[here])
+        log_p.append(nats)
+        variances.append(np.diag(covariance))
+    posterior = em_of(model).posterior
+    of_one = jax.jit(jax.vmap(lambda p, y: (model.dist(p).log_prob(y), posterior(p, y).variance), (None, 0)))
+    obtained, spread = of_one(params, floats(ys))
+    return [
+        Row("factor analysis: ln P / exact", 1.0, obtained / np.array(log_p)),
+        Row("factor analysis: variances / exact", 1.0, spread / np.array(variances)),
+    ]
+
+
+def small_noise() -> list[Row]:
+    return [*chains(), *factors()]
+
+
+CHECKS = [
+    Check(34, "autoregressive models: sums, padding, causality, collapse", oracle, 1e-5, 1e-11),
+    Check(46, "square-root filters where the noise is 1e-10 = float64", small_noise, 1e-4, 1e-5),
+]

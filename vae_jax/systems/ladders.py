@@ -22,6 +22,7 @@ from jax import Array
 
 from vae_jax.core.model import Conditional, Model, Params, Units, example_of, join, lift
 from vae_jax.core.network import Network, as_network
+from vae_jax.core.numbers import is_whole
 from vae_jax.parts.conditionals import gaussian
 
 
@@ -290,7 +291,7 @@ def _bound(rungs: Sequence[Rung], c: Any) -> list[Rung]:
     if isinstance(rungs, Rung) or not all(isinstance(rung, Rung) for rung in rungs):
         raise TypeError("a ladder wants a sequence of Rung, the top one first: ladder([Rung(...)], generator)")
     levels = [rung.levels for rung in rungs]
-    if not levels or min(levels) < 1:
+    if not levels or not all(map(is_whole, levels)):
         raise ValueError(f"a ladder wants at least one rung, and at least one level in each; got levels {levels}")
     nets = Rung._fields[:-1]
     return [rung._replace(**{net: _with_condition(getattr(rung, net), c) for net in nets}) for rung in rungs]

@@ -135,10 +135,13 @@ def fit(
     _check_validation(validation, cs, patience)
     ys, cs = check_data(model, ys, cs, preprocess, batch_size=1 if batch_size is None else batch_size)
     batch_size = _default_batch(len(jax.tree.leaves(ys)[0])) if batch_size is None else batch_size
-    train_step = make_train_step(model, optimizer, preprocess=preprocess, **step_options)
     k_init, k_train, k_valid = jax.random.split(key, 3)
     y, c = jax.tree.map(lambda x: jnp.asarray(x[0]), (ys, cs))
     example = example_of(preprocess.apply, k_init, y)
+    if validation is not None:
+        params = jax.eval_shape(model.init, k_init, example, c)
+        validation = check_data(model, *validation, preprocess, params=params, where="validation ")
+    train_step = make_train_step(model, optimizer, preprocess=preprocess, **step_options)
     with_ema = step_options.get("ema_decay") is not None
 
     def start(key):
@@ -151,10 +154,7 @@ def fit(
         size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh, order=order), donate_argnums=0)
         for size in set(sizes)
     }
-    abstract = jax.eval_shape(start, k_init)
-    jax.eval_shape(scans[sizes[0]], abstract, k_train, ys, cs)
-    if validation is not None:
-        validation = check_data(model, *validation, preprocess, params=abstract.params, where="validation ")
+    jax.eval_shape(scans[sizes[0]], jax.eval_shape(start, k_init), k_train, ys, cs)
     with extra("cli", "a progress bar"):
         from tqdm import tqdm
 

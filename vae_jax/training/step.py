@@ -24,6 +24,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from vae_jax.core.keys import as_key
 from vae_jax.core.model import Model, Params, average
+from vae_jax.core.numbers import is_whole
 from vae_jax.core.objectives import Objective, elbo
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.training.optimizer import check_optimizer, init_by_parts, merge_parts, split_parts, update_by_parts
@@ -162,15 +163,17 @@ def make_train_step(
         axis_name: the name given to `jax.pmap`; every device then sees its slice of the batch.
 
     Raises:
-        TypeError: no optimiser.
+        TypeError: no optimiser, or no objective.
         ValueError: an option out of range; or, when first traced, an unknown part, or a batch that does not divide.
     """
     check_optimizer(optimizer)
+    if not callable(objective):
+        raise TypeError(f"objective wants one of vae_jax.core, for instance elbo(); got {objective}")
     if clip_norm is not None and not clip_norm > 0:
         raise ValueError(f"clip_norm bounds the gradient's norm and must be positive; got {clip_norm}")
     if ema_decay is not None and not 0 <= ema_decay < 1:
         raise ValueError(f"ema_decay must be in [0, 1); got {ema_decay}")
-    if micro_batches < 1:
+    if not is_whole(micro_batches):
         raise ValueError(f"micro_batches must be at least 1; got {micro_batches}")
     if isinstance(parts, Turns):
         of_parts = functools.partial(

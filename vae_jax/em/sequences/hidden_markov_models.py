@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 
 from vae_jax.core.model import EM, Conditional, Params, parted
+from vae_jax.core.numbers import is_whole
 from vae_jax.em.algorithm import em_of, fitting
 from vae_jax.em.discrete_families import categoricals
 from vae_jax.em.family import Family, fit_to_weights, fitted_logits, log_dirichlet
@@ -60,7 +61,7 @@ def hidden_markov(
     Raises:
         ValueError: an option out of range.
     """
-    if states < 1 or length < 1:
+    if not is_whole(states) or not is_whole(length):
         raise ValueError(f"want states >= 1 and length >= 1; got states={states}, length={length}")
     concentrations = {"initial": initial_concentration, "transition": transition_concentration}
     if not all(concentration >= 1 for concentration in concentrations.values()):

@@ -1,12 +1,14 @@
 """Linear-Gaussian chains seen through noise: exact inference over whole paths, in time steps or in parallel.
 
-    z_1 ~ N(m, P),    z_t = A z_{t-1} + N(0, Q),    P(y_t|z_t) = const exp(-1/2 z_t' J_t z_t + h_t' z_t)
+    z_1 ~ N(m, L L'),    z_t = A z_{t-1} + N(0, Q),    P(y_t|z_t) = const exp(-1/2 |H_t z_t - u_t|^2)
 
-An observation enters by its evidence (J, h) alone, so every matrix here is q x q, however long y_t is; without one
-J = 0 and h = 0. Square-root form: the update of P = L L' is S S' with S = L (I + L'JL)^-1/2, and no covariance is ever
-the difference of two others, so that all stay definite. The smoother is that of Rauch, Tung & Striebel (1965).
+An observation enters by its evidence (H, u) alone, of at most q rows, however long y_t is; without one H = 0 and u = 0.
+Square-root form: every covariance is carried as a root, and roots come by orthogonal transformations of roots, so that
+float32 has the digits that float64 has for covariances: a state that is 1e5 times wider than the noise is seen exactly.
+The smoother is that of Rauch, Tung & Striebel (1965).
 
-In parallel: associative scans (Särkkä & García-Fernández 2021, sections III and IV), O(log T) steps with more work.
+In parallel: associative scans (Särkkä & García-Fernández 2021) in square-root form (Yaghoobi, Corenflos, Hassan &
+Särkkä 2022, Parallel square-root statistical linear regression), O(log T) steps with more work.
 """
 
 import math
@@ -18,35 +20,45 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from vae_jax.core.linalg import inverse, inverse_of_lower, matmul, transposed
-from vae_jax.em.regression import root_of, root_of_inverse
+from vae_jax.core.linalg import inverse_of_lower, matmul, root_of_square, transposed, triangularised
+from vae_jax.em.regression import seen_through
 
 PARALLEL_FROM = 64
 
 
 class Chain(NamedTuple):
-    """mean (q,) and covariance (q, q) of z_1; the transition A (q, q) and the covariance Q of its noise."""
+    """mean (q,) and root L (q, q) of z_1; the transition A (q, q) and a root (q, q) of Q, its noise."""
 
     mean: Array
-    covariance: Array
+    root: Array
     transition: Array
     noise: Array
+
+
+class Evidence(NamedTuple):
+    """What is seen of z_t: rows (T, k, q) and targets (T, k), H and u above."""
+
+    rows: Array
+    targets: Array
 
 
 class Filtered(NamedTuple):
     """What is known of z_t at time t.
 
     Fields:
-        means: (T, q); covariances: (T, q, q) of P(z_t | y_1 .. y_t).
-        predicted: (T, q, q) covariances of P(z_t | y_1 .. y_{t-1}); predictions: (T, q) its means.
+        means: (T, q) of P(z_t | y_1 .. y_t); roots: (T, q, q), root root' = its covariance.
         log_ratio: (T,) ln P(y_t | y_1 .. y_{t-1}) - ln P(y_t | z_t at its filtered mean).
+        pulls: (T, q) root' times the slope of ln P(y_t | z_t) at the mean, as it is before the mean is rounded.
     """
 
     means: Array
-    covariances: Array
-    predictions: Array
-    predicted: Array
+    roots: Array
     log_ratio: Array
+    pulls: Array
+
+    @property
+    def covariances(self) -> Array:
+        return matmul(self.roots, transposed(self.roots))
 
 
 def run_parallel(length: int, parallel: bool | None) -> bool:
@@ -54,95 +66,108 @@ def run_parallel(length: int, parallel: bool | None) -> bool:
     return (length >= PARALLEL_FROM and jax.default_backend() != "cpu") if parallel is None else parallel
 
 
-def kalman_filter(chain: Chain, precision: Array, shift: Array, *, parallel: bool) -> Filtered:
-    """Filter one sequence: precision J (T, q, q) and shift h (T, q)."""
-    filtered = _in_parallel(chain, precision, shift) if parallel else _in_steps(chain, precision, shift)
-    before = jax.tree.map(lambda x: x[:-1], filtered)
-    mean, covariance = _predict(chain, *before)
-    predictions = jnp.concatenate([chain.mean[None], mean])
-    predicted = jnp.concatenate([chain.covariance[None], covariance])
-    means, covariances, moved, log_det = _update(predictions, predicted, precision, shift)
-    return Filtered(means, covariances, predictions, predicted, -0.5 * (log_det + jnp.sum(moved**2, axis=-1)))
+def kalman_filter(chain: Chain, evidence: Evidence, *, parallel: bool) -> Filtered:
+    """Filter one sequence."""
+    if parallel:
+        means, roots = _in_parallel(chain, evidence)
+        mean, root = _predict(chain, means[:-1], roots[:-1])
+        mean, root = jnp.concatenate([chain.mean[None], mean]), jnp.concatenate([chain.root[None], root])
+        return _update(mean, root, evidence)
 
-
-def _predict(chain: Chain, mean: Array, covariance: Array) -> tuple[Array, Array]:
-    spread = matmul(matmul(chain.transition, covariance), chain.transition.T)
-    noise = jnp.broadcast_to(chain.noise, spread.shape)
-    return matmul(mean, chain.transition.T), 0.5 * (spread + jnp.swapaxes(spread, -1, -2)) + noise
-
-
-def _update(mean: Array, covariance: Array, precision: Array, shift: Array) -> tuple[Array, Array, Array, Array]:
-    """(mean, covariance) given the evidence; the way the mean went, in units of the prior; ln |I + L'JL|."""
-    left = root_of(covariance)
-    eye = jnp.broadcast_to(jnp.eye(left.shape[-1], dtype=left.dtype), left.shape)
-    root = root_of_inverse(eye + matmul(transposed(left), matmul(precision, left)))
-    gradient = shift - _times(precision, mean)
-    moved = _times(root, _times(transposed(root), _times(transposed(left), gradient)))
-    log_det = -2 * jnp.sum(jnp.log(jnp.diagonal(root, axis1=-2, axis2=-1)), axis=-1)
-    square_root = matmul(left, root)
-    return mean + _times(left, moved), matmul(square_root, transposed(square_root)), moved, log_det
-
-
-def _in_steps(chain: Chain, precision: Array, shift: Array) -> tuple[Array, Array]:
     def step(predicted, evidence):
-        mean, covariance, _, _ = _update(*predicted, *evidence)
-        return _predict(chain, mean, covariance), (mean, covariance)
+        known = _update(predicted[0], predicted[1], evidence)
+        return _predict(chain, known.means, known.roots), known
 
-    return jax.lax.scan(step, (chain.mean, chain.covariance), (precision, shift))[1]
-
-
-def _in_parallel(chain: Chain, precision: Array, shift: Array) -> tuple[Array, Array]:
-    """Elements: P(z_t | z_{t-1}, y_t) = N(A z + b, C), and the evidence of y_t on z_{t-1}, (eta, J)."""
-    first_mean, first_covariance, _, _ = _update(chain.mean, chain.covariance, precision[0], shift[0])
-    zero, noise = jnp.zeros_like(shift), jnp.broadcast_to(chain.noise, precision.shape)
-    offset, spread, _, _ = _update(zero, noise, precision, shift)
-    kept = jnp.eye(shift.shape[-1], dtype=shift.dtype)[None] - matmul(spread, precision)
-    gain = matmul(kept, chain.transition[None])
-    eta = _times(transposed(gain), shift)
-    root = root_of(noise)
-    lost = matmul(inverse_of_lower(root), matmul(spread, precision))  # Q^-1/2 C J
-    back = matmul(transposed(gain), matmul(precision, gain))
-    seen = matmul(lost, chain.transition[None])
-    elements = (gain, offset, spread, eta, back + matmul(transposed(seen), seen))
-    first = (0 * gain[0], first_mean, first_covariance, 0 * eta[0], 0 * back[0])
-    elements = jax.tree.map(lambda x, x_0: x.at[0].set(x_0), elements, first)
-    _, means, covariances, _, _ = jax.lax.associative_scan(_join, elements)
-    return means, 0.5 * (covariances + transposed(covariances))
+    return jax.lax.scan(step, (chain.mean, chain.root), evidence)[1]
 
 
-def _join(earlier, later):
-    """Särkkä & García-Fernández 2021, lemma 8."""
-    a_1, b_1, c_1, eta_1, j_1 = earlier
-    a_2, b_2, c_2, eta_2, j_2 = later
-    eye = jnp.broadcast_to(jnp.eye(b_1.shape[-1], dtype=b_1.dtype), c_1.shape)
-    between = inverse(eye + matmul(c_1, j_2))
-    both, back = matmul(a_2, between), transposed(matmul(between, a_1))
-    return (
-        matmul(both, a_1),
-        _times(both, b_1 + _times(c_1, eta_2)) + b_2,
-        matmul(matmul(both, c_1), transposed(a_2)) + c_2,
-        _times(back, eta_2 - _times(j_2, b_1)) + eta_1,
-        matmul(matmul(back, j_2), a_1) + j_1,
-    )
+def _predict(chain: Chain, mean: Array, root: Array) -> tuple[Array, Array]:
+    moved = matmul(chain.transition, root)
+    noise = jnp.broadcast_to(chain.noise, root.shape)
+    return matmul(mean, chain.transition.T), root_of_square(jnp.concatenate([moved, noise], axis=-1))
+
+
+def _update(mean: Array, root: Array, evidence: Evidence) -> Filtered:
+    """What is known after the evidence; leading axes are times.
+
+    Numbers that were seen stay out of the QR: where they alone differ between sequences, roots are had once for all.
+    """
+    away = evidence.targets - _times(evidence.rows, mean)
+    seen = seen_through(matmul(evidence.rows, root), _eye(evidence.rows))
+    moved = _times(seen.share, _times(seen.projected, away))
+    log_ratio = -seen.log_scale - 0.5 * jnp.sum(moved**2, axis=-1)
+    pull = _times(transposed(seen.share), moved)
+    return Filtered(mean + _times(root, moved), matmul(root, seen.share), log_ratio, pull)
+
+
+def _eye(rows: Array) -> Array:
+    """The identity, of as many rows."""
+    return jnp.broadcast_to(jnp.eye(rows.shape[-2], dtype=rows.dtype), (*rows.shape[:-1], rows.shape[-2]))
+
+
+class Element(NamedTuple):
+    """What a stretch of time says: of its end z, given the state x before it, and of x.
+
+        z = gain x + offset + root eps,    P(y of the stretch | x) = const exp(-1/2 |rows x - targets|^2)
+
+    The fields are A, b, U, Z' and what Z' x is compared with, in Yaghoobi et al. 2022; there eta = Z targets.
+    """
+
+    gain: Array
+    offset: Array
+    root: Array
+    rows: Array
+    targets: Array
+
+
+def _conditioned(element: Element, evidence: Evidence) -> Element:
+    """The element, when its end is seen: eps is what rows root eps = (targets - rows offset) - rows gain x say."""
+    q, (rows, targets), before = element.gain.shape[-1], evidence, element.rows
+    seen = seen_through(matmul(rows, element.root), jnp.concatenate([matmul(rows, element.gain), _eye(rows)], axis=-1))
+    data = targets - _times(rows, element.offset)
+    root = matmul(element.root, seen.share)
+    gain = element.gain - matmul(root, seen.projected[..., :q])
+    offset = element.offset + _times(root, _times(seen.projected[..., q:], data))
+    here = [seen.rest, jnp.zeros((*seen.rest.shape[:-1], before.shape[-2]), rows.dtype)]
+    earlier = [before, jnp.zeros((*before.shape[:-1], rows.shape[-2]), rows.dtype), _eye(before)]
+    both = [jnp.concatenate(block, axis=-1) for block in (here, earlier)]
+    upper, _ = triangularised(jnp.concatenate(both, axis=-2), q)
+    targets = _times(upper[..., q:], jnp.concatenate([data, element.targets], axis=-1))
+    return Element(gain, offset, root, upper[..., :q], targets)
+
+
+def _in_parallel(chain: Chain, evidence: Evidence) -> tuple[Array, Array]:
+    """The filtered means and roots."""
+    first = (jnp.arange(len(evidence.rows)) == 0)[:, None, None]
+    gain = jnp.where(first, 0.0, chain.transition[None])
+    offset = jnp.where(first[..., 0], chain.mean[None], 0.0)
+    root = jnp.where(first, chain.root[None], chain.noise[None])
+    nothing = jnp.zeros_like(gain[:, :0])
+    elements = _conditioned(Element(gain, offset, root, nothing, nothing[..., 0]), evidence)
+    elements = jax.lax.associative_scan(_join, elements)
+    return elements.offset, elements.root
+
+
+def _join(earlier: Element, later: Element) -> Element:
+    """Yaghoobi et al. 2022, the associative operator of the filter."""
+    between = _conditioned(earlier, Evidence(later.rows, later.targets))
+    root = root_of_square(jnp.concatenate([matmul(later.gain, between.root), later.root], axis=-1))
+    offset = _times(later.gain, between.offset) + later.offset
+    return between._replace(gain=matmul(later.gain, between.gain), offset=offset, root=root)
 
 
 def smooth(chain: Chain, known: Filtered, *, parallel: bool) -> "GaussianChain":
     """The posterior over paths, as a chain that runs backwards: z_t given z_{t+1} and y_1 .. y_t."""
-    inverse = root_of_inverse(known.predicted[1:])
-    transition = jnp.broadcast_to(chain.transition, inverse.shape)
-    carried = matmul(known.covariances[:-1], transposed(transition))
-    gains = matmul(matmul(carried, inverse), transposed(inverse))
-    rest = jnp.eye(chain.mean.shape[-1], dtype=inverse.dtype)[None] - matmul(gains, transition)
-    noise = jnp.broadcast_to(chain.noise, inverse.shape)
-    spread = matmul(matmul(rest, known.covariances[:-1]), transposed(rest)) + matmul(
-        matmul(gains, noise), transposed(gains)
-    )
-    offsets = known.means[:-1] - _times(gains, known.predictions[1:])
-    gains = jnp.concatenate([gains, jnp.zeros_like(known.covariances[-1:])])
-    offsets = jnp.concatenate([offsets, known.means[-1:]])
-    roots = root_of(jnp.concatenate([spread, known.covariances[-1:]]))
+    q, last = len(chain.mean), (jnp.arange(len(known.means)) == len(known.means) - 1)[:, None, None]
+    back = transposed(known.roots)
+    moved = jnp.where(last, 0.0, matmul(back, chain.transition.T[None]))
+    noise = jnp.broadcast_to(chain.noise.T, back.shape)
+    array = jnp.concatenate([jnp.concatenate([moved, noise], 1), jnp.concatenate([back, jnp.zeros_like(back)], 1)], 2)
+    roots = transposed(triangularised(array, 2 * q)[0])  # of (z_{t+1}, z_t)
+    gains = matmul(roots[:, q:, :q], inverse_of_lower(roots[:, :q, :q]))
+    offsets = known.means - _times(gains, matmul(known.means, chain.transition.T))
     means = backward(gains, offsets, parallel=parallel)
-    return GaussianChain(means, gains, roots, backwards=True, parallel=parallel)
+    return GaussianChain(means, gains, roots[:, q:, q:], backwards=True, parallel=parallel)
 
 
 def backward(gains: Array, offsets: Array, *, parallel: bool) -> Array:
@@ -162,22 +187,24 @@ def backward(gains: Array, offsets: Array, *, parallel: bool) -> Array:
     return jax.lax.scan(step, jnp.zeros_like(offsets[0]), (gains, offsets), reverse=True)[1]
 
 
-def backward_covariances(gains: Array, spreads: Array, *, parallel: bool) -> Array:
-    """P_t = gains_t P_{t+1} gains_t' + spreads_t, from the last t, where gains are 0: (T, q, q)."""
+def backward_roots(gains: Array, roots: Array, *, parallel: bool) -> Array:
+    """Roots of P_t = gains_t P_{t+1} gains_t' + roots_t roots_t', from the last t, where gains are 0: (T, q, q)."""
+
+    def of_both(gain, later, root):
+        return root_of_square(jnp.concatenate([matmul(gain, later), root], axis=-1))
+
     if parallel:
 
         def join(later, earlier):
-            spread = matmul(matmul(earlier[0], later[1]), transposed(earlier[0])) + earlier[1]
-            return matmul(earlier[0], later[0]), spread
+            return matmul(earlier[0], later[0]), of_both(earlier[0], later[1], earlier[1])
 
-        return jax.lax.associative_scan(join, (gains, spreads), reverse=True)[1]
+        return jax.lax.associative_scan(join, (gains, roots), reverse=True)[1]
 
-    def step(covariance, inputs):
-        gain, spread = inputs
-        covariance = matmul(matmul(gain, covariance), gain.T) + spread
-        return covariance, covariance
+    def step(later, inputs):
+        root = of_both(inputs[0], later, inputs[1])
+        return root, root
 
-    return jax.lax.scan(step, jnp.zeros_like(spreads[0]), (gains, spreads), reverse=True)[1]
+    return jax.lax.scan(step, jnp.zeros_like(roots[0]), (gains, roots), reverse=True)[1]
 
 
 class GaussianChain(dist.Distribution):
@@ -231,12 +258,17 @@ class GaussianChain(dist.Distribution):
         return self.means
 
     @property
+    def marginal_roots(self) -> Array:
+        """(T, q, q), root root' = the covariance of each x_t."""
+        if self.backwards:
+            return backward_roots(self.gains, self.roots, parallel=self.parallel)
+        return backward_roots(self.gains[::-1], self.roots[::-1], parallel=self.parallel)[::-1]
+
+    @property
     def covariances(self) -> Array:
         """(T, q, q) of each x_t."""
-        spreads = matmul(self.roots, transposed(self.roots))
-        if self.backwards:
-            return backward_covariances(self.gains, spreads, parallel=self.parallel)
-        return backward_covariances(self.gains[::-1], spreads[::-1], parallel=self.parallel)[::-1]
+        roots = self.marginal_roots
+        return matmul(roots, transposed(roots))
 
     @property
     def lag_one(self) -> Array:

@@ -14,12 +14,12 @@ import numpyro.distributions as dist
 from jax import Array
 from numpyro.distributions import constraints
 
-from vae_jax.core.linalg import inverse_of_lower, matmul
+from vae_jax.core.linalg import inverse_of_lower, matmul, residual, transposed, triangularised
 from vae_jax.core.model import Params, parted
 from vae_jax.em.gaussian_families import LOG_2PI
 from vae_jax.em.gaussian_families import cholesky_of as unpack
-from vae_jax.em.missing import RealOrMissing, masked_factor, masked_log_prob
-from vae_jax.em.sequences.kalman import Chain, Filtered, GaussianChain, kalman_filter
+from vae_jax.em.missing import RealOrMissing, divided, masked_log_prob
+from vae_jax.em.sequences.kalman import Chain, Evidence, Filtered, GaussianChain, kalman_filter
 
 
 class Form(NamedTuple):
@@ -38,75 +38,68 @@ class Form(NamedTuple):
         return jnp.arange(self.length) < (self.length if count is None else count)
 
 
-class _Evidence(NamedTuple):
-    """What the steps y_t say, R whitened away; the first axis of `white` and `scale` is 1 where all steps are alike.
+def observed(form: Form, y: Array, real: Array) -> Array:
+    """(T, D): which entries are seen."""
+    here = jnp.broadcast_to(real[:, None], y.shape)
+    return here & ~jnp.isnan(y) if form.missing else here
 
-    Fields:
-        white: (1 or T, D, q) R^-1/2 C, and 0 for what is not seen.
-        y: (T, D) R^-1/2 (y_t - d), and 0 for what is not seen.
-        log_scale: (T,) ln P(y_t | z_t) at y_t = C z_t + d.
+
+def residuals(gen: Params, y: Array, here: Array, z: Array) -> Array:
+    """(T, D): y_t - d - C z_t, 0 for what is not seen."""
+    return jnp.where(here, residual(jnp.where(here, y, 0.0), gen["bias"], gen["loadings"], z), 0.0)
+
+
+def _whiteners(form: Form, gen: Params, here: Array) -> tuple[Array, Array]:
+    """(V, ln |V|^-1 (T,)): V y_t has variance 1, given z_t, and 0 for what is not seen of y_t.
+
+    V is (T, D, D), or (T, D) if it is diagonal; the first axis is 1 where all steps are alike.
     """
-
-    white: Array
-    y: Array
-    log_scale: Array
-
-
-def _evidence(form: Form, gen: Params, y: Array, real: Array) -> _Evidence:
-    if not form.missing:
-        centred = jnp.where(real[:, None], y - gen["bias"][None], 0.0)
-        if form.diagonal:
-            std = jnp.exp(gen["noise"])
-            white, centred, log_det = gen["loadings"] / std[:, None], centred / std[None], jnp.sum(gen["noise"])
-        else:
-            factor = unpack(gen["noise"])
-            both = jnp.concatenate([gen["loadings"], centred.T], axis=1)
-            both = matmul(inverse_of_lower(factor), both)
-            white, centred = both[:, : form.latent], both[:, form.latent :].T
-            log_det = jnp.sum(jnp.diagonal(gen["noise"]))
-        log_scale = jnp.where(real, -log_det - 0.5 * form.size * LOG_2PI, 0.0)
-        return _Evidence(white[None], centred, log_scale)
-    here, centred = masked(gen, y, real)
     if form.diagonal:
-        std = jnp.exp(gen["noise"])
-        white = jnp.where(here[:, :, None], (gen["loadings"] / std[:, None])[None], 0.0)
-        log_det = jnp.sum(jnp.where(here, gen["noise"][None], 0.0), axis=1)
-        return _Evidence(white, centred / std[None], -log_det - 0.5 * LOG_2PI * here.sum(axis=1))
-    factor = masked_factors(gen, here)
-    both = jnp.where(here[:, :, None], jnp.broadcast_to(gen["loadings"][None], (*y.shape, form.latent)), 0.0)
-    both = jnp.concatenate([both, centred[:, :, None]], axis=2)
-    both = matmul(inverse_of_lower(factor), both)
-    log_det = jnp.sum(jnp.log(jnp.diagonal(factor, axis1=1, axis2=2)), axis=1)
-    return _Evidence(both[:, :, :-1], both[:, :, -1], -log_det - 0.5 * LOG_2PI * here.sum(axis=1))
+        log_scale = jnp.sum(jnp.where(here, gen["noise"][None], 0.0), axis=1)
+        inverse = jnp.exp(-gen["noise"])[None]
+        return jnp.where(here, inverse, 0.0) if form.missing else inverse, log_scale
+    factor = unpack(gen["noise"])
+    if form.missing:
+        parts = jax.vmap(divided, in_axes=(None, 0))(factor, here)
+        return parts.whitening, parts.log_scale
+    return inverse_of_lower(factor)[None], jnp.where(here[:, 0], jnp.trace(gen["noise"]), 0.0)
 
 
-def masked(gen: Params, y: Array, real: Array) -> tuple[Array, Array]:
-    """(which entries are seen (T, D), y - d with 0 for the others)."""
-    here = ~jnp.isnan(y) & real[:, None]
-    return here, jnp.where(here, jnp.where(here, y, 0.0) - gen["bias"][None], 0.0)
+def _whitened(whitener: Array, x: Array) -> Array:
+    """V x_t, for x (1 or T, D, k)."""
+    return whitener[..., None] * x if whitener.ndim == 2 else matmul(whitener, x)
 
 
-def masked_factors(gen: Params, here: Array) -> Array:
-    """(T, D, D) Cholesky factors of R for what is seen; the rest is independent with variance 1."""
-    return jax.vmap(masked_factor, in_axes=(None, 0))(unpack(gen["noise"]), here)
+def _evidence(form: Form, rows: Array, targets: Array, here: Array) -> Evidence:
+    """rows z_t (1 or T, D, q) against targets (T, D, 1); by QR, as few rows as z_t has numbers say the same of it."""
+    many = form.size > form.latent
+    if form.missing:
+        both = jnp.concatenate([rows, targets], axis=2)
+        both = triangularised(both, form.latent)[0] if many else both
+        return Evidence(both[..., :-1], both[..., -1])
+    if many:  # once for all steps: R and Q'
+        upper, _ = triangularised(jnp.concatenate([rows[0], jnp.eye(form.size, dtype=rows.dtype)], axis=1), form.latent)
+        rows, targets = upper[None, :, : form.latent], matmul(upper[None, :, form.latent :], targets)
+    return Evidence(jnp.where(here[:, :1, None], rows, 0.0), targets[..., 0])
 
 
 def filter_sequence(form: Form, params: Params, y: Array, count: Any) -> tuple[Filtered, Array]:
     """(what is known at each time, ln P(y))."""
-    real = form.real(count)
-    evidence = _evidence(form, params["gen"], y, real)
-    white_t = jnp.swapaxes(evidence.white, 1, 2)
-    precision = jnp.where(real[:, None, None], matmul(white_t, evidence.white), 0.0)
-    shift = matmul(white_t, evidence.y[:, :, None])[..., 0]
-    known = kalman_filter(chain_of(params["pri"]), precision, shift, parallel=form.parallel)
-    left = evidence.y - matmul(evidence.white, known.means[:, :, None])[..., 0]
-    squares = jnp.where(real, jnp.sum(left**2, axis=1), 0.0)
-    return known, jnp.sum(evidence.log_scale - 0.5 * squares + known.log_ratio)
+    gen, here = params["gen"], observed(form, y, form.real(count))
+    whitener, log_scale = _whiteners(form, gen, here)
+    rows = _whitened(whitener, gen["loadings"][None])
+    targets = _whitened(whitener, jnp.where(here, jnp.where(here, y, 0.0) - gen["bias"][None], 0.0)[..., None])
+    evidence = _evidence(form, rows, targets, here)
+    known = kalman_filter(chain_of(params["pri"]), evidence, parallel=form.parallel)
+    left = _whitened(whitener, residuals(gen, y, here, known.means)[..., None])
+    # Rounding takes the mean from where the slope is known, and the quadratic form from its minimum: what by, is known
+    off = matmul(transposed(known.roots), matmul(transposed(rows), left))[..., 0] - known.pulls
+    squares = jnp.sum(left[..., 0] ** 2 + LOG_2PI * here, axis=1) - jnp.sum(off**2, axis=1)
+    return known, jnp.sum(known.log_ratio - log_scale - 0.5 * squares)
 
 
 def chain_of(pri: Params) -> Chain:
-    initial, noise = unpack(pri["initial"]), unpack(pri["noise"])
-    return Chain(pri["mean"], matmul(initial, initial.T), pri["transition"], matmul(noise, noise.T))
+    return Chain(pri["mean"], unpack(pri["initial"]), pri["transition"], unpack(pri["noise"]))
 
 
 def prior_over_paths(form: Form, pri: Params) -> GaussianChain:

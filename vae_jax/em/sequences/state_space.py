@@ -15,12 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.core.linalg import inverse_of_lower, matmul
+from vae_jax.core.linalg import eye_like, matmul, transposed
 from vae_jax.core.model import EM, Conditional, Params
+from vae_jax.core.numbers import is_whole
 from vae_jax.em.family import check_real, fill
 from vae_jax.em.gaussian_families import FLOOR
 from vae_jax.em.gaussian_families import cholesky_of as unpack
 from vae_jax.em.gaussian_families import raw_cholesky as pack
+from vae_jax.em.missing import divided
 from vae_jax.em.regression import Regression, seen
 from vae_jax.em.sequences.kalman import Chain, GaussianChain, run_parallel, smooth
 from vae_jax.em.sequences.noisy_chains import (
@@ -29,9 +31,9 @@ from vae_jax.em.sequences.noisy_chains import (
     Sequences,
     chain_of,
     filter_sequence,
-    masked,
-    masked_factors,
+    observed,
     prior_over_paths,
+    residuals,
 )
 
 Noise = Literal["full", "diagonal"]
@@ -66,7 +68,7 @@ def linear_gaussian_state_space(
     Raises:
         ValueError: an option out of range.
     """
-    if min(size, latent, length) < 1 or not floor > 0:
+    if not all(map(is_whole, (size, latent, length))) or not floor > 0:
         raise ValueError(f"want size, latent, length >= 1 and floor > 0; got {size}, {latent}, {length} and {floor}")
     if noise not in ("full", "diagonal"):
         raise ValueError(f"noise={noise!r}: want 'full' or 'diagonal'")
@@ -129,77 +131,71 @@ def _expect_one(form: Form, params: Params, y: Array, count: Any):
     chain, real = chain_of(params["pri"]), form.real(count)
     known, log_p = filter_sequence(form, params, y, count)
     path = smooth(chain, known, parallel=form.parallel)
-    covariances = path.covariances
+    roots = path.marginal_roots
     away = path.means[0] - chain.mean
     stats = {
-        "initial": {"first": away, "scatter": away[:, None] * away[None] + covariances[0]},
-        "transition": _transitions(chain, path, covariances, real[1:]),
-        "gen": _observations(form, params["gen"], y, path.means, covariances, real),
+        "initial": {"first": away, "scatter": away[:, None] * away[None] + matmul(roots[0], roots[0].T)},
+        "transition": _transitions(chain, path, roots, real[1:]),
+        "gen": _observations(form, params["gen"], y, path.means, roots, real),
     }
     return log_p, stats
 
 
-def _transitions(chain: Chain, path: GaussianChain, covariances: Array, real: Array) -> Regression:
+def _transitions(chain: Chain, path: GaussianChain, roots: Array, real: Array) -> Regression:
     """Sums for the regression of z_{t+1} on z_t, about A: z_t - mean_t = gain (z_{t+1} - mean_{t+1}) + root eps."""
-    gains, roots, later = path.gains[:-1], path.roots[:-1], covariances[1:]
-    spread = matmul(roots, jnp.swapaxes(roots, 1, 2))
+    gains, later = path.gains[:-1], roots[1:]
     transition = jnp.broadcast_to(chain.transition, gains.shape)
-    kept = jnp.eye(len(chain.mean), dtype=gains.dtype)[None] - matmul(transition, gains)
+    kept = eye_like(gains) - matmul(transition, gains)
+    before = jnp.concatenate([matmul(gains, later), path.roots[:-1]], axis=2)
+    noise = jnp.concatenate([matmul(kept, later), -matmul(transition, path.roots[:-1])], axis=2)
     moved = path.means[1:] - matmul(path.means[:-1], chain.transition.T)
-    forward = matmul(transition, spread)
-    cross = matmul(matmul(kept, later), jnp.swapaxes(gains, 1, 2)) - forward
-    square = matmul(matmul(kept, later), jnp.swapaxes(kept, 1, 2)) + matmul(forward, jnp.swapaxes(transition, 1, 2))
     weight = real.astype(moved.dtype)
     return Regression(
         weight=weight.sum()[None],
-        gram=(_weighted(path.means[:-1], weight, path.means[:-1]) + _summed(weight, covariances[:-1]))[None],
-        cross=_weighted(moved, weight, path.means[:-1]) + _summed(weight, cross),
-        square=_weighted(moved, weight, moved) + _summed(weight, square),
+        gram=(_weighted(path.means[:-1], weight, path.means[:-1]) + _summed(weight, before, before))[None],
+        cross=_weighted(moved, weight, path.means[:-1]) + _summed(weight, noise, before),
+        square=_weighted(moved, weight, moved) + _summed(weight, noise, noise),
     )
 
 
-def _observations(form: Form, gen: Params, y: Array, means: Array, covariances: Array, real: Array) -> Regression:
+def _observations(form: Form, gen: Params, y: Array, means: Array, roots: Array, real: Array) -> Regression:
     """Sums for the regression of y_t on (z_t, 1), about (C, d); missing entries are expected from those seen."""
     weight = real.astype(means.dtype)
     x = jnp.concatenate([means, jnp.ones_like(means[:, :1])], axis=1)
-    fitted = matmul(means, gen["loadings"].T)
+    here = observed(form, y, real)
+    left, loadings, lost = residuals(gen, y, here, means), gen["loadings"][None], jnp.zeros_like(gen["noise"])
     if form.missing:
-        here, centred = masked(gen, y, real)
-        left = jnp.where(here, centred - fitted, 0.0)
         left, loadings, lost = _completed(form, gen, here, left, weight)
-    else:
-        left = jnp.where(real[:, None], y - gen["bias"][None] - fitted, 0.0)
-        loadings, lost = gen["loadings"][None], jnp.zeros_like(gen["noise"])
-    spread = matmul(loadings, covariances)  # of y with z
+    spread = matmul(loadings, roots)
     if form.diagonal:
-        square = matmul(weight[None], left**2 + jnp.sum(spread * loadings, axis=2))[0]
+        square = matmul(weight[None], left**2 + jnp.sum(spread**2, axis=2))[0]
     else:
-        square = _weighted(left, weight, left) + _summed(weight, matmul(spread, jnp.swapaxes(loadings, 1, 2)))
+        square = _weighted(left, weight, left) + _summed(weight, spread, spread)
     pad = ((0, 0), (0, 1))
     return Regression(
         weight=weight.sum()[None],
-        gram=(_weighted(x, weight, x) + jnp.pad(_summed(weight, covariances), ((0, 1), (0, 1))))[None],
-        cross=_weighted(left, weight, x) - jnp.pad(_summed(weight, spread), pad),
+        gram=(_weighted(x, weight, x) + jnp.pad(_summed(weight, roots, roots), ((0, 1), (0, 1))))[None],
+        cross=_weighted(left, weight, x) - jnp.pad(_summed(weight, spread, roots), pad),
         square=square + lost,
     )
 
 
 def _completed(form: Form, gen: Params, here: Array, left: Array, weight: Array) -> tuple[Array, Array, Array]:
     """(residuals (T, D), C as they see it (T, D, q), summed covariance of what is missing), given z."""
-    loadings = jnp.where(here[:, :, None], gen["loadings"][None], 0.0)
+    loadings = gen["loadings"][None]
     if form.diagonal:
-        return left, loadings, jnp.exp(2 * gen["noise"]) * matmul(weight[None], (~here).astype(left.dtype))[0]
-    factor = unpack(gen["noise"])
-    covariance = jnp.broadcast_to(matmul(factor, factor.T), (*here.shape, here.shape[1]))
-    known = jnp.where(here[:, :, None], covariance, 0.0)
-    white = inverse_of_lower(masked_factors(gen, here))
-    gain = matmul(matmul(jnp.swapaxes(known, 1, 2), jnp.swapaxes(white, 1, 2)), white)
-    rest = jnp.where(here[:, :, None] | here[:, None, :], 0.0, covariance - matmul(gain, known))
-    return matmul(gain, left[:, :, None])[..., 0], matmul(gain, loadings), _summed(weight, rest)
+        lost = jnp.exp(2 * gen["noise"]) * matmul(weight[None], (~here).astype(left.dtype))[0]
+        return left, jnp.where(here[:, :, None], loadings, 0.0), lost
+    parts = jax.vmap(divided, in_axes=(None, 0))(unpack(gen["noise"]), here)
+    expected = matmul(parts.known, parts.whitening)
+    left = jnp.where(here, left, matmul(expected, left[:, :, None])[..., 0])
+    loadings = jnp.where(here[:, :, None], loadings, matmul(expected, loadings))
+    return left, loadings, _summed(weight, parts.hidden, parts.hidden)
 
 
-def _summed(weight: Array, matrices: Array) -> Array:
-    return jnp.sum(weight[:, None, None] * matrices, axis=0)
+def _summed(weight: Array, a: Array, b: Array) -> Array:
+    """Sum of weight_t a_t b_t'."""
+    return jnp.sum(weight[:, None, None] * matmul(a, transposed(b)), axis=0)
 
 
 def _weighted(a: Array, weight: Array, b: Array) -> Array:

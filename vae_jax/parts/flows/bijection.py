@@ -14,6 +14,7 @@ from numpyro.distributions import constraints
 from vae_jax.core.conditions import quantities
 from vae_jax.core.model import Conditional, Params, example_of
 from vae_jax.core.network import as_network
+from vae_jax.core.numbers import is_whole
 from vae_jax.parts.conditionals import arguments, full_precision
 from vae_jax.parts.priors import standard_normal
 
@@ -120,7 +121,7 @@ def flow(
     context: Any = None,
 ) -> Conditional:
     """Layers of one kind between the base and x; a name for messages, the size of x, and `FlowOptions`."""
-    if size < 1 or layers < 1 or any(width < 1 for width in hidden):
+    if not all(map(is_whole, (size, layers, *hidden))):
         raise ValueError(f"{name}: want size, layers and widths >= 1; got {size}, {layers} and {hidden}")
     base = standard_normal(size) if base is None else base
     network = None if context is None else as_network(context)

@@ -6,6 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from vae_jax.core.model import Conditional
+from vae_jax.core.numbers import is_whole
 from vae_jax.parts.flows.bijection import Bijection, FlowOptions, flow
 from vae_jax.parts.flows.masked import init_net, log_scale_and_shift, made_masks
 
@@ -23,7 +24,7 @@ def coupling_flow(size: int, **options: Unpack[FlowOptions]) -> Conditional:
         ValueError: fewer than 2 dimensions, no layers or a width below 1; when first called, a base over vectors of
             another size, or a condition of another size than at `init`.
     """
-    if size < 2:
+    if not is_whole(size, 2):
         raise ValueError(f"coupling_flow: size={size}: one half scales the other, so x wants at least 2 dimensions")
     return flow("coupling_flow", _coupling, size, **options)
 
