@@ -4,11 +4,12 @@ For one sequence, or for a batch of them on axes at the end, where they lie side
 as a scan of T steps, and as an associative scan over (K, K) matrices, about 2 log2 T steps with more work in each
 (Särkkä & García-Fernández 2021; Hassan, Särkkä & García-Fernández 2021, for finite states). They agree to rounding.
 
-Forwards everything is a logarithm, normalised at every step. Evidence of thousands of nats is common (a state with a
-small variance), and a path that looks hopeless now may be the only one to what comes later: probabilities would lose it
-from about e^-87 on (float64: e^-708), and ln P(y) with it. -inf is impossible, and nothing else is. Backwards the
-states are weighed by what is seen later, P(z_{t-1} | z_t, y_1 .. y_{t-1}), and these are safe as probabilities. A scan
-in which no state is so improbable takes products of matrices instead, several times faster (under `vmap`: both).
+Both are products of matrices of probabilities, normalised at every step, as long as floats hold them. Evidence of
+thousands of nats is common (a state with a small variance), and a path that looks hopeless now may be the only one to
+what comes later: probabilities would lose it from about e^-87 on (float64: e^-708), and ln P(y) with it. Where that
+could be (`_held`), all is done again in logarithms, several times slower; -inf is impossible and nothing else is.
+Backwards the states are then weighed by P(z_{t-1} | z_t, y_1 .. y_{t-1}), and these are safe as probabilities. One such
+sequence takes its whole batch with it, also under `vmap`.
 """
 
 import functools
@@ -88,7 +89,7 @@ def forward(initial: Array, transition: Array, evidence: Array, real: Array, *, 
         known = forward(initial, transition, evidence[..., None], real[:, None], parallel=parallel)
         return Filtered(*(x[..., 0] for x in known))
     quick, exact = _passes(initial, transition, evidence, real, parallel)
-    return jax.lax.cond(_held(quick), lambda: _in_logs(quick, evidence), exact)
+    return jax.lax.cond(_held(quick[0]), lambda: _in_logs(quick, evidence), exact)
 
 
 def smooth(
@@ -98,10 +99,10 @@ def smooth(
     if evidence.ndim == 2:
         known, later = smooth(initial, transition, evidence[..., None], real[:, None], parallel=parallel)
         return Filtered(*(x[..., 0] for x in known)), Smoothed(later.marginals[..., 0], later.moves)
-    quick, exact = _passes(initial, transition, evidence, real, parallel)
     if in_parallel(parallel, *evidence.shape[:2]):
-        known = jax.lax.cond(_held(quick), lambda: _in_logs(quick, evidence), exact)
+        known = forward(initial, transition, evidence, real, parallel=True)
         return known, _parallel_backward(transition, known, real)
+    quick, exact = _passes(initial, transition, evidence, real, parallel)
 
     def both():
         known = exact()
@@ -110,7 +111,7 @@ def smooth(
     def quick_both():
         return _in_logs(quick, evidence), _quick_backward(transition, quick, real)
 
-    return jax.lax.cond(_held(quick), quick_both, both)
+    return jax.lax.cond(_held(quick[0]), quick_both, both)
 
 
 def _passes(initial, transition, evidence, real, parallel):
@@ -267,12 +268,13 @@ _LOGS = _Numbers(lambda log_p: log_p, log_product, condition)
 _PROBABILITIES = _Numbers(jnp.exp, matmul, quick_condition)
 
 
-def _held(quick: Filtered) -> Array:
-    """Whether all sequences' probabilities were large enough: then what was too small for a float counts for nothing.
+def _held(predicted: Array) -> Array:
+    """Whether all states could be reached with some probability at all times: then what was lost counts for nothing.
 
-    A state at time t whose probability was lost can be left out if all states of t + 1 can be reached from others.
+    For whatever comes after t, the paths through a state that was too small for a float at t are at most 1e-19 of those
+    that reach the same state of t + 1 from elsewhere. The square of 1e-19 is a float, and so gradients are.
     """
-    predicted = jax.lax.stop_gradient(quick[0])
+    predicted = jax.lax.stop_gradient(predicted)
     return _everywhere((predicted > math.sqrt(jnp.finfo(predicted.dtype).tiny)).all())
 
 
