@@ -5,6 +5,9 @@ VENV ?= .venv
 ARGS ?=
 BIN = $(VENV)/bin
 
+# Python compiles what is imported, once.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: train test test-all lint bench clean
 
 train: $(VENV)/installed
@@ -33,7 +36,7 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --editable ".[all]"
 	touch $@
 
-# Python compiles what is imported when it is; pip would compile all of it, which takes as long again.
+# pip would compile all that it installs, which takes as long again.
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[test]"
 	touch $@ $(VENV)/installed

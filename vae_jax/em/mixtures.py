@@ -46,7 +46,7 @@ def mixture(
         ValueError: an option out of range.
     """
     if not is_whole(components):
-        raise ValueError(f"a mixture has at least one component, a whole number; got components={components}")
+        raise ValueError(f"a mixture has at least one component; got components={components}: a whole number is wanted")
     if start not in ("k-means", "k-means++", "random"):
         raise ValueError(f"start={start!r}: want 'k-means', 'k-means++' or 'random'")
     if not concentration >= 1:
