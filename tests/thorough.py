@@ -206,8 +206,7 @@ LATER = {
 }
 
 # Of these `.ci/run` runs what `make test-all` is not left with, after `make test`: no commit goes without them. The
-# experiments train and write their report, as test_experiment has the first of them do in `make test`; the self-check is
-# a command of users.
+# experiments train and write their report, as test_experiment has the first of them do in `make test`.
 AFTERWARDS = {
     "test_chorales_experiment.py": ("test_chorales",),
     "test_collapse_experiments.py": ("test_collapse", "test_text_vae"),
