@@ -35,7 +35,7 @@ def test_a_class_is_its_one_hot_vector():
 def test_labels_train_and_evaluate_as_one_hot_vectors():
     fitted = [
         fit(model, optax.adam(0.1), YS, cs, key=KEY, epochs=2, batch_size=4, progress=False).params
-        for model, cs in ((MODEL, CLASSES), (INNER, np.eye(3, dtype=np.float32)[CLASSES]))
+        for model, cs in ((MODEL, CLASSES.astype(int)), (INNER, np.eye(3, dtype=np.float32)[CLASSES]))
     ]
     for got, want in zip(*map(jax.tree.leaves, fitted), strict=True):
         np.testing.assert_array_equal(got, want)

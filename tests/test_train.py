@@ -689,6 +689,7 @@ def test_frozen_parts_are_not_there_for_the_optimizer(name):
         (optax.masked(PLAIN, {"enc": False, "gen": False, "pri": True}), ValueError, "mask .* picks no parameter"),
         (optax.chain(PLAIN, optax.masked(PLAIN, lambda p: jax.tree.map(jnp.iscomplexobj, p))), ValueError, "mask "),
         (optax.flatten(optax.adam(0.1)), ValueError, r"cannot be divided by the parts .*optax\.flatten"),
+        (optax.lbfgs(), ValueError, "no state for the part 'pri' alone .*line search"),
     ],
 )
 def test_optimizers_that_would_do_nothing(optimizer, error, message):

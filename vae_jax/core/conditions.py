@@ -56,7 +56,7 @@ def _one_hot(x: Any, classes: int) -> Array:
         return x
     x = x.astype(jnp.int32)
     known = (x >= -1) & (x < classes)
-    if not isinstance(x, jax.core.Tracer) and not np.all(known):
+    if not isinstance(known, jax.core.Tracer) and not np.all(known):  # in jit, of a constant x, it is one
         raise ValueError(f"c={x}: this model knows the classes 0 .. {classes - 1}, and -1 for no condition")
     return jnp.where(known[..., None], jax.nn.one_hot(x, classes), jnp.nan)
 

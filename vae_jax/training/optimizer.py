@@ -34,7 +34,8 @@ def init_by_parts(optimizer: optax.GradientTransformation, params: Params) -> di
     """The optimiser's state at the start, divided by parts.
 
     Raises:
-        ValueError: a mask or label that no parameter has, or a state that is not one of leaves and numbers of its own.
+        ValueError: a mask or label that no parameter has, or a state that is not one of leaves and numbers of its own,
+            or that a part alone does not have.
     """
     _check_labels(optimizer, params)
     whole = optimizer.init(params)
@@ -48,7 +49,13 @@ def init_by_parts(optimizer: optax.GradientTransformation, params: Params) -> di
         return like if _is_masked(like) else leaf
 
     def of(part):
-        like = jax.eval_shape(optimizer.init, _only(params, [part]))
+        try:
+            like = jax.eval_shape(optimizer.init, _only(params, [part]))
+        except Exception as error:
+            raise ValueError(
+                f"the optimiser has no state for the part {part!r} alone ({error}): one with a line search, as "
+                "optax.lbfgs, is not for steps on batches"
+            ) from error
         return jax.tree.map(own, like, whole, is_leaf=_is_masked)
 
     return {part: of(part) for part in split_parts(params)}
