@@ -119,8 +119,7 @@ def root_of_square(matrix: Array) -> Array:
     d = matrix.shape[-2]
     if d <= REFLECTED:
         return transposed(triangularised(transposed(matrix), d)[0])
-    upper = upper_of_qr(transposed(matrix))
-    return transposed(upper * jnp.where(jnp.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)[..., :, None])
+    return lower_of_qr(matrix)
 
 
 @root_of_square.defjvp
@@ -173,6 +172,12 @@ def _triangularised(matrix: Array, columns: int) -> tuple[Array, Array]:
 def eigh(matrix: Array) -> tuple[Array, Array]:
     """Eigenvalues, rising, and eigenvectors of symmetric matrices. Without derivatives."""
     return tuple(jnp.linalg.eigh(matrix))
+
+
+def lower_of_qr(matrix: Array) -> Array:
+    """R' of the QR decomposition of M', its diagonal not negative: `root_of_square` by LAPACK, without derivatives."""
+    upper = upper_of_qr(transposed(matrix))
+    return transposed(upper * jnp.where(jnp.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)[..., :, None])
 
 
 @_one_by_one

@@ -137,14 +137,20 @@ def _check_classes(name: str, cs: Any, classes: int | None) -> None:
 
 
 def _check_params(fresh: Any, params: Params) -> None:
-    wanted, given = leaves_by_path(fresh), leaves_by_path(params)
+    wanted, given = ({name: np.shape(x) for name, x in leaves_by_path(tree).items()} for tree in (fresh, params))
+    for name, got, want in differing(given, wanted):
+        raise ValueError(
+            f"the parameters do not fit these data: {name} holds {got}, and the data want {want}. Are these data "
+            "of another shape than those of training, or were the labels (cs) left out or added?"
+        )
+
+
+def differing(given: dict[str, Any], wanted: dict[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """(name, what is given, what is wanted) of what is not the same in both, "nothing" where one does not have it."""
     for name in sorted(wanted.keys() | given.keys()):
-        want, got = (np.shape(tree[name]) if name in tree else "nothing" for tree in (wanted, given))
-        if want != got:
-            raise ValueError(
-                f"the parameters do not fit these data: {name} holds {got}, and the data want {want}. Are these data "
-                "of another shape than those of training, or were the labels (cs) left out or added?"
-            )
+        got, want = given.get(name, "nothing"), wanted.get(name, "nothing")
+        if got != want:
+            yield name, got, want
 
 
 def leaves_by_path(tree: Any) -> dict[str, Any]:

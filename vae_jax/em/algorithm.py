@@ -20,7 +20,7 @@ from vae_jax.core.keys import as_key
 from vae_jax.core.model import EM, Conditional, Model, Params, example_of, parted
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.arrays import as_arrays
-from vae_jax.data.check import leaves_by_path
+from vae_jax.data.check import differing, leaves_by_path
 
 
 class FittedEM(NamedTuple):
@@ -128,15 +128,13 @@ def fitting(model: Conditional, params: Params, ys: Any = ()) -> Params:
     Raises:
         ValueError: they are not of this model: other parts, another number of components, another size.
     """
-    wanted = leaves_by_path(jax.eval_shape(model.init, jax.random.key(0)))
+    wanted = {name: x.shape for name, x in leaves_by_path(jax.eval_shape(model.init, jax.random.key(0))).items()}
     given = {name: np.shape(leaf) if _is_real(leaf) else "no numbers" for name, leaf in leaves_by_path(params).items()}
-    for name in sorted(wanted.keys() | given.keys()):
-        want, got = wanted[name].shape if name in wanted else "nothing", given.get(name, "nothing")
-        if want != got:
-            raise ValueError(
-                f"params are not of this model: {name or 'params'} holds {got}, and the model wants {want}: do they "
-                "come from one with another number of components or states, another size or other options?"
-            )
+    for name, got, want in differing(given, wanted):
+        raise ValueError(
+            f"params are not of this model: {name or 'params'} holds {got}, and the model wants {want}: do they "
+            "come from one with another number of components or states, another size or other options?"
+        )
     return _in_precision_of(ys, jax.tree.map(jnp.asarray, params))
 
 

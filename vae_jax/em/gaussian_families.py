@@ -15,7 +15,7 @@ import numpyro.distributions as dist
 from jax import Array
 
 from vae_jax.core.distributions import MultivariateNormal
-from vae_jax.core.linalg import cholesky, eigh, eye_like, inverse_of_lower, matmul, upper_of_qr
+from vae_jax.core.linalg import cholesky, eigh, eye_like, inverse_of_lower, lower_of_qr, matmul
 from vae_jax.core.network import shape_of
 from vae_jax.core.numbers import is_whole
 from vae_jax.em.family import Family, check_real
@@ -189,9 +189,7 @@ def raw_cholesky(covariance: Array, floor: float) -> Array:
         values, vectors = eigh(covariance)
         root = vectors * jnp.sqrt(jnp.maximum(values, floor))[..., None, :]
         # By QR of the root: a Cholesky factorisation fails in float32 where the eigenvalues differ by 1e7.
-        upper = upper_of_qr(jnp.swapaxes(root, -1, -2))
-        sign = jnp.where(jnp.diagonal(upper, axis1=-2, axis2=-1) < 0, -1.0, 1.0)
-        return jnp.swapaxes(upper * sign[..., :, None], -1, -2).astype(covariance.dtype)
+        return lower_of_qr(root).astype(covariance.dtype)
 
     low = ~jnp.isfinite(cholesky(covariance - floor * eye_like(covariance))).all()
     factor = jax.lax.cond(low, raised, lambda: cholesky(covariance))

@@ -138,15 +138,15 @@ def fit(
     k_init, k_train, k_valid = jax.random.split(key, 3)
     y, c = jax.tree.map(lambda x: jnp.asarray(x[0]), (ys, cs))
     example = example_of(preprocess.apply, k_init, y)
-    if validation is not None:
-        params = jax.eval_shape(model.init, k_init, example, c)
-        validation = check_data(model, *validation, preprocess, params=params, where="validation ")
-    train_step = make_train_step(model, optimizer, preprocess=preprocess, **step_options)
     with_ema = step_options.get("ema_decay") is not None
 
     def start(key):
         return init_state(model, optimizer, key, example, c, ema=with_ema)
 
+    abstract = jax.eval_shape(start, k_init)
+    if validation is not None:
+        validation = check_data(model, *validation, preprocess, params=abstract.params, where="validation ")
+    train_step = make_train_step(model, optimizer, preprocess=preprocess, **step_options)
     # An epoch is a few compiled calls of at most about 100 steps. One of them in the abstract, whose trace jax keeps:
     # options that do not fit each other or the model show here, before the directory is made.
     sizes = call_sizes(len(jax.tree.leaves(ys)[0]) // batch_size)
@@ -154,7 +154,7 @@ def fit(
         size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh, order=order), donate_argnums=0)
         for size in set(sizes)
     }
-    jax.eval_shape(scans[sizes[0]], jax.eval_shape(start, k_init), k_train, ys, cs)
+    jax.eval_shape(scans[sizes[0]], abstract, k_train, ys, cs)
     with extra("cli", "a progress bar"):
         from tqdm import tqdm
 

@@ -17,6 +17,7 @@ import optax
 from jax import Array
 
 from vae_jax.core.model import Params
+from vae_jax.data.check import leaves_by_path
 from vae_jax.training.description import closure
 
 
@@ -156,5 +157,5 @@ def _of_leaves(prefix: Any, params: Params) -> list[Any]:
 
 
 def _paths(params: Params) -> str:
-    paths = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(params)]
+    paths = list(leaves_by_path(params))
     return f"it goes by the whole tree of parameters, {', '.join(paths[:4])}{', ...' * (len(paths) > 4)}"

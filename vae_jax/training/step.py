@@ -26,6 +26,7 @@ from vae_jax.core.keys import as_key
 from vae_jax.core.model import Model, Params, average
 from vae_jax.core.numbers import is_whole
 from vae_jax.core.objectives import Objective, elbo
+from vae_jax.data.check import leaves_by_path
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.training.optimizer import check_optimizer, init_by_parts, merge_parts, split_parts, update_by_parts
 
@@ -118,9 +119,7 @@ def init_state(
 
 def leaf_names(params: Params) -> list[str]:
     """Names for `TrainState.culprit`: the losses, the gradient of each parameter, the parameter after its update."""
-    paths, _ = jax.tree_util.tree_flatten_with_path(params)
-    leaves = [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in paths]
-    return [*LOSSES, *(f"{what} of {leaf}" for what in ("gradient", "update") for leaf in leaves)]
+    return [*LOSSES, *(f"{what} of {leaf}" for what in ("gradient", "update") for leaf in leaves_by_path(params))]
 
 
 class StepOptions(TypedDict, total=False):
