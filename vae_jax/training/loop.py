@@ -5,12 +5,9 @@ is resumed ends with the same parameters, bit for bit: the place in the data and
 """
 
 import contextlib
-import importlib.util
-import json
 import time
 import warnings
 import zlib
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple, Unpack
 
@@ -28,9 +25,9 @@ from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.evaluation.whole_split import evaluate_checked, mean
-from vae_jax.training import checkpoint
 from vae_jax.training.description import describe
-from vae_jax.training.run_directory import claim
+from vae_jax.training.run import Row, Run
+from vae_jax.training.sharding import replicated
 from vae_jax.training.step import (
     Order,
     StepOptions,
@@ -40,12 +37,10 @@ from vae_jax.training.step import (
     leaf_names,
     make_scan,
     make_train_step,
-    replicated,
 )
 
 STEPS_PER_CALL = 100
 DEFAULT_BATCH = 128
-Row = dict[str, int | float]  # one epoch of a run, by name
 COLLAPSED = (
     "the rate is {rate:.3f} nats after epoch {epoch}: z says nothing of y (posterior collapse). What to try: "
     "beta_elbo(linear_annealing(steps)) or beta_elbo(cyclical_annealing(period)), free_bits(floor, per_example), "
@@ -164,7 +159,7 @@ def fit(
         return _full_config(config, key, (ys, cs), validation, numbers | decisive)
 
     with (
-        contextlib.closing(_Run(directory, whole_config, resume, start(k_init))) as run,
+        contextlib.closing(Run(directory, whole_config, resume, start(k_init))) as run,
         tqdm(total=epochs, initial=len(run.history), unit="epoch", disable=not progress) as bar,
     ):
         state, history = run.state, run.history
@@ -310,18 +305,18 @@ def _collapsed(row: Row) -> bool:
     return 0 < abs(row["rate"]) < 0.1
 
 
-def _stop_if_stuck(state: TrainState, in_a_row: np.ndarray, limit: int, run: "_Run") -> None:
+def _stop_if_stuck(state: TrainState, in_a_row: np.ndarray, limit: int, run: Run) -> None:
     if in_a_row.max() >= limit:
         last = int(state.step) - len(in_a_row) + int(np.argmax(in_a_row >= limit))
         raise _not_finite(f"{limit} updates in a row were not finite, from step {last - limit + 1} on", state, run)
 
 
-def _stop_if_none_taken(state: TrainState, run: "_Run") -> None:
+def _stop_if_none_taken(state: TrainState, run: Run) -> None:
     if int(state.skipped) == int(state.step):
         raise _not_finite(f"none of the {int(state.step)} updates was finite, from step 0 on", state, run)
 
 
-def _not_finite(what: str, state: TrainState, run: "_Run") -> FloatingPointError:
+def _not_finite(what: str, state: TrainState, run: Run) -> FloatingPointError:
     names, culprit = leaf_names(state.params), int(state.culprit)
     return FloatingPointError(
         f"{what}, and were skipped; the first leaf that was not finite: "
@@ -329,83 +324,3 @@ def _not_finite(what: str, state: TrainState, run: "_Run") -> FloatingPointError
         "rate that is too high or not a number, a scale without a bound, data out of range, float16; clip_norm helps "
         f"with the first. {run.where()}"
     )
-
-
-def _best_state(directory: Path, last: TrainState) -> TrainState:
-    """The state with the best validation ELBO that is on disk; where none is whole, the last, and the run goes on."""
-    try:
-        best = checkpoint.restore(directory, last, which="best")
-    except checkpoint.DamagedError as error:
-        warnings.warn(f"the last parameters serve as the best, until better ones are found: {error}", stacklevel=2)
-        return last
-    return last if best is None else best.state
-
-
-class _Run:
-    """The run directory: what is in it at the start, and what each epoch adds. Without a directory, nothing."""
-
-    def __init__(
-        self, directory: str | Path | None, config: Callable[[], dict[str, Any]], resume: bool, fresh: TrainState
-    ):
-        self.directory = None if directory is None else Path(directory)
-        self.state, self.history, self.best = fresh, [], fresh.params if fresh.ema is None else fresh.ema
-        self.events: Any = None
-        self.held = contextlib.ExitStack()
-        if self.directory is None:
-            return
-        with claim(self.directory, config(), resume=resume, ignore=["fit.epochs"]) as held:
-            self.metrics = self.directory / "metrics.jsonl"
-            last = checkpoint.restore(self.directory, fresh)
-            if last is None and jax.process_index() == 0:
-                self._make_sure_that_nothing_is_lost()
-            if last is not None:
-                self.state, self.history = last.state, last.meta["history"]
-                chosen = _best_state(self.directory, self.state)
-                self.best = chosen.params if chosen.ema is None else chosen.ema
-            if jax.process_index() == 0:
-                self.metrics.write_text("".join(json.dumps(row) + "\n" for row in self.history))
-            self.held = held.pop_all()
-
-    def _make_sure_that_nothing_is_lost(self) -> None:
-        """A run that was killed before its first checkpoint starts anew; one that has lost them does not."""
-        if not self.metrics.exists():
-            return
-        if epochs := len(self.metrics.read_text().splitlines()):
-            raise FileNotFoundError(
-                f"{self.metrics.parent} has lost its checkpoints: {self.metrics.name} counts {epochs} epochs, and "
-                "there is none. Put the folder checkpoints back, or choose another directory"
-            )
-        warnings.warn(f"{self.metrics.parent} has no checkpoint yet: the run starts at its beginning", stacklevel=4)
-
-    def record(self, state: TrainState, history: list[Row], *, best: bool) -> None:
-        if self.directory is None:
-            return
-        checkpoint.save(self.directory, int(state.step), state, {"history": history}, best=best)
-        if jax.process_index() != 0:
-            return
-        with self.metrics.open("a") as file:
-            file.write(json.dumps(history[-1]) + "\n")
-        self._show(self.directory / "tensorboard", history[-1])
-
-    def _show(self, folder: Path, row: Row) -> None:
-        """Add the epoch to TensorBoard's events, where tensorboardX is installed."""
-        if self.events is None:
-            if importlib.util.find_spec("tensorboardX") is None:
-                return
-            from tensorboardX import SummaryWriter
-
-            self.events = SummaryWriter(str(folder), purge_step=row["step"])
-        for name, value in row.items():
-            self.events.add_scalar(name.replace("valid_", "valid/"), value, row["step"])
-        self.events.flush()
-
-    def close(self) -> None:
-        self.held.close()
-        if self.events is not None:
-            self.events.close()  # what flush() promises, it does not do: events still wait in a queue
-
-    def where(self) -> str:
-        """Where the last good parameters are."""
-        if self.directory is None:
-            return "No checkpoint was kept (directory=None)"
-        return f"{self.directory / 'checkpoints'} holds the last good checkpoints, one for each complete epoch"

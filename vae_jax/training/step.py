@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh
 
 from vae_jax.core.keys import as_key
 from vae_jax.core.model import Model, Params, average
@@ -29,6 +29,7 @@ from vae_jax.core.objectives import Objective, elbo
 from vae_jax.data.check import leaves_by_path
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.training.optimizer import check_optimizer, init_by_parts, merge_parts, split_parts, update_by_parts
+from vae_jax.training.sharding import batch_sharding
 
 
 class TrainState(NamedTuple):
@@ -350,13 +351,3 @@ def make_scan(
         return jax.lax.scan(body, state, indices)
 
     return scan
-
-
-def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The batch axis split over the first axis of the mesh, everything else whole."""
-    return NamedSharding(mesh, PartitionSpec(mesh.axis_names[0]))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device of the mesh."""
-    return NamedSharding(mesh, PartitionSpec())
