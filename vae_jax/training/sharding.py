@@ -4,6 +4,7 @@ The axes go by their names: a batch is split over `data` and `fsdp` (over the me
 parameters over `fsdp`, where the rule says so. What is computed does not depend on it, but for the order of sums.
 """
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -50,6 +51,40 @@ def fsdp(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     parts = mesh.shape["fsdp"]
     size, place = max(((n, i) for i, n in enumerate(shape) if n % parts == 0), default=(0, 0), key=lambda each: each[0])
     return PartitionSpec(*(None,) * place, "fsdp") if size else PartitionSpec()
+
+
+def check_placement(mesh: Any, sharding: Any) -> Rule:
+    """The rule that `sharding` is or names.
+
+    Raises:
+        TypeError: what is no mesh, or no rule.
+        ValueError: several processes without a mesh, or a rule without one or without its axis.
+    """
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f'mesh wants one of jax.make_mesh((4, 2), ("data", "fsdp")); got {type(mesh).__name__}')
+    if mesh is None and jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes train one model on one mesh of all their devices: pass "
+            'mesh=jax.make_mesh((jax.device_count(),), ("data",))'
+        )
+    rule = {"replicated": whole, "fsdp": fsdp}.get(sharding, sharding) if isinstance(sharding, str) else sharding
+    if not callable(rule):
+        raise TypeError(f'sharding wants "replicated", "fsdp" or a rule of vae_jax.training.sharding; got {sharding!r}')
+    if rule is not whole and mesh is None:
+        raise ValueError("sharding says how parameters are split over a mesh: pass mesh= too")
+    if rule is fsdp and "fsdp" not in mesh.axis_names:
+        raise ValueError(f'sharding="fsdp" wants a mesh with an axis "fsdp"; this one has {mesh.axis_names}')
+    return rule
+
+
+def check_divides(batch_size: int, mesh: Mesh | None) -> None:
+    """Raise a ValueError for a batch that cannot be split evenly over the mesh."""
+    parts = 1 if mesh is None else math.prod(mesh.shape[name] for name in batch_axes(mesh))
+    if batch_size % parts:
+        raise ValueError(
+            f"batch_size={batch_size} does not divide over the {parts} devices of the mesh's axes {batch_axes(mesh)}: "
+            f"take a multiple of {parts}"
+        )
 
 
 def shardings(tree: Any, mesh: Mesh, rule: Rule = whole) -> Any:
