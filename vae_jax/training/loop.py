@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 
 from vae_jax.core.extras import extra
 from vae_jax.core.keys import as_key
+from vae_jax.core.mesh import replicated
 from vae_jax.core.model import Model, Params, example_of
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_data
@@ -27,7 +28,6 @@ from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.evaluation.whole_split import evaluate_checked, mean
 from vae_jax.training.description import describe
 from vae_jax.training.run import Row, Run
-from vae_jax.training.sharding import replicated
 from vae_jax.training.step import (
     Order,
     StepOptions,
