@@ -499,4 +499,4 @@ def test_by_default_a_batch_is_128_or_all_data():
 def test_what_the_absence_of_compilation_is_judged_by(caplog):
     with jax.log_compiles():
         run(epochs=1, validation=None)
-    assert {"init", "scan"} <= set(re.findall(r"Compiling \W*(?:jit)?\W*(\w+)", caplog.text))
+    assert {"start", "scan"} <= set(re.findall(r"Compiling \W*(?:jit)?\W*(\w+)", caplog.text))

@@ -3,19 +3,20 @@
 Both visit the data in the same order, a function of (key, epoch) alone: on one device, on many, in several processes.
 """
 
+import contextlib
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
+from vae_jax.core.mesh import batch_sharding, on_mesh, replicated, rows_here
 from vae_jax.data.sources import Source, batches
-from vae_jax.training.sharding import batch_sharding, replicated
 from vae_jax.training.step import Metrics, Order, TrainState, TrainStep, make_fed_scan, make_scan
 
 Advance = Callable[[TrainState, int], tuple[TrainState, Metrics]]  # by so many steps, the next ones
@@ -63,9 +64,13 @@ def fed(
     Args:
         sharding: of each leaf of the state over `mesh`, where there is one.
     """
-    placed = {} if mesh is None else {"out_shardings": (sharding, replicated(mesh))}
+    placed: dict[str, Any] = {} if mesh is None else {"out_shardings": (sharding, replicated(mesh))}
     scan = jax.jit(make_fed_scan(train_step), donate_argnums=0, **placed)
-    send = jax.device_put if mesh is None else functools.partial(_send, mesh=mesh, batch_size=batch_size)
+
+    def send(chunk):
+        if mesh is None:
+            return jax.device_put(chunk)
+        return on_mesh(chunk, batch_sharding(mesh, axis=1), batch_size, axis=1)
 
     def trace(state, size):
         example = jax.tree.map(lambda x: x[0], data.read(np.zeros(1, int)))
@@ -73,7 +78,7 @@ def fed(
         return jax.eval_shape(scan, state, key, *chunk)
 
     def begin(first, sizes):
-        rows = np.arange(batch_size) if mesh is None else local_rows(batch_sharding(mesh), batch_size)
+        rows = np.arange(batch_size) if mesh is None else rows_here(mesh, batch_size)
         epochs = places_by_epoch(key, first, first + sum(sizes), len(data), batch_size=batch_size, order=order)
         chunks = _chunks(data, (places[:, rows] for places in epochs), sizes)
         ahead = [send(chunk) for chunk in itertools.islice(chunks, 1)]
@@ -107,24 +112,13 @@ def places_by_epoch(
         yield places[max(0, first - begin) : last - begin]
 
 
-def local_rows(sharding: NamedSharding, batch_size: int) -> np.ndarray:
-    """Which examples of a batch the devices of this process hold."""
-    held = sharding.addressable_devices_indices_map((batch_size,)).values()
-    return np.unique(np.concatenate([np.arange(batch_size)[index] for index in held]))
-
-
 def _chunks(data: Source, epochs: Iterator[np.ndarray], sizes: Sequence[int]) -> Iterator[Any]:
     """The batches of each call, stacked: (steps, rows, *example)."""
-    steps = itertools.chain.from_iterable(batches(data, list(places)) for places in epochs)
+    steps = itertools.chain.from_iterable(_closed(batches(data, list(places))) for places in epochs)
     for size in sizes:
         yield jax.tree.map(lambda *each: np.stack(each), *itertools.islice(steps, size))
 
 
-def _send(chunk: Any, *, mesh: Mesh, batch_size: int) -> Any:
-    """The chunk on the mesh: each process gives what it has read."""
-    sharding = batch_sharding(mesh, axis=1)
-
-    def whole(x):
-        return jax.make_array_from_process_local_data(sharding, x, (len(x), batch_size, *x.shape[2:]))
-
-    return jax.tree.map(whole, chunk)
+def _closed(read: Generator[Any, None, None]) -> Iterator[Any]:
+    with contextlib.closing(read):
+        yield from read

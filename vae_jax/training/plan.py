@@ -52,7 +52,8 @@ def plan_of(
     per_call: int,
 ) -> Plan:
     """The plan of a run that is given in epochs or in steps; with records by time, all of it is one stretch."""
-    last = epochs * per_epoch if steps is None else steps
+    last = steps if epochs is None else epochs * per_epoch
+    assert last is not None  # see check_length
     record = per_epoch if record_every is None else record_every
     return Plan(last, last if isinstance(record, datetime.timedelta) else record, per_epoch, batch_size, per_call)
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from vae_jax.training import checkpoint
-from vae_jax.training.run_directory import claim
+from vae_jax.training.run_directory import PathLike, claim
 from vae_jax.training.step import TrainState
 
 Row = dict[str, int | float]  # one epoch of a run, by name
@@ -21,7 +21,7 @@ class Run:
     """The run directory; without one, nothing is kept."""
 
     def __init__(
-        self, directory: str | Path | None, config: Callable[[], dict[str, Any]], resume: bool, fresh: TrainState
+        self, directory: PathLike | None, config: Callable[[], dict[str, Any]], resume: bool, fresh: TrainState
     ):
         self.directory = None if directory is None else Path(directory)
         self.state, self.history, self.best = fresh, [], fresh.params if fresh.ema is None else fresh.ema

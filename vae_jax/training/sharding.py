@@ -1,41 +1,19 @@
-"""Where arrays lie on a mesh of devices: batches are split, parameters are whole on each device or split as well.
+"""Where parameters lie on a mesh of devices: whole on each, or split over the axis `fsdp` where the rule says so.
 
-The axes go by their names: a batch is split over `data` and `fsdp` (over the mesh's first axis where it has neither),
-parameters over `fsdp`, where the rule says so. What is computed does not depend on it, but for the order of sums.
+Batches are split (see `vae_jax.core.mesh`). What is computed does not depend on it, but for the order of sums.
 """
 
-import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vae_jax.core.mesh import batch_axes, shards
 from vae_jax.data.check import leaves_by_path
 
 Rule = Callable[[str, tuple[int, ...], Mesh], PartitionSpec]  # (path of the leaf, its shape, the mesh)
-
-
-def auto(mesh: Mesh) -> Mesh:
-    """The same mesh with automatic axes: those of `jax.make_mesh` are explicit from jax 0.9 on, and are for programs
-    that write the sharding of each intermediate result."""
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-
-
-def batch_axes(mesh: Mesh) -> tuple[str, ...]:
-    """The axes over which a batch is split."""
-    return tuple(name for name in mesh.axis_names if name in ("data", "fsdp")) or mesh.axis_names[:1]
-
-
-def batch_sharding(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
-    """The batch axis split over the mesh, everything else whole. `axis` is its place among the array's axes."""
-    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, batch_axes(mesh)))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device of the mesh."""
-    return NamedSharding(mesh, PartitionSpec())
 
 
 def whole(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -72,18 +50,17 @@ def check_placement(mesh: Any, sharding: Any) -> Rule:
         raise TypeError(f'sharding wants "replicated", "fsdp" or a rule of vae_jax.training.sharding; got {sharding!r}')
     if rule is not whole and mesh is None:
         raise ValueError("sharding says how parameters are split over a mesh: pass mesh= too")
-    if rule is fsdp and "fsdp" not in mesh.axis_names:
+    if rule is fsdp and mesh is not None and "fsdp" not in mesh.axis_names:
         raise ValueError(f'sharding="fsdp" wants a mesh with an axis "fsdp"; this one has {mesh.axis_names}')
     return rule
 
 
 def check_divides(batch_size: int, mesh: Mesh | None) -> None:
     """Raise a ValueError for a batch that cannot be split evenly over the mesh."""
-    parts = 1 if mesh is None else math.prod(mesh.shape[name] for name in batch_axes(mesh))
-    if batch_size % parts:
+    if mesh is not None and batch_size % shards(mesh):
         raise ValueError(
-            f"batch_size={batch_size} does not divide over the {parts} devices of the mesh's axes {batch_axes(mesh)}: "
-            f"take a multiple of {parts}"
+            f"batch_size={batch_size} does not divide over the {shards(mesh)} devices of the mesh's axes "
+            f"{batch_axes(mesh)}: take a multiple of {shards(mesh)}"
         )
 
 

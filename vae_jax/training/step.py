@@ -23,13 +23,13 @@ from jax import Array
 from jax.sharding import Mesh
 
 from vae_jax.core.keys import as_key
+from vae_jax.core.mesh import batch_sharding
 from vae_jax.core.model import Model, Params, average
 from vae_jax.core.numbers import is_whole
 from vae_jax.core.objectives import Objective, elbo
 from vae_jax.data.check import leaves_by_path
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.training.optimizer import check_optimizer, init_by_parts, merge_parts, split_parts, update_by_parts
-from vae_jax.training.sharding import batch_sharding
 
 
 class TrainState(NamedTuple):
