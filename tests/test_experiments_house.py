@@ -211,11 +211,11 @@ def test_a_smoke_run_may_be_repeated(name, smoke, monkeypatch):
     """What keeps a run goes on with it; a run in earnest is asked to say --resume."""
     experiment, asked = importlib.import_module(f"experiments.{name}"), {}
 
-    def fit(*arguments, **options):
+    def fit_on(*arguments, **options):
         asked.update(options)
         raise InterruptedError
 
-    monkeypatch.setattr(experiment, "fit", fit)
+    monkeypatch.setattr(experiment, "fit_on", fit_on)
     with pytest.raises(InterruptedError):
         experiment.main(experiment.Config(smoke=smoke))
     assert asked["resume"] is smoke
