@@ -25,8 +25,8 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 def files(folder: Path) -> list[Path]:
-    """All but the benchmarks, which are a program of their own."""
-    return [file for file in sorted(folder.rglob("*.py")) if file.relative_to(folder).parts[0] != "bench"]
+    """All but the benchmarks and the script for pods, which are programs of their own."""
+    return [file for file in sorted(folder.rglob("*.py")) if file.relative_to(folder).parts[0] not in ("bench", "pod")]
 
 
 def name_of(file: Path, folder: Path) -> str:
