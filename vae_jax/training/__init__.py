@@ -6,10 +6,11 @@ with `checkpoint` and `run_directory`, keeps what it has reached.
 
 from vae_jax.core.mesh import batch_sharding, replicated
 from vae_jax.training.loop import Fitted, fit
+from vae_jax.training.preemption import Preempted
 from vae_jax.training.sharding import fsdp, shardings
 from vae_jax.training.step import TrainState, Turns, init_state, lagging, make_scan, make_train_step
 
 __all__ = [
-    "Fitted", "TrainState", "Turns", "batch_sharding", "fit", "fsdp", "init_state", "lagging", "make_scan",
+    "Fitted", "Preempted", "TrainState", "Turns", "batch_sharding", "fit", "fsdp", "init_state", "lagging", "make_scan",
     "make_train_step", "replicated", "shardings",
 ]  # fmt: skip
