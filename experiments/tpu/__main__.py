@@ -12,8 +12,9 @@ How they are found: `hlo.py` and `roofline.py`.
 
 import os
 
-# Before jax is imported. The last two are what the compiler would otherwise miss, and say so at length.
-os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu")
+# Before jax is imported. Two programs may compile at once, and the last two are what the compiler would otherwise miss,
+# and say so at length.
+os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", ALLOW_MULTIPLE_LIBTPU_LOAD="1")
 os.environ.update(TPU_ACCELERATOR_TYPE="v5litepod-4", TPU_WORKER_HOSTNAMES="localhost")
 
 import dataclasses

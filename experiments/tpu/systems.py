@@ -103,12 +103,6 @@ def convolutional(dtype: Any) -> Training:
     return on_pixels(vae(gaussian(enc), standard_normal(20), bernoulli(gen)))
 
 
-def residual(dtype: Any) -> Training:
-    channels = (32, 64, 128)
-    enc, gen = nets.ResEncoder(channels, 40, dtype=dtype), nets.ResDecoder(channels, SHAPE, dtype=dtype)
-    return on_pixels(vae(gaussian(enc), standard_normal(20), bernoulli(gen)))
-
-
 def l2_optimal(dtype: Any) -> Training:
     gen = l2(nets.MLP((500,), SHAPE, dtype=dtype), "optimal")
     return Training(vae(encoder(dtype), standard_normal(20), gen), PIXELS, preprocess=dequantisation())
@@ -139,31 +133,31 @@ def dense_ladder(dtype: Any) -> Training:
     return on_pixels(hierarchical.build(hierarchical.Config(depths=(5,)), SHAPE)[-1].model)
 
 
-def conv_ladder(dtype: Any, batch: int = 100, **options: Any) -> Training:
-    """The convolutional ladder of the experiment, with its clipping and its moving average."""
-    config = hierarchical.Config(network="conv", bfloat16=dtype == jnp.bfloat16, **options)
-    (candidate,) = hierarchical.build(config, SHAPE)
-    return on_pixels(candidate.model, batch=batch)._replace(clip_norm=config.clip_norm, ema_decay=config.ema_decay)
-
-
 def ladder_of_25(dtype: Any) -> Training:
     """The setting for accelerators of `experiments/hierarchical.py`; its batch of 100 on four chips."""
-    return conv_ladder(dtype, 25, scales=(28, 4, 2, 1), levels=(3, 6, 10, 6), channels=128, conv_latent=8)
+    grids: dict[str, Any] = {"scales": (28, 4, 2, 1), "levels": (3, 6, 10, 6), "channels": 128, "conv_latent": 8}
+    config = hierarchical.Config(network="conv", bfloat16=dtype == jnp.bfloat16, **grids)
+    (candidate,) = hierarchical.build(config, SHAPE)
+    return on_pixels(
+        candidate.model, batch=config.batch_size // 4, clip_norm=config.clip_norm, ema_decay=config.ema_decay
+    )
 
 
-def diffused(dtype: Any, chips: int = 1, **options: Any) -> Training:
-    """The experiment's U-Net and its weighted loss; `chips` share its batch."""
-    config = diffusion_experiment.filled(diffusion_experiment.Config(bfloat16=dtype == jnp.bfloat16, **options))
+def unet(dtype: Any) -> Training:
+    """The setting for accelerators of `experiments/diffusion.py`, given labels; its batch of 256 on four chips."""
+    config = diffusion_experiment.Config(scale="accelerator", conditional=True, bfloat16=dtype == jnp.bfloat16)
+    config = diffusion_experiment.filled(config)
     denoise, prepare = diffusion_experiment.build(config, SHAPE)
-    c = np.zeros(10, np.float32) if config.conditional else None
-    objective = diffusion_experiment.build_objective(config, denoise)
-    model, batch = df.diffusion(denoise), config.batch_size // chips
-    return Training(model, PIXELS, batch, prepare, objective, c, clip_norm=1.0, ema_decay=config.ema_decay)
-
-
-def unet_accelerator(dtype: Any) -> Training:
-    """The setting for accelerators of `experiments/diffusion.py`; its batch of 256 on four chips."""
-    return diffused(dtype, 4, scale="accelerator", conditional=True)
+    return Training(
+        df.diffusion(denoise),
+        PIXELS,
+        config.batch_size // 4,
+        prepare,
+        diffusion_experiment.build_objective(config, denoise),
+        np.zeros(10, np.float32),
+        clip_norm=1.0,
+        ema_decay=config.ema_decay,
+    )
 
 
 def latent_diffusion(dtype: Any) -> Training:
@@ -251,7 +245,6 @@ def by_em(model: Conditional, y: Any, batch: int = 2048) -> Callable[[Any], Trai
 SYSTEMS: dict[str, System] = {
     "VAE 784-500-20": System("classic VAE", classic),
     "VAE, convolutional 32-64-128": System("classic VAE", convolutional),
-    "VAE, residual 32-64-128": System("classic VAE", residual),
     "L2, sigma optimal": System("the lecture's L2 distortion, with ln Z(sigma)", l2_optimal),
     "5 discretised logistics": System("8-bit images", logistics),
     "256 levels": System("8-bit images", levels),
@@ -266,10 +259,8 @@ SYSTEMS: dict[str, System] = {
     ),
     "two layers": System("two stochastic layers", two_layers),
     "ladder of 5": System("ladder VAE, VDVAE", dense_ladder, False),
-    "ladder of 9, convolutional": System("ladder VAE, VDVAE", conv_ladder),
     "ladder of 25, accelerator": System("ladder VAE, VDVAE", ladder_of_25),
-    "U-Net 64-128": System("diffusion", diffused),
-    "U-Net 128-256-256, accelerator": System("diffusion", unet_accelerator),
+    "U-Net 128-256-256, accelerator": System("diffusion", unet),
     "latent diffusion": System("latent diffusion", latent_diffusion),
     "conditional VAE": System("conditional", on_labels),
     "class-conditional VAE": System("class-conditional", on_classes),
