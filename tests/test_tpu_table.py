@@ -46,6 +46,11 @@ HloModule jit_step, is_scheduled=true
   ROOT %all-gather.1 = bf16[80,100]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=7, replica_groups=mesh['data'=2,'fsdp'=4] {'data','fsdp'}, dimensions={0}
 }
 
+%piece.clone (p: bf16[10,100]) -> bf16[80,100] {
+  %p = bf16[10,100]{1,0:T(8,128)(2,1)S(1)} parameter(0)
+  ROOT %all-gather.2 = bf16[80,100]{1,0:T(8,128)(2,1)S(1)} all-gather(%p), channel_id=7, replica_groups=mesh['data'=2,'fsdp'=4] {'data','fsdp'}, dimensions={0}
+}
+
 %body (carried: (s32[], f32[5,16,32], f32[32,64], f32[16,64])) -> (s32[], f32[5,16,32], f32[32,64], f32[16,64]) {
   %carried = (s32[]{:T(128)}, f32[5,16,32]{2,1,0:T(8,128)}, f32[32,64]{1,0:T(8,128)S(1)}, f32[16,64]{1,0:T(8,128)S(1)}) parameter(0)
   %step = s32[]{:T(128)} get-tuple-element(%carried), index=0
@@ -73,7 +78,7 @@ ENTRY %main (start: (s32[], f32[5,16,32], f32[32,64], f32[16,64]), w: f32[1000],
   %copy-done = f32[1000]{0:T(1024)S(1)} copy-done(%copy-start)
   %loop = (s32[]{:T(128)}, f32[5,16,32]{2,1,0:T(8,128)}, f32[32,64]{1,0:T(8,128)S(1)}, f32[16,64]{1,0:T(8,128)S(1)}) while(%start), condition=%condition, body=%body
   %begin = bf16[80,100]{1,0:T(8,128)(2,1)S(1)} fusion(%part), kind=kCustom, calls=%piece
-  %end = bf16[80,100]{1,0:T(8,128)(2,1)S(1)} fusion(%part), kind=kCustom, calls=%piece
+  %end = bf16[80,100]{1,0:T(8,128)(2,1)S(1)} fusion(%part), kind=kCustom, calls=%piece.clone
   %neighbour = f32[64,8]{1,0:T(8,128)S(1)} collective-permute(%grads), channel_id=9, source_target_pairs={{0,1},{1,0}}
   ROOT %kept = f32[16,8]{1,0:T(8,128)S(1)} fusion(%grads), kind=kCustom, calls=%all-reduce-scatter
 }
