@@ -311,4 +311,9 @@ SYSTEMS: dict[str, System] = {
         "k-means", by_em(em.mixture_of_gaussians(50, 50, "spherical", hard=True), np.zeros(50, np.float32)), False
     ),
 }
-SMOKE = ("VAE 784-500-20", "VAE, convolutional 32-64-128", "VQ-VAE, 7 x 7 of 512", "EM, k-means of 50")
+SMALL = (
+    ("VAE 784-500-20", "replicated"),
+    ("VAE 784-500-20", "fsdp"),
+    ("VAE, convolutional 32-64-128", "replicated"),
+    ("EM, k-means of 50", "replicated"),
+)
