@@ -31,6 +31,7 @@ FLOOR = {"_version": -1, **{room: i for i, floor in enumerate(FLOORS) for room i
 ONLY = {
     "flax": "nets",
     "tensorflow_datasets": "data",
+    "grain": "data",
     "orbax": "training",
     "matplotlib": "report",
     "diffrax": "diffusion",
@@ -42,7 +43,7 @@ ONLY = {
     "experiments": None,
     "tests": None,
 }
-LAZY = {"diffrax", "tensorflow_datasets", "orbax", "matplotlib", "tensorboardX", "tokenizers"}
+LAZY = {"diffrax", "grain", "tensorflow_datasets", "orbax", "matplotlib", "tensorboardX", "tokenizers"}
 
 
 def imports(file: Path, package: Path) -> list[tuple[str, bool]]:
@@ -218,6 +219,7 @@ def test_a_planted_cycle_is_seen(tmp_path):
 
 HEAVY = (
     "diffrax",
+    "grain",
     "tensorflow",
     "tensorflow_datasets",
     "orbax",

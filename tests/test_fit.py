@@ -40,7 +40,7 @@ from vae_jax.evaluation import mean
 from vae_jax.selfcheck.solvable import affine, affine_normal
 from vae_jax.training import checkpoint
 from vae_jax.training.description import describe
-from vae_jax.training.loop import call_sizes
+from vae_jax.training.plan import call_sizes
 
 RNG = np.random.default_rng(0)
 MODEL = vae(affine_normal(1), standard_normal(1), l2(affine(2), 0.5))
@@ -156,7 +156,7 @@ def test_an_epoch_is_cut_into_few_sizes_of_calls(per_epoch, most):
 
 def test_calls_of_two_sizes_are_one_epoch(monkeypatch):
     whole = run(epochs=2, validation=None)
-    monkeypatch.setattr("vae_jax.training.loop.call_sizes", lambda per_epoch: [3, per_epoch - 3])
+    monkeypatch.setattr("vae_jax.training.plan.call_sizes", lambda steps, most: [3, steps - 3])
     jax.tree.map(
         lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7),
         run(epochs=2, validation=None).state,
@@ -499,4 +499,4 @@ def test_by_default_a_batch_is_128_or_all_data():
 def test_what_the_absence_of_compilation_is_judged_by(caplog):
     with jax.log_compiles():
         run(epochs=1, validation=None)
-    assert {"init", "scan"} <= set(re.findall(r"Compiling \W*(?:jit)?\W*(\w+)", caplog.text))
+    assert {"start", "scan"} <= set(re.findall(r"Compiling \W*(?:jit)?\W*(\w+)", caplog.text))

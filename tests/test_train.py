@@ -47,7 +47,7 @@ from vae_jax.data import Preprocess, dynamic_binarisation
 from vae_jax.parts import conditional, vampprior
 from vae_jax.training import Turns, batch_sharding, lagging, replicated
 from vae_jax.training.optimizer import split_parts
-from vae_jax.training.step import epoch_order, leaf_names
+from vae_jax.training.step import epoch_order, leaf_names, make_fed_scan
 
 KEY = jax.random.key(7)
 YS = np.random.default_rng(1).normal(size=(8, 2)).astype(np.float32)
@@ -579,6 +579,27 @@ def test_what_is_not_finite_after_the_update_is_noticed_too(model, optimizer, cu
     assert_same((after.params, after.opt_state), (state.params, state.opt_state))
     assert (int(after.skipped), int(after.in_a_row)) == (1, 1)
     assert leaf_names(after.params)[int(after.culprit)] == culprit
+
+
+def test_an_update_that_breaks_in_the_middle_of_a_scan_is_skipped_as_in_single_steps():
+    """An optimiser that breaks where the loss is high, which it is at some of six steps."""
+
+    def update(grads, state, params=None, *, value, **_):
+        return jax.tree.map(lambda g: jnp.where(value > 3.0, jnp.inf, -0.1 * g), grads), state
+
+    spiky = optax.GradientTransformationExtraArgs(lambda params: optax.EmptyState(), update)
+    step, ys = make_train_step(LINE, spiky), np.concatenate([YS, YS, YS])[:24]
+    state, in_a_row = init_state(LINE, spiky, KEY, ys[0]), []
+    in_order = make_scan(step, 4, 6, order=lambda key, epoch, size, n: jnp.arange(size))
+    scanned, metrics = compiled(in_order)(state, KEY, ys)
+    fed, fed_metrics = compiled(make_fed_scan(step))(state, KEY, ys.reshape(6, 4, *ys.shape[1:]))
+    for batch in ys.reshape(6, 4, *ys.shape[1:]):
+        state, each = compiled(step)(state, jax.random.split(KEY)[1], batch)
+        in_a_row.append(int(each["in_a_row"]))
+    assert 0 < int(state.skipped) < 6 and in_a_row[-1] == 0
+    assert leaf_names(state.params)[int(state.culprit)] == "update of enc"
+    assert_close((scanned, fed), (state, state))
+    assert metrics["in_a_row"].tolist() == fed_metrics["in_a_row"].tolist() == in_a_row
 
 
 # Optimisers

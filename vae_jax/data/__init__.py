@@ -3,12 +3,13 @@
     ys, labels, label_names, *_ = load("fashion_mnist_mini", "train")
     ys, columns, source = load_table("geyser")
 
-A whole split is read once into one array; scaling, dequantisation and binarisation happen inside jit (`preprocess`),
-and what a model is handed is checked once (`check`). Importing this package reads nothing; pillow and
-tensorflow-datasets are imported where used.
+A whole split is read once into one array, or by a `source` when it is needed, where it does not fit; scaling,
+dequantisation and binarisation happen inside jit (`preprocess`), and what a model is handed is checked once (`check`).
+Importing this package reads nothing; pillow, grain and tensorflow-datasets are imported where used.
 """
 
 from vae_jax.data.datasets import NAMES, load
+from vae_jax.data.folders import read_image
 from vae_jax.data.images import Dataset
 from vae_jax.data.preprocess import (
     Preprocess,
@@ -20,9 +21,11 @@ from vae_jax.data.preprocess import (
     threshold_binarisation,
     unit_scale,
 )
+from vae_jax.data.sources import Source, source
 from vae_jax.data.tables import Table, load_table
 
 __all__ = [
-    "NAMES", "Dataset", "Preprocess", "Table", "dequantisation", "dynamic_binarisation", "eight_bit", "identity",
-    "load", "load_table", "static_binarisation", "threshold_binarisation", "unit_scale",
+    "NAMES", "Dataset", "Preprocess", "Source", "Table", "dequantisation", "dynamic_binarisation", "eight_bit",
+    "identity", "load", "load_table", "read_image", "source", "static_binarisation", "threshold_binarisation",
+    "unit_scale",
 ]  # fmt: skip

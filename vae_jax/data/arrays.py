@@ -29,31 +29,52 @@ def as_arrays(name: str, xs: Any) -> Any:
         ValueError: no numbers, masked entries, whole numbers beyond int32, or floats that float32 cannot hold: beyond
             its range, or in a column whose rounding would be more than a thousandth of its range.
     """
-    found, structure = jax.tree_util.tree_flatten_with_path(xs, is_leaf=_is_array)
+    found, structure = jax.tree_util.tree_flatten_with_path(xs, is_leaf=is_array)
     leaves = [_array(name + jax.tree_util.keystr(path), x) for path, x in found]
     if len({frozenset(x.sharding.device_set) for x in leaves if isinstance(x, jax.Array)}) > 1:
         leaves = [np.asarray(x) for x in leaves]
     return jax.tree.unflatten(structure, leaves)
 
 
-def _is_array(x: Any) -> bool:
+def is_array(x: Any) -> bool:
+    """Whether this is one array, whoever's, and not a dict or tuple of such."""
     return isinstance(x, Iterable) and not isinstance(x, Mapping | tuple)
+
+
+def length(name: str, xs: Any) -> int:
+    """The number of examples in a tree of arrays, each with them along its first axis; a ValueError where it has none.
+
+    Args:
+        name: how messages name the data.
+    """
+    leaves = jax.tree.leaves(xs)
+    lengths = {np.shape(x)[0] if np.ndim(x) else None for x in leaves}
+    if not leaves or lengths == {0}:
+        raise ValueError(f"{name} is empty: want an array (n, *example) with at least one example")
+    if None in lengths or len(lengths) > 1:
+        raise ValueError(f"{name} wants the examples along its first axis; got shapes {[np.shape(x) for x in leaves]}")
+    return len(leaves[0])
+
+
+def type_in_jax(dtype: Any) -> np.dtype | None:
+    """The type that numbers of this type have in jax; None where these are no numbers."""
+    if jnp.issubdtype(dtype, jnp.integer):
+        wanted = dtype.newbyteorder("=")
+    elif jnp.issubdtype(dtype, jnp.floating):
+        wanted = np.dtype(np.float64 if dtype.itemsize > 4 else np.float32)
+    else:
+        return dtype if jnp.issubdtype(dtype, jnp.bool_) else None
+    return jax.dtypes.canonicalize_dtype(wanted)
 
 
 def _array(name: str, given: Any) -> Any:
     x = given if isinstance(given, jax.Array) else _read(name, given)
-    if jnp.issubdtype(x.dtype, jnp.integer):
-        wanted = x.dtype.newbyteorder("=")
-    elif jnp.issubdtype(x.dtype, jnp.floating):
-        wanted = np.dtype(np.float64 if x.dtype.itemsize > 4 else np.float32)
-    elif x.dtype == bool:
-        return x
-    else:
+    wanted = type_in_jax(x.dtype)
+    if wanted is None:
         raise ValueError(
             f"{name} has dtype {x.dtype} ({type(given).__name__}); want numbers: an array (n, *example), or a dict or "
             "tuple of such"
         )
-    wanted = jax.dtypes.canonicalize_dtype(wanted)
     if x.dtype.itemsize >= 4 and x.ndim and x.size and jnp.result_type(1.0) == jnp.float32:
         _check_held(name, np.asarray(x), wanted, list(getattr(given, "columns", [])))
     return x if x.dtype == wanted else x.astype(wanted)

@@ -1,6 +1,7 @@
 """What a user hands in is checked once, here, before anything is compiled; the inside trusts it."""
 
 import contextlib
+import dataclasses
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,10 +11,12 @@ import numpy as np
 
 from vae_jax.core.model import Model, Params
 from vae_jax.core.numbers import is_whole
-from vae_jax.data.arrays import as_arrays
+from vae_jax.data.arrays import as_arrays, length
 from vae_jax.data.preprocess import Preprocess
+from vae_jax.data.sources import Source
 from vae_jax.data.supports import check_support, support_of, takes_missing
 
+LOOKED_AT = 256  # examples of a source
 _NOT_MADE: Any = object()
 
 
@@ -45,15 +48,69 @@ def check_data(
     """
     _check_kinds(model, preprocess)
     ys, cs = (as_arrays(f"{where}{name}", xs) for name, xs in (("ys", ys), ("cs", cs)))
-    n = _length(f"{where}ys", ys)
+    n = length(f"{where}ys", ys)
+    _check_batch(batch_size, n)
+    if cs is not None:
+        _check_lengths(where, n, length(f"{where}cs", cs))
+    _check_examples(model, ys, cs, np.arange(n), preprocess, params, where)
+    return ys, cs
+
+
+def check_source(
+    model: Model,
+    source: Source,
+    preprocess: Preprocess,
+    *,
+    params: Params | None = _NOT_MADE,
+    batch_size: int = 1,
+    where: str = "",
+) -> Source:
+    """`check_data` of a source: of all conditions that lie beside it, and of some examples, the first among them.
+
+    What is read later is trusted to be like these: it is cast by the same rule, and not looked at.
+
+    Raises:
+        what `check_data` raises, with the index in the source; and what `Source.read` does.
+    """
+    _check_kinds(model, preprocess)
+    n = len(source)
+    if not n:
+        raise ValueError(f"{where}ys is empty: want a source with at least one example")
+    _check_batch(batch_size, n)
+    if isinstance(source.conditions, Source):
+        _check_lengths(where, n, len(source.conditions))
+    elif source.conditions is not None:
+        cs = as_arrays(f"{where}cs", source.conditions)
+        _check_lengths(where, n, length(f"{where}cs", cs))
+        _check_conditions(model, cs, np.arange(n), where)
+        source = dataclasses.replace(source, conditions=cs)
+    places = np.unique(np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int))
+    ys, cs = (as_arrays(f"{where}{name}", xs) for name, xs in zip(("ys", "cs"), source.raw(places), strict=True))
+    _check_examples(model, ys, cs, places, preprocess, params, where)
+    return source
+
+
+def _check_batch(batch_size: int, n: int) -> None:
     if not is_whole(batch_size) or batch_size > n:
         raise ValueError(f"batch_size={batch_size} does not fit data of {n} examples: take one from 1 to {n}")
+
+
+def _check_lengths(where: str, n: int, conditions: int) -> None:
+    if conditions != n:
+        raise ValueError(f"{where}ys has {n} examples and {where}cs {conditions}: give one condition for each example")
+
+
+def _check_conditions(model: Model, cs: Any, places: np.ndarray, where: str) -> None:
+    _check_finite(f"{where}cs", cs, places)
+    _check_classes(f"{where}cs", cs, model.classes)
+
+
+def _check_examples(
+    model: Model, ys: Any, cs: Any, places: np.ndarray, preprocess: Preprocess, params: Any, where: str
+) -> None:
+    """Whether the model takes these examples, which have these places among all."""
     if cs is not None:
-        given = _length(f"{where}cs", cs)
-        if given != n:
-            raise ValueError(f"{where}ys has {n} examples and {where}cs {given}: give one condition for each example")
-        _check_finite(f"{where}cs", cs)
-        _check_classes(f"{where}cs", cs, model.classes)
+        _check_conditions(model, cs, places, where)
     y, c = jax.tree.map(lambda x: x[0], (ys, cs))
     key = jax.random.key(0)
     seen = jax.eval_shape(preprocess.apply, key, y)
@@ -62,12 +119,11 @@ def check_data(
         terms = jax.eval_shape(model.terms, fresh, key, seen, c)
     support = support_of(model, fresh, seen, c)
     if not takes_missing(support, seen):
-        _check_finite(f"{where}ys", ys)
+        _check_finite(f"{where}ys", ys, places)
     if params is not _NOT_MADE:
         _check_params(fresh, params)
     _check_terms(terms)
-    check_support(support, ys, cs, preprocess, where)
-    return ys, cs
+    check_support(support, ys, cs, places, preprocess, where)
 
 
 def _check_kinds(model: Any, preprocess: Any) -> None:
@@ -100,17 +156,7 @@ def _shapes(tree: Any) -> str:
     return ", ".join(f"{x.dtype}{list(np.shape(x))}" for x in jax.tree.leaves(tree))
 
 
-def _length(name: str, xs: Any) -> int:
-    leaves = jax.tree.leaves(xs)
-    lengths = {np.shape(x)[0] if np.ndim(x) else None for x in leaves}
-    if not leaves or lengths == {0}:
-        raise ValueError(f"{name} is empty: want an array (n, *example) with at least one example")
-    if None in lengths or len(lengths) > 1:
-        raise ValueError(f"{name} wants the examples along its first axis; got shapes {[np.shape(x) for x in leaves]}")
-    return len(leaves[0])
-
-
-def _check_finite(name: str, xs: Any) -> None:
+def _check_finite(name: str, xs: Any, places: np.ndarray) -> None:
     for x in jax.tree.leaves(xs):
         if not jnp.issubdtype(x.dtype, jnp.floating):
             continue
@@ -118,7 +164,7 @@ def _check_finite(name: str, xs: Any) -> None:
         if bad.any():
             raise ValueError(
                 f"{name} holds NaN or infinity in {bad.sum()} of {len(x)} examples, the first at index "
-                f"{int(bad.argmax())}: remove or fill them first"
+                f"{places[bad.argmax()]}: remove or fill them first"
             )
 
 

@@ -1,5 +1,6 @@
 """A folder of images, flat or a subfolder for each class, with or without `train/` and `test/`."""
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -92,7 +93,7 @@ def _labelled(folder: Path) -> Labelled:
 
 
 def _stack(paths: list[Path], size: tuple[int, int] | None, channels: int) -> UInt8[np.ndarray, "n h w channels"]:
-    ys = [_read(path, size, channels) for path in paths]
+    ys = [read_image(path, size, channels) for path in paths]
     for path, y in zip(paths, ys, strict=True):
         if y.shape[:2] != ys[0].shape[:2]:
             raise ValueError(
@@ -102,7 +103,7 @@ def _stack(paths: list[Path], size: tuple[int, int] | None, channels: int) -> UI
     return np.stack(ys)
 
 
-def _is_grey(path: Path) -> bool:
+def _is_grey(path: str | os.PathLike) -> bool:
     """By the head of the file: a palette counts by its colours."""
     from PIL import Image
 
@@ -115,13 +116,26 @@ def _is_grey(path: Path) -> bool:
                 or image.mode[0] in "IF"
                 or bool(palette and (colours == colours[:, :1]).all())
             )
-    except Exception:  # `_read` has the message, where the image is wanted
+    except Exception:  # `read_image` has the message, where the image is wanted
         return True
 
 
-def _read(path: Path, size: tuple[int, int] | None, channels: int) -> UInt8[np.ndarray, "h w channels"]:
-    """One image, grey (h, w, 1) or RGB (h, w, 3)."""
+def read_image(
+    path: str | os.PathLike, size: tuple[int, int] | None = None, channels: int | None = None
+) -> UInt8[np.ndarray, "h w channels"]:
+    """One image, 8 bits a channel.
+
+    Args:
+        size: (h, w) to bring it to, its proportions kept; None for its own.
+        channels: 1 for grey, 3 for RGB, None for what it is. Transparency is laid on white.
+
+    Raises:
+        ValueError: a file that is no 8-bit image.
+    """
     from PIL import Image, ImageOps
+
+    if channels is None:
+        channels = 1 if _is_grey(path) else 3
 
     try:
         with Image.open(path) as opened:

@@ -87,8 +87,11 @@ def takes_missing(support: Support, y: Any) -> bool:
     )
 
 
-def check_support(support: Support, ys: Any, cs: Any, preprocess: Preprocess, where: str) -> None:
+def check_support(support: Support, ys: Any, cs: Any, places: np.ndarray, preprocess: Preprocess, where: str) -> None:
     """Hold some preprocessed examples against the support; all of them where nothing is preprocessed.
+
+    Args:
+        places: of the examples, for the message.
 
     Raises:
         ValueError: values that the likelihood gives no probability.
@@ -99,18 +102,18 @@ def check_support(support: Support, ys: Any, cs: Any, preprocess: Preprocess, wh
         ys, cs = jax.tree.map(lambda x: jnp.asarray(x[:_EXAMPLES]), (ys, cs))
         ys = _prepare(preprocess)(jax.random.split(jax.random.key(0), len(jax.tree.leaves(ys)[0])), ys)
     if support.of_each is not None:
-        _check_each(np.asarray(support.of_each(cs, ys)), preprocess, where)
+        _check_each(np.asarray(support.of_each(cs, ys)), places, preprocess, where)
         return
     for constraint, (path, x) in zip(support.constraints, jax.tree_util.tree_leaves_with_path(ys), strict=True):
         if constraint is not None:
             _check_values(constraint, x, preprocess, f"{where}ys{jax.tree_util.keystr(path)}")
 
 
-def _check_each(inside: np.ndarray, preprocess: Preprocess, where: str) -> None:
+def _check_each(inside: np.ndarray, places: np.ndarray, preprocess: Preprocess, where: str) -> None:
     if not inside.all():
         raise ValueError(
             f"{where}ys ({preprocess.name}) is outside of the likelihood's support in {(~inside).sum()} of "
-            f"{len(inside)} examples, the first at index {int((~inside).argmax())}. The bounds follow from each "
+            f"{len(inside)} examples, the first at index {places[(~inside).argmax()]}. The bounds follow from each "
             f"example's condition: are {where}ys and {where}cs in the same order?"
         )
 

@@ -5,6 +5,7 @@ name of a likelihood. A result does not depend on how the split is cut into batc
 example follows from its place in the split.
 """
 
+import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
@@ -13,14 +14,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, NamedSharding
 
 from vae_jax.core.combinator import importance_of, importance_weighted_bound
 from vae_jax.core.extras import extra
 from vae_jax.core.keys import as_key
+from vae_jax.core.mesh import auto, batch_sharding, on_mesh, replicated, rows_here, shards
 from vae_jax.core.model import Model, Params, dimensions
 from vae_jax.core.numbers import is_whole
-from vae_jax.data.check import check_data
+from vae_jax.data.check import check_data, check_source
 from vae_jax.data.preprocess import Preprocess, identity
+from vae_jax.data.sources import as_source, batches, is_source
 from vae_jax.report.page import number_text
 
 ACTIVE = 0.01
@@ -81,11 +85,13 @@ def evaluate(
     batch_size: int = 100,
     at_once: int = 4096,
     progress: bool = False,
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """Evaluate a whole split.
 
     Args:
-        ys: (n, *example), or a dict or tuple of such; cs: (n, *condition) or None.
+        ys: (n, *example), or a dict or tuple of such; or a source (`vae_jax.data.source`), of which a few batches are
+            in memory at a time. cs: (n, *condition) or None.
         preprocess: as in training; its noise, too, follows from the key and the example's place.
         k: importance samples for ln P(y); 0 leaves it out. They are taken in chunks, so k = 5000 fits in memory.
         samples: draws of z for the bound.
@@ -93,12 +99,17 @@ def evaluate(
         at_once: importance samples in memory, over the batch. Less where one example has a large output: a sentence
             with a number for each word of a vocabulary, for instance.
         progress: show a bar.
+        mesh: split each batch over this mesh, as `fit` does; batch_size is rounded up to what divides. Of several
+            processes each reads its own examples, and all have the result.
 
     Raises:
         TypeError: what is no key.
         ValueError: data that the model cannot take (see `check_data`), or k > 0 for a model without importance samples.
     """
-    ys, cs = check_data(model, ys, cs, preprocess, params=params)
+    if is_source(ys):
+        ys, cs = check_source(model, as_source(ys, cs), preprocess, params=params), None
+    else:
+        ys, cs = check_data(model, ys, cs, preprocess, params=params)
     check_options(model, k, samples, at_once, batch_size)
     return evaluate_checked(
         model,
@@ -112,6 +123,7 @@ def evaluate(
         batch_size=batch_size,
         at_once=at_once,
         progress=progress,
+        mesh=mesh,
     )
 
 
@@ -140,13 +152,18 @@ def evaluate_checked(
     batch_size: int = 100,
     at_once: int = 4096,
     progress: bool = False,
+    mesh: Mesh | None = None,
 ) -> Evaluation:
-    """`evaluate` on what has been checked already: `fit` checks its validation data once, not at every epoch."""
-    batch_size = min(batch_size, len(jax.tree.leaves(ys)[0]))
-    of_batch = values_of(model, preprocess, k, samples, max(1, at_once // batch_size), cs is not None)
-    values = over_split(of_batch, params, key, ys, cs, batch_size=batch_size, progress=progress)
-    ys = jax.tree.map(np.asarray, ys)
-    seen = jax.eval_shape(preprocess.apply, key, jax.tree.map(lambda y: y[0], ys))
+    """`evaluate` on what has been checked already: `fit` checks its validation data once, not at every epoch.
+
+    `ys` may be a `Source`, which has the conditions with it; cs is None then.
+    """
+    split = as_source(ys, cs)
+    batch_size = min(batch_size, len(split))
+    y, c = split.read([0])
+    of_batch = values_of(model, preprocess, k, samples, max(1, at_once // batch_size), c is not None)
+    values = over_split(of_batch, params, key, ys, cs, batch_size=batch_size, progress=progress, mesh=mesh)
+    seen = jax.eval_shape(preprocess.apply, key, jax.tree.map(lambda y: y[0], y))
     return evaluation_of(values, k, dimensions(seen), preprocess)
 
 
@@ -178,27 +195,51 @@ def over_split(
     batch_size: int,
     progress: bool = False,
     doing: str = "evaluating",
+    mesh: Mesh | None = None,
 ) -> Any:
     """`of_batch(params, key, indices, ys, cs)` of the whole split in batches: its arrays (n, ...), put together.
 
     `indices` are the examples' places in the split. The last batch is padded, and the padding left out. What is no key
-    is a `TypeError`, before anything is compiled.
+    is a `TypeError`, before anything is compiled. With a mesh each batch is split over it, the batch's size rounded up.
     """
     key = as_key(key)
-    ys, cs = jax.tree.map(np.asarray, (ys, cs))
-    n = len(jax.tree.leaves(ys)[0])
-    rows = []
+    split = as_source(ys, cs)
+    n = len(split)
+    if mesh is not None:
+        mesh = auto(mesh)
+        batch_size = -(-batch_size // shards(mesh)) * shards(mesh)
+        of_batch, params = _over_mesh(of_batch, mesh), _on_all(params, mesh)
+    here = slice(None) if mesh is None else rows_here(mesh, batch_size)
     starts: Iterable[int] = range(0, n, batch_size)
+    places = [np.minimum(np.arange(start, start + batch_size), n - 1)[here] for start in starts]
     if progress:
         with extra("cli", "a progress bar"):
             from tqdm import tqdm
         starts = tqdm(starts, desc=doing, leave=False)
-    for start in starts:
-        indices = np.minimum(np.arange(start, start + batch_size), n - 1)
-        inputs = jax.tree.map(lambda x, i=indices: x[i], (ys, cs))
-        values = of_batch(params, key, jnp.asarray(indices), *inputs)
-        rows.append(jax.tree.map(lambda x, real=n - start: np.asarray(x)[:real], values))
+    rows = []
+    with contextlib.closing(batches(split, places)) as read:
+        for start, indices, inputs in zip(starts, places, read, strict=True):
+            if mesh is not None:
+                indices, inputs = on_mesh((indices, inputs), batch_sharding(mesh), batch_size)
+            values = of_batch(params, key, jnp.asarray(indices), *inputs)
+            rows.append(jax.tree.map(lambda x, real=n - start: np.asarray(x)[:real], values))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
+
+
+@functools.lru_cache(maxsize=16)
+def _over_mesh(of_batch: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """`of_batch`, its values whole on every device, so that each process can read all of them."""
+    return jax.jit(of_batch, out_shardings=replicated(mesh))
+
+
+def _on_all(params: Params, mesh: Mesh) -> Params:
+    """Parameters on the mesh: as they lie on it, or whole on each device where they lie elsewhere."""
+
+    def put(x):
+        there = isinstance(x, jax.Array) and isinstance(x.sharding, NamedSharding) and x.sharding.mesh.size > 1
+        return jax.device_put(x, NamedSharding(mesh, x.sharding.spec)) if there else on_mesh(x, replicated(mesh))
+
+    return jax.tree.map(put, params)
 
 
 @functools.lru_cache(maxsize=16)

@@ -4,8 +4,9 @@
 with `checkpoint` and `run_directory`, keeps what it has reached.
 """
 
+from vae_jax.core.mesh import batch_sharding, replicated
 from vae_jax.training.loop import Fitted, fit
-from vae_jax.training.sharding import batch_sharding, fsdp, replicated, shardings
+from vae_jax.training.sharding import fsdp, shardings
 from vae_jax.training.step import TrainState, Turns, init_state, lagging, make_scan, make_train_step
 
 __all__ = [

@@ -5,11 +5,13 @@ is resumed ends with the same parameters, bit for bit: the place in the data and
 """
 
 import contextlib
+import datetime
+import os
 import time
 import warnings
 import zlib
-from pathlib import Path
-from typing import Any, NamedTuple, Unpack
+from collections.abc import Callable, Iterator
+from typing import Any, Literal, NamedTuple, Unpack
 
 import jax
 import jax.numpy as jnp
@@ -20,14 +22,19 @@ from jax.sharding import Mesh
 
 from vae_jax.core.extras import extra
 from vae_jax.core.keys import as_key
+from vae_jax.core.mesh import auto
 from vae_jax.core.model import Model, Params, example_of
 from vae_jax.core.numbers import is_whole
-from vae_jax.data.check import check_data
+from vae_jax.data.check import check_data, check_source
 from vae_jax.data.preprocess import Preprocess, identity
+from vae_jax.data.sources import as_source, is_source
 from vae_jax.evaluation.whole_split import evaluate_checked, mean
 from vae_jax.training.description import describe
+from vae_jax.training.feed import Feed, fed, most_steps, resident
+from vae_jax.training.plan import Clock, Plan, check_length, plan_of
+from vae_jax.training.preemption import Preempted, Preemption
 from vae_jax.training.run import Row, Run
-from vae_jax.training.sharding import replicated
+from vae_jax.training.sharding import Rule, check_divides, check_placement, shardings
 from vae_jax.training.step import (
     Order,
     StepOptions,
@@ -35,11 +42,11 @@ from vae_jax.training.step import (
     epoch_order,
     init_state,
     leaf_names,
-    make_scan,
     make_train_step,
 )
 
 STEPS_PER_CALL = 100
+PROFILED = 10  # steps
 DEFAULT_BATCH = 128
 COLLAPSED = (
     "the rate is {rate:.3f} nats after epoch {epoch}: z says nothing of y (posterior collapse). What to try: "
@@ -55,11 +62,12 @@ class Fitted(NamedTuple):
 
     Fields:
         state: the state after the last step.
-        params: the parameters to use: those of the epoch with the best validation ELBO (the moving average, if one is
+        params: the parameters to use: those of the record with the best validation ELBO (the moving average, if one is
             kept); without validation data, the last.
-        history: one dict for each epoch: epoch, step, skipped, images_per_second, the step's metrics averaged over
-            the epoch, and `valid_elbo`, `valid_rate`, `valid_distortion`, where validated. Nats.
-        images_per_second: median over the epochs without the first, which compiles; NaN after one epoch.
+        history: one dict for each record, an epoch if not told otherwise: epoch, step, skipped, images_per_second, the
+            step's metrics averaged over its steps, and `valid_elbo`, `valid_rate`, `valid_distortion`, where validated.
+            Nats.
+        images_per_second: median over the records without the first, which compiles; NaN after one.
     """
 
     state: TrainState
@@ -75,63 +83,88 @@ def fit(
     cs: Any = None,
     *,
     key: Array,
-    epochs: int,
+    epochs: int | None = None,
+    steps: int | None = None,
     batch_size: int | None = None,
     preprocess: Preprocess = identity(),
     validation: tuple[Any, Any] | None = None,
+    record_every: int | datetime.timedelta | None = None,
     validate_every: int = 1,
     patience: int | None = None,
     max_skipped_in_a_row: int = 20,
-    directory: str | Path | None = None,
+    directory: str | os.PathLike[str] | None = None,
     config: dict[str, Any] | None = None,
     resume: bool = False,
     mesh: Mesh | None = None,
+    sharding: Rule | Literal["fsdp", "replicated"] = "replicated",
     order: Order = epoch_order,
+    steps_per_call: int = STEPS_PER_CALL,
+    profile: str | os.PathLike[str] | None = None,
     progress: bool = True,
     **step_options: Unpack[StepOptions],
 ) -> Fitted:
-    """Train a model on data that fit in memory.
+    """Train a model, on data in memory or on data that are read as they are needed.
 
     Args:
-        ys: (n, *example), or a dict or tuple of such; kept on the device as it is (uint8 images stay uint8).
+        ys: (n, *example), or a dict or tuple of such; kept on the device as it is (uint8 images stay uint8). Or a
+            source of examples (see `vae_jax.data.source`; an np.memmap is one): each batch is read while the device
+            computes the one before.
         cs: (n, *condition) or None; classes are whole numbers for a model made by `vae_jax.core.labelled`.
         optimizer: one over all parameters; see `make_train_step`.
         key: the run's key. Same key, data and options: same parameters, bit for bit, on the same machine.
         epochs: passes over the data; each drops the last n % batch_size examples of its order.
-        batch_size: examples in a step; by default 128, or all of them where they are fewer.
+        steps: the length of the run in steps, in place of `epochs`.
+        batch_size: examples in a step, over all devices; by default 128, or all of them where they are fewer.
         preprocess: see `vae_jax.data.preprocess`.
         validation: (ys, cs) held out; their ELBO decides which parameters are best.
-        validate_every: epochs between validations.
+        record_every: steps, or time, between two records: a row of metrics, a checkpoint and perhaps a validation. By
+            default there is one at the end of each epoch, and there is always one at the end of the run.
+        validate_every: records between validations.
         patience: stop after so many validations without a better ELBO.
         max_skipped_in_a_row: stop after so many non-finite updates in a row (each is skipped and counted).
         directory: where checkpoints, config.json and metrics.jsonl go, and TensorBoard events where the extra
-            `tensorboard` is installed; none are written without. One process at a time trains in it.
+            `tensorboard` is installed; none are written without. A local path, or `gs://bucket/path`. One run at a time
+            trains in it.
         config: what the run is, JSON-able; a directory takes one configuration only.
         resume: continue the run in `directory`, if there is one, and if it is the same in all that decides its
-            parameters but the number of epochs: data, model, optimiser, objective and the other options, compared by
-            their names and values (see `vae_jax.training.description`).
-        mesh: split each batch over this mesh's first axis.
+            parameters but its length and the devices: data, model, optimiser, objective and the other options, compared
+            by their names and values (see `vae_jax.training.description`).
+        mesh: split each batch over its axes `data` and `fsdp` (over the first where it has neither). Its devices may
+            belong to several processes, which all call `fit` with the same arguments: each reads its own part of each
+            batch, process 0 alone writes what is not an array. Numbers do not depend on it, but for the order of sums.
+        sharding: of parameters and optimiser state: "replicated" on each device; "fsdp", the largest dimension that
+            divides split over the axis of that name; or a rule, see `vae_jax.training.sharding`.
         order: `(key, epoch, size, n) -> (size,)` places in the data, at random by default: sentences of like length
             together (`vae_jax.text`), for instance.
+        steps_per_call: the most steps in one compiled call. Between two calls, SIGTERM is heard.
+        profile: a folder for a `jax.profiler` trace of the second call, which is of at most ten steps then.
         progress: show a bar with ELBO and images/s.
         step_options: objective, parts, clip_norm, ema_decay, micro_batches, as `make_train_step` has them.
 
     Raises:
         ValueError: data or options out of range, before anything is compiled.
-        TypeError: what is no key or no optimiser.
+        TypeError: what is no key, no optimiser, no mesh.
         FileExistsError: the directory holds a run already, or something else.
         FileNotFoundError: the run in the directory has lost its checkpoints.
         BlockingIOError: another process trains in the directory.
         FloatingPointError: too many non-finite updates in a row, or no finite one at all; the message names the step
             and the first leaf.
+        Preempted: SIGTERM has come and `directory` holds the state, from which `resume` goes on bit for bit.
     """
     key = as_key(key)
-    _check_counts(epochs=epochs, validate_every=validate_every, max_skipped_in_a_row=max_skipped_in_a_row)
+    _check_counts(
+        validate_every=validate_every, max_skipped_in_a_row=max_skipped_in_a_row, steps_per_call=steps_per_call
+    )
+    check_length(epochs, steps, record_every)
     _check_validation(validation, cs, patience)
-    ys, cs = check_data(model, ys, cs, preprocess, batch_size=1 if batch_size is None else batch_size)
-    batch_size = _default_batch(len(jax.tree.leaves(ys)[0])) if batch_size is None else batch_size
+    rule = check_placement(mesh, sharding)
+    mesh = None if mesh is None else auto(mesh)
+    ys, cs = _checked(model, ys, cs, preprocess, batch_size=1 if batch_size is None else batch_size)
+    data = as_source(ys, cs)
+    batch_size = _default_batch(len(data)) if batch_size is None else batch_size
+    check_divides(batch_size, mesh)
     k_init, k_train, k_valid = jax.random.split(key, 3)
-    y, c = jax.tree.map(lambda x: jnp.asarray(x[0]), (ys, cs))
+    y, c = jax.tree.map(lambda x: jnp.asarray(x[0]), data.read(np.zeros(1, int)))
     example = example_of(preprocess.apply, k_init, y)
     with_ema = step_options.get("ema_decay") is not None
 
@@ -140,62 +173,152 @@ def fit(
 
     abstract = jax.eval_shape(start, k_init)
     if validation is not None:
-        validation = check_data(model, *validation, preprocess, params=abstract.params, where="validation ")
+        validation = _checked(model, *validation, preprocess, params=abstract.params, where="validation ")
     train_step = make_train_step(model, optimizer, preprocess=preprocess, **step_options)
-    # An epoch is a few compiled calls of at most about 100 steps. One of them in the abstract, whose trace jax keeps:
-    # options that do not fit each other or the model show here, before the directory is made.
-    sizes = call_sizes(len(jax.tree.leaves(ys)[0]) // batch_size)
-    scans = {
-        size: jax.jit(make_scan(train_step, batch_size, size, mesh=mesh, order=order), donate_argnums=0)
-        for size in set(sizes)
-    }
-    jax.eval_shape(scans[sizes[0]], abstract, k_train, ys, cs)
-    with extra("cli", "a progress bar"):
-        from tqdm import tqdm
+    placed = None if mesh is None else shardings(abstract, mesh, rule)
+    per_call = min(steps_per_call, PROFILED) if profile is not None else steps_per_call
+    if mesh is None and record_every is None and not is_source(ys):
+        feed = resident(train_step, ys, cs, k_train, batch_size=batch_size, order=order)
+    else:
+        feed = fed(train_step, data, k_train, batch_size=batch_size, order=order, mesh=mesh, sharding=placed)
+        per_call = min(per_call, most_steps(data, batch_size))
+    plan = plan_of(epochs, steps, record_every, len(data) // batch_size, batch_size, per_call)
+    # One call in the abstract: options that do not fit each other or the model show here, before the directory is made.
+    feed.trace(abstract, next(plan.calls(0))[0])
 
     def whole_config():
         decisive = {"model": model, "optimizer": optimizer, "preprocess": preprocess, "order": order, **step_options}
-        numbers = {"epochs": epochs, "batch_size": batch_size}
+        numbers = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
         return _full_config(config, key, (ys, cs), validation, numbers | decisive)
 
-    with (
-        contextlib.closing(Run(directory, whole_config, resume, start(k_init))) as run,
-        tqdm(total=epochs, initial=len(run.history), unit="epoch", disable=not progress) as bar,
-    ):
-        state, history = run.state, run.history
-        best = jax.tree.map(jnp.copy, run.best)  # the state's own buffers are given away to the first step
-        if mesh is not None:
-            state, ys, cs = jax.device_put((state, ys, cs), replicated(mesh))
-        ys, cs = jax.tree.map(jnp.asarray, (ys, cs))
-        for epoch in range(len(history), epochs):
-            if _out_of_patience(history, patience):
-                break
-            started = time.perf_counter()
-            before = int(state.skipped)
-            parts = []
-            for size in sizes:
-                state, metrics = scans[size](state, k_train, ys, cs)
-                parts.append(jax.device_get(metrics))
-                _stop_if_stuck(state, parts[-1]["in_a_row"], max_skipped_in_a_row, run)
-            metrics = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-            seconds = time.perf_counter() - started
-            row = _row(epoch, state, before, metrics, len(metrics["loss"]) * batch_size / seconds)
-            params = state.params if state.ema is None else state.ema
-            if validation is not None and ((epoch + 1) % validate_every == 0 or epoch + 1 == epochs):
-                row |= _validate(model, params, k_valid, validation, preprocess)
-            improved = _improved(history, row)
-            history = [*history, row]
-            if improved:
-                best = jax.tree.map(jnp.copy, params)
-            run.record(state, history, best=improved)
-            bar.set_postfix_str(_postfix(row))
-            bar.update()
-            if progress and _collapsed(row) and not any(_collapsed(r) for r in history[:-1]):
-                bar.write(COLLAPSED.format(rate=row["rate"], epoch=row["epoch"]))
-    _stop_if_none_taken(state, run)
+    def validate(params):
+        return {} if validation is None else _validate(model, params, k_valid, validation, preprocess, mesh)
+
+    habits = _Habits(validate_every, patience, max_skipped_in_a_row, record_every, profile, progress)
+    with contextlib.closing(Run(directory, whole_config, resume, jax.jit(start, out_shardings=placed)(k_init))) as run:
+        state, best, history = _train(run, feed, plan, validate, habits)
+        _stop_if_none_taken(state, run)
     speeds = [row["images_per_second"] for row in history[1:]]
-    speed = float(np.median(speeds)) if speeds else float("nan")
-    return Fitted(state, best, history, speed)
+    return Fitted(state, best, history, float(np.median(speeds)) if speeds else float("nan"))
+
+
+class _Habits(NamedTuple):
+    """How `fit` goes on, as it was told; see there."""
+
+    validate_every: int
+    patience: int | None
+    max_skipped_in_a_row: int
+    record_every: int | datetime.timedelta | None
+    profile: str | os.PathLike[str] | None
+    progress: bool
+
+
+def _train(
+    run: Run, feed: Feed, plan: Plan, validate: Callable[[Params], Row], habits: _Habits
+) -> tuple[TrainState, Params, list[Row]]:
+    """Take the steps that are left: (state, best parameters, history)."""
+    state, history = run.state, run.history
+    best = jax.tree.map(jnp.copy, run.best)  # the state's own buffers are given away to the first step
+    calls = list(plan.calls(int(state.step)))
+    advance = feed.begin(int(state.step), [size for size, _ in calls])
+    since, clock = _Since(run.meta.get("since_the_record")), Clock(habits.record_every)
+    with Preemption(heed=run.directory is not None) as preemption, _bar(state, plan, habits) as bar:
+        for number, (size, ends) in enumerate(calls):
+            if _out_of_patience(history, habits.patience):
+                break
+            with _traced(habits.profile, number):
+                state, metrics = advance(state, size)
+                since.add(jax.device_get(metrics))
+            last = int(state.step) >= plan.last
+            _stop_if_stuck(state, since.parts[-1]["in_a_row"], habits.max_skipped_in_a_row, run)
+            if ends or clock.due():
+                row = since.row(state, history, plan)
+                params = state.params if state.ema is None else state.ema
+                if last or (len(history) + 1) % habits.validate_every == 0:
+                    row |= validate(params)
+                improved = _improved(history, row)
+                history = [*history, row]
+                if improved:
+                    best = jax.tree.map(jnp.copy, params)
+                run.record(state, history, best=improved)
+                _show(bar, history, plan)
+                since = _Since(None)
+            if preemption.due() and not last:
+                run.keep(state, history, since_the_record=since.kept())
+                raise Preempted(
+                    f"SIGTERM came: {run.directory} holds the state of step {int(state.step)} of {plan.last}; continue "
+                    "it with --resume (resume=True)"
+                )
+    return state, best, history
+
+
+class _Since:
+    """The metrics of the steps since the latest record, and how fast this process has taken its part of them."""
+
+    def __init__(self, kept: dict[str, list[float]] | None):
+        self.parts = [] if kept is None else [{name: np.array(values, np.float32) for name, values in kept.items()}]
+        self.taken, self.started = 0, time.perf_counter()
+
+    def add(self, metrics: dict[str, np.ndarray]) -> None:
+        self.parts.append(metrics)
+        self.taken += len(metrics["loss"])
+
+    def whole(self) -> dict[str, np.ndarray]:
+        return {name: np.concatenate([part[name] for part in self.parts]) for name in (self.parts or [{}])[0]}
+
+    def kept(self) -> dict[str, list[float]] | None:
+        """For JSON, which keeps a float32 as it is."""
+        return {name: values.tolist() for name, values in self.whole().items()} or None
+
+    def row(self, state: TrainState, history: list[Row], plan: Plan) -> Row:
+        """The means of the steps that were taken, which are none of those that were skipped."""
+        metrics, seconds = self.whole(), time.perf_counter() - self.started
+        taken = metrics["in_a_row"] == 0
+        averages = {name: float(np.mean(metrics[name][taken])) if taken.any() else float("nan") for name in _AVERAGED}
+        step = int(state.step)
+        return {
+            "epoch": step // plan.per_epoch if step % plan.per_epoch == 0 else step / plan.per_epoch,
+            "step": step,
+            "skipped": int(state.skipped) - sum(int(row["skipped"]) for row in history),
+            "images_per_second": self.taken * plan.batch_size / seconds,
+            **averages,
+        }
+
+
+def _bar(state: TrainState, plan: Plan, habits: _Habits) -> Any:
+    """A progress bar, in epochs where records are."""
+    with extra("cli", "a progress bar"):
+        from tqdm import tqdm
+    unit = plan.per_epoch if plan.record == plan.per_epoch else 1
+    hidden = not habits.progress or jax.process_index() != 0
+    name = "epoch" if unit > 1 else "step"
+    return tqdm(total=plan.last // unit, initial=int(state.step) // unit, unit=name, disable=hidden)
+
+
+def _show(bar: Any, history: list[Row], plan: Plan) -> None:
+    """Move the bar on to the latest record; say once that z says nothing."""
+    row, unit = history[-1], plan.per_epoch if plan.record == plan.per_epoch else 1
+    bar.set_postfix_str(_postfix(row))
+    bar.update(row["step"] // unit - bar.n)
+    if not bar.disable and _collapsed(row) and not any(_collapsed(r) for r in history[:-1]):
+        bar.write(COLLAPSED.format(rate=row["rate"], epoch=row["epoch"]))
+
+
+@contextlib.contextmanager
+def _traced(folder: str | os.PathLike[str] | None, number: int) -> Iterator[None]:
+    """A trace of the second call, which does not compile, of process 0."""
+    if folder is None or number != 1 or jax.process_index() != 0:
+        yield
+    else:
+        with jax.profiler.trace(os.fspath(folder)):
+            yield
+
+
+def _checked(model: Model, ys: Any, cs: Any, preprocess: Preprocess, **options: Any) -> tuple[Any, Any]:
+    """(ys, cs) for `as_source`: arrays that have been checked, or a source of which a sample has been."""
+    if is_source(ys):
+        return check_source(model, as_source(ys, cs), preprocess, **options), None
+    return check_data(model, ys, cs, preprocess, **options)
 
 
 def _check_counts(**counts: Any) -> None:
@@ -245,30 +368,9 @@ def _digest(data: Any) -> dict[str, Any]:
     return {"shapes": [list(np.shape(x)) for x in leaves], "crc32": crc32}
 
 
-def call_sizes(per_epoch: int, most: int = STEPS_PER_CALL) -> list[int]:
-    """An epoch's steps cut into calls: equal ones where a divisor is near `most`, else full ones and a rest."""
-    for calls in range(-(-per_epoch // most), 2 * -(-per_epoch // most) + 1):
-        if per_epoch % calls == 0:
-            return [per_epoch // calls] * calls
-    full, rest = divmod(per_epoch, most)
-    return [most] * full + [rest] * (rest > 0)
-
-
-def _row(epoch, state: TrainState, before: int, metrics, speed: float) -> Row:
-    taken = metrics["in_a_row"] == 0
-    averages = {name: float(np.mean(metrics[name][taken])) if taken.any() else float("nan") for name in _AVERAGED}
-    return {
-        "epoch": epoch + 1,
-        "step": int(state.step),
-        "skipped": int(state.skipped) - before,
-        "images_per_second": speed,
-        **averages,
-    }
-
-
-def _validate(model, params, key, validation, preprocess) -> Row:
+def _validate(model, params, key, validation, preprocess, mesh) -> Row:
     ys, cs = validation
-    result = evaluate_checked(model, params, key, ys, cs, preprocess, batch_size=250)
+    result = evaluate_checked(model, params, key, ys, cs, preprocess, batch_size=250, mesh=mesh)
     elbo = mean(result.elbo)
     return {
         "valid_elbo": elbo.value,

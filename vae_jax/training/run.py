@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from vae_jax.training import checkpoint
-from vae_jax.training.run_directory import claim
+from vae_jax.training.run_directory import PathLike, claim
 from vae_jax.training.step import TrainState
 
 Row = dict[str, int | float]  # one epoch of a run, by name
@@ -21,21 +21,23 @@ class Run:
     """The run directory; without one, nothing is kept."""
 
     def __init__(
-        self, directory: str | Path | None, config: Callable[[], dict[str, Any]], resume: bool, fresh: TrainState
+        self, directory: PathLike | None, config: Callable[[], dict[str, Any]], resume: bool, fresh: TrainState
     ):
         self.directory = None if directory is None else Path(directory)
         self.state, self.history, self.best = fresh, [], fresh.params if fresh.ema is None else fresh.ema
+        self.meta: dict[str, Any] = {}
         self.events: Any = None
         self.held = contextlib.ExitStack()
         if self.directory is None:
             return
-        with claim(self.directory, config(), resume=resume, ignore=["fit.epochs"]) as held:
+        with claim(self.directory, config(), resume=resume, ignore=["fit.epochs", "fit.steps"]) as held:
             self.metrics = self.directory / "metrics.jsonl"
             last = checkpoint.restore(self.directory, fresh)
             if last is None and jax.process_index() == 0:
                 self._make_sure_that_nothing_is_lost()
             if last is not None:
-                self.state, self.history = last.state, last.meta["history"]
+                self.state, self.meta = last.state, last.meta
+                self.history = last.meta["history"]
                 chosen = _best_state(self.directory, self.state)
                 self.best = chosen.params if chosen.ema is None else chosen.ema
             if jax.process_index() == 0:
@@ -62,6 +64,11 @@ class Run:
         with self.metrics.open("a") as file:
             file.write(json.dumps(history[-1]) + "\n")
         self._show(self.directory / "tensorboard", history[-1])
+
+    def keep(self, state: TrainState, history: list[Row], **meta: Any) -> None:
+        """A checkpoint between two records; `meta` is what the next start finds in `self.meta`."""
+        if self.directory is not None:
+            checkpoint.save(self.directory, int(state.step), state, {"history": history, **meta}, best=False)
 
     def _show(self, folder: Path, row: Row) -> None:
         """Add the epoch to TensorBoard's events, where tensorboardX is installed."""

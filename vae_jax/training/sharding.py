@@ -1,7 +1,6 @@
-"""Where arrays lie on a mesh of devices: batches are split, parameters are whole on each device or split as well.
+"""Where parameters lie on a mesh of devices: whole on each, or split over the axis `fsdp` where the rule says so.
 
-The axes go by their names: a batch is split over `data` and `fsdp` (over the mesh's first axis where it has neither),
-parameters over `fsdp`, where the rule says so. What is computed does not depend on it, but for the order of sums.
+Batches are split (see `vae_jax.core.mesh`). What is computed does not depend on it, but for the order of sums.
 """
 
 from collections.abc import Callable
@@ -9,32 +8,12 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from vae_jax.core.mesh import batch_axes, shards
 from vae_jax.data.check import leaves_by_path
 
 Rule = Callable[[str, tuple[int, ...], Mesh], PartitionSpec]  # (path of the leaf, its shape, the mesh)
-
-
-def auto(mesh: Mesh) -> Mesh:
-    """The same mesh with automatic axes: those of `jax.make_mesh` are explicit from jax 0.9 on, and are for programs
-    that write the sharding of each intermediate result."""
-    return Mesh(mesh.devices, mesh.axis_names, axis_types=(AxisType.Auto,) * len(mesh.axis_names))
-
-
-def batch_axes(mesh: Mesh) -> tuple[str, ...]:
-    """The axes over which a batch is split."""
-    return tuple(name for name in mesh.axis_names if name in ("data", "fsdp")) or mesh.axis_names[:1]
-
-
-def batch_sharding(mesh: Mesh, *, axis: int = 0) -> NamedSharding:
-    """The batch axis split over the mesh, everything else whole. `axis` is its place among the array's axes."""
-    return NamedSharding(mesh, PartitionSpec(*(None,) * axis, batch_axes(mesh)))
-
-
-def replicated(mesh: Mesh) -> NamedSharding:
-    """The same value on every device of the mesh."""
-    return NamedSharding(mesh, PartitionSpec())
 
 
 def whole(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
@@ -50,6 +29,39 @@ def fsdp(path: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
     parts = mesh.shape["fsdp"]
     size, place = max(((n, i) for i, n in enumerate(shape) if n % parts == 0), default=(0, 0), key=lambda each: each[0])
     return PartitionSpec(*(None,) * place, "fsdp") if size else PartitionSpec()
+
+
+def check_placement(mesh: Any, sharding: Any) -> Rule:
+    """The rule that `sharding` is or names.
+
+    Raises:
+        TypeError: what is no mesh, or no rule.
+        ValueError: several processes without a mesh, or a rule without one or without its axis.
+    """
+    if mesh is not None and not isinstance(mesh, Mesh):
+        raise TypeError(f'mesh wants one of jax.make_mesh((4, 2), ("data", "fsdp")); got {type(mesh).__name__}')
+    if mesh is None and jax.process_count() > 1:
+        raise ValueError(
+            f"{jax.process_count()} processes train one model on one mesh of all their devices: pass "
+            'mesh=jax.make_mesh((jax.device_count(),), ("data",))'
+        )
+    rule = {"replicated": whole, "fsdp": fsdp}.get(sharding, sharding) if isinstance(sharding, str) else sharding
+    if not callable(rule):
+        raise TypeError(f'sharding wants "replicated", "fsdp" or a rule of vae_jax.training.sharding; got {sharding!r}')
+    if rule is not whole and mesh is None:
+        raise ValueError("sharding says how parameters are split over a mesh: pass mesh= too")
+    if rule is fsdp and mesh is not None and "fsdp" not in mesh.axis_names:
+        raise ValueError(f'sharding="fsdp" wants a mesh with an axis "fsdp"; this one has {mesh.axis_names}')
+    return rule
+
+
+def check_divides(batch_size: int, mesh: Mesh | None) -> None:
+    """Raise a ValueError for a batch that cannot be split evenly over the mesh."""
+    if mesh is not None and batch_size % shards(mesh):
+        raise ValueError(
+            f"batch_size={batch_size} does not divide over the {shards(mesh)} devices of the mesh's axes "
+            f"{batch_axes(mesh)}: take a multiple of {shards(mesh)}"
+        )
 
 
 def shardings(tree: Any, mesh: Mesh, rule: Rule = whole) -> Any:

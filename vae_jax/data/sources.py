@@ -1,0 +1,265 @@
+"""Examples that are read when they are needed: data that do not fit in memory.
+
+A `Source` is anything with a length and places, read ahead of its use by grain, in threads or in processes. Which
+examples are read, and in which order, is said by whoever asks for them: a source has no state.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Callable, Generator, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from vae_jax.core.extras import extra
+from vae_jax.core.numbers import is_whole
+from vae_jax.data.arrays import is_array, length, type_in_jax
+from vae_jax.data.folders import read_image
+
+THREADS = 2  # that read; two batches for each are ready or being read
+_LAZY = ("chunks", "dtype", "shape")  # what arrays on disk have: zarr's, HDF5's
+_CONTAINERS = ("builtins", "collections", "array")  # whose types hold what they have in memory
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Source:
+    """Examples that are read when they are needed; `source` makes one.
+
+    Fields:
+        items: what has a length and places, or a dict or tuple of arrays.
+        example: makes an example of an item; None where the items are the examples.
+        pairs: an example is (y, c).
+        workers: processes that read; 0 for threads.
+        conditions: where they are not in the pairs: another source, arrays (n, *condition), or None.
+    """
+
+    items: Any
+    example: Callable[[Any], Any] | None = None
+    pairs: bool = False
+    workers: int = 0
+    conditions: Any = None
+
+    def __len__(self) -> int:
+        return length("the source", self.items) if _are_arrays(self.items) else len(self.items)
+
+    @property
+    def held(self) -> bool:
+        """Whether all of it lies in memory as arrays, so that reading ahead gains nothing."""
+        held = [x for x in (self.items, self.conditions) if x is not None]
+        return (
+            self.example is None
+            and not self.pairs
+            and _are_arrays(held)
+            and not any(map(_is_lazy, jax.tree.leaves(held)))
+        )
+
+    def read(self, places: Any) -> tuple[Any, Any]:
+        """(ys, cs) of the examples at these places, in this order, in jax's types; cs is None where there are none.
+
+        Raises:
+            ValueError: an example that is not like the first, or that is no pair where pairs are wanted.
+            Exception: whatever the reading raises, with a note of the example that was read.
+        """
+        return _in_jax_types(self.raw(places))
+
+    def raw(self, places: Any) -> tuple[Any, Any]:
+        """What `read` gives, in the types that it was read in."""
+        places = np.asarray(places)
+        ys = self._stacked(places)
+        if self.pairs:
+            return ys
+        if isinstance(self.conditions, Source):
+            return ys, self.conditions.raw(places)[0]
+        return ys, jax.tree.map(lambda c: c[places], self.conditions)
+
+    @functools.cached_property
+    def first(self) -> Any:
+        """The first example, in the types that it was read in. All others have its shapes and types."""
+        return self._example_of(next(self._items(np.zeros(1, int))), 0)
+
+    def _stacked(self, places: np.ndarray) -> Any:
+        if self.example is None and not self.pairs and _are_arrays(self.items):
+            return _rows(self.items, places)
+        wanted, structure = jax.tree.flatten(self.first)
+        stacks = [np.empty((len(places), *x.shape), x.dtype) for x in wanted]
+        items = self._items(places)
+        for row, place in enumerate(places.tolist()):
+            try:
+                given = self._example_of(next(items), place)
+            except Exception as error:
+                error.add_note(f"This came up when example {place} of the source was read")
+                raise
+            leaves = jax.tree.leaves(given)
+            found: Any = jax.tree.structure(given)
+            if found != structure or _forms(leaves) != _forms(wanted):
+                raise ValueError(
+                    f"example {place} of the source is {_described(given)}, and the first is "
+                    f"{_described(self.first)}: all have to be alike{_advice(self)}"
+                )
+            for stack, x in zip(stacks, leaves, strict=True):
+                stack[row] = x
+        return jax.tree.unflatten(structure, stacks)
+
+    def _items(self, places: np.ndarray) -> Iterator[Any]:
+        if _are_arrays(self.items):
+            rows = _rows(self.items, places)
+            yield from (jax.tree.map(lambda x, i=i: x[i], rows) for i in range(len(places)))
+        elif hasattr(self.items, "__getitems__"):
+            yield from self.items.__getitems__(places.tolist())
+        else:
+            yield from (self.items[place] for place in places.tolist())
+
+    def _example_of(self, item: Any, place: int) -> Any:
+        given = (self.example or _itself)(item)
+        if self.pairs and not (isinstance(given, tuple | list) and len(given) == 2):
+            raise ValueError(
+                f"pairs=True wants (y, c) for each example, and example {place} of the source is a "
+                f"{type(given).__name__}: read= can make a pair of an item"
+            )
+        return jax.tree.map(np.asarray, tuple(given) if self.pairs else given, is_leaf=is_array)
+
+
+def source(items: Any, read: Callable[[Any], Any] | None = None, *, pairs: bool = False, workers: int = 0) -> Source:
+    """Examples that are read when they are needed, for `fit` and `evaluate`, in place of arrays.
+
+        source(np.load("images.npy", mmap_mode="r"))
+        source(sorted(Path("photos").rglob("*.png")), lambda file: read_image(file, size=(64, 64)), workers=8)
+        source(tfds.data_source("mnist", split="train"), lambda e: (e["image"], e["label"]), pairs=True)
+
+    Args:
+        items: whatever has a length and places: a memory-mapped array, a zarr or HDF5 array, a data source of
+            tensorflow-datasets, a list of files; or a dict or tuple of arrays. Where it has `__getitems__`, that is
+            asked for many at once.
+        read: makes an example of an item, an array or a dict or tuple of such; by default the item itself, and of a
+            file the image in it. All examples have the shapes and types of the first.
+        pairs: an example is (y, c), so that the conditions come with it.
+        workers: processes that read; by default threads of this one. They import the script, which has to start what
+            it does under `if __name__ == "__main__":`; `items` and `read` are pickled for them.
+
+    Raises:
+        ValueError: what has no length or no places, arrays of several lengths, or workers that are no number.
+    """
+    items = jax.tree.map(lambda x: np.asarray(x) if _is_held(x) else x, items, is_leaf=is_array)
+    if not _are_arrays(items) and not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+        raise ValueError(
+            f"source wants items with a length and places (a memory-mapped array, a list of files); got "
+            f"{type(items).__name__}"
+        )
+    if not is_whole(workers, 0):
+        raise ValueError(f"workers is how many processes read, 0 for threads of this one; got {workers}")
+    made = Source(items, read, pairs, workers)
+    len(made)
+    return made
+
+
+def is_source(ys: Any) -> bool:
+    """Whether these data are to be read when they are needed, and not held: a `Source`, or what `source` takes and is
+    no array in memory."""
+    if isinstance(ys, Source):
+        return True
+    leaves = jax.tree.leaves(ys, is_leaf=is_array)
+    if any(_is_lazy(x) for x in leaves):
+        return True
+    if isinstance(ys, list):
+        return isinstance(next(iter(ys), None), str | os.PathLike)
+    return (
+        len(leaves) == 1
+        and leaves[0] is ys
+        and hasattr(ys, "__len__")
+        and hasattr(ys, "__getitem__")
+        and not hasattr(ys, "__array__")
+        and type(ys).__module__ not in _CONTAINERS
+    )
+
+
+def as_source(ys: Any, cs: Any = None) -> Source:
+    """`ys` as a source, the conditions with it: arrays (n, *condition), a source of as many, or None.
+
+    Raises:
+        ValueError: conditions beside pairs.
+    """
+    made = ys if isinstance(ys, Source) else source(ys)
+    if cs is None:
+        return made
+    if made.pairs or made.conditions is not None:
+        raise ValueError("the source gives the conditions with each example (pairs=True), and cs is given as well")
+    held = as_source(cs) if is_source(cs) else jax.tree.map(np.asarray, cs, is_leaf=is_array)
+    return dataclasses.replace(made, conditions=held)
+
+
+def batches(source: Source, places: Sequence[np.ndarray], *, start: int = 0) -> Generator[tuple[Any, Any], None, None]:
+    """`source.read(places[i])` for i = start, start + 1, ..., read ahead.
+
+    To be closed (`contextlib.closing`) where it is not read to its end.
+
+    Args:
+        places: a sequence of arrays; it may compute them when it is asked.
+    """
+    if source.held:
+        yield from (source.read(places[i]) for i in range(start, len(places)))
+        return
+    with extra("sources", "a source of examples"):
+        import grain
+    source.first  # noqa: B018  read once, here, and not by each worker
+    threads = 1 if source.workers else THREADS
+    ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
+    read = grain.MapDataset.source(places)[start:].map(source.raw).to_iter_dataset(ahead)
+    if source.workers:
+        read = read.mp_prefetch(grain.MultiprocessingOptions(num_workers=source.workers))
+    iterator = iter(read)
+    try:
+        for raw in iterator:
+            # What workers hand over lies in memory that they share, and that goes when grain's array does.
+            yield _in_jax_types(jax.tree.map(np.array, raw) if source.workers else raw)
+    finally:
+        iterator.close()
+
+
+def _in_jax_types(tree: Any) -> Any:
+    return jax.tree.map(lambda x: x.astype(type_in_jax(x.dtype) or x.dtype, copy=False), tree)
+
+
+def _is_lazy(x: Any) -> bool:
+    return isinstance(x, np.memmap) or (not isinstance(x, jax.Array) and all(hasattr(x, name) for name in _LAZY))
+
+
+def _is_held(x: Any) -> bool:
+    """An array in memory, of numpy or of whoever gives it to numpy: a table of pandas has places of its own."""
+    return hasattr(x, "__array__") and not _is_lazy(x)
+
+
+def _are_arrays(items: Any) -> bool:
+    leaves = jax.tree.leaves(items, is_leaf=is_array)
+    return bool(leaves) and all(isinstance(x, np.ndarray) or _is_lazy(x) for x in leaves)
+
+
+def _rows(arrays: Any, places: np.ndarray) -> Any:
+    return jax.tree.map(lambda x: _rows_of(x, places), arrays, is_leaf=is_array)
+
+
+def _rows_of(x: Any, places: np.ndarray) -> np.ndarray:
+    if isinstance(x, np.ndarray):
+        return np.asarray(x)[places]
+    ascending, back = np.unique(places, return_inverse=True)  # HDF5 takes places in no other order
+    return np.asarray(x[ascending])[back]
+
+
+def _itself(item: Any) -> Any:
+    return read_image(Path(item)) if isinstance(item, str | os.PathLike) else item
+
+
+def _forms(leaves: list[np.ndarray]) -> list[tuple[tuple[int, ...], np.dtype]]:
+    return [(x.shape, x.dtype) for x in leaves]
+
+
+def _described(example: Any) -> str:
+    return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", example)).replace("'", "")
+
+
+def _advice(source: Source) -> str:
+    if source.example is None:
+        return ", so give a read= that makes them so; of files: lambda file: read_image(file, size=(h, w), channels=3)"
+    return ", and it is read= that makes them"
