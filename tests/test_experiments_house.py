@@ -25,8 +25,8 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 def files(folder: Path) -> list[Path]:
-    """All but the benchmarks, which are a program of their own."""
-    return [file for file in sorted(folder.rglob("*.py")) if file.relative_to(folder).parts[0] != "bench"]
+    """All but what is a program of its own: the benchmarks, and what is compiled for TPUs."""
+    return [file for file in sorted(folder.rglob("*.py")) if file.relative_to(folder).parts[0] not in ("bench", "tpu")]
 
 
 def name_of(file: Path, folder: Path) -> str:
