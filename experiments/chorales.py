@@ -33,8 +33,9 @@ import vae_jax
 from experiments.phrases import SCALES, Phrases, load_phrases, roll
 from experiments.shared import publish
 from experiments.shared.config import SHARE, Adam, at_least, checked, fitting
+from experiments.shared.placement import Placed, evaluate_on, fit_on
 from experiments.shared.results import by_epoch
-from vae_jax import Conditional, Evaluation, Fitted, Model, core, evaluate, fit, nets
+from vae_jax import Conditional, Evaluation, Fitted, Model, core, nets
 from vae_jax.core import objectives
 from vae_jax.evaluation import Mean, mean
 from vae_jax.parts import adjusted, autoregressive, in_training, temperature
@@ -44,7 +45,7 @@ WAYS = ("autoregressive", "VAE", "VAE, free bits")
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Adam):
+class Config(Adam, Placed):
     """Train on chorales in several ways, and write a report with pictures of what they compose."""
 
     data: str = "bach_chorales.npz"
@@ -102,7 +103,8 @@ def build(config: Config, levels: int) -> tuple[Conditional, dict[str, Way]]:
 def train(config: Config, way: Way, phrases: Phrases, key: jax.Array) -> tuple[Fitted, Evaluation]:
     """Train, keep the epoch with the best validated bound, and evaluate on the test phrases."""
     k_fit, k_evaluate = jax.random.split(key)
-    fitted = fit(
+    fitted = fit_on(
+        config,
         way.model,
         optax.adam(config.learning_rate),
         phrases.train,
@@ -114,7 +116,7 @@ def train(config: Config, way: Way, phrases: Phrases, key: jax.Array) -> tuple[F
         clip_norm=5.0,
     )
     k = 0 if way.encoder is None else config.k
-    return fitted, evaluate(way.model, fitted.params, k_evaluate, phrases.test, k=k, at_once=512)
+    return fitted, evaluate_on(config, way.model, fitted.params, k_evaluate, phrases.test, k=k, at_once=512)
 
 
 def over_pieces(values: np.ndarray, piece: np.ndarray) -> Mean:

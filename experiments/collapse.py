@@ -21,9 +21,10 @@ from experiments.shared import publish
 from experiments.shared.config import Images, at_least, checked
 from experiments.shared.images import load_both
 from experiments.shared.linear import constant_std, downwards, eigenvalues_of, linear_vae
+from experiments.shared.placement import Placed, evaluate_on, fit_on
 from experiments.shared.results import by_epoch
 from experiments.shared.training import Training
-from vae_jax import Evaluation, Fitted, core, evaluate, fit, nets
+from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax.core import objectives
 from vae_jax.data import Preprocess
 from vae_jax.evaluation import Collapse, active_units, collapse, mean
@@ -33,7 +34,7 @@ from vae_jax.training import lagging
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Images):
+class Config(Images, Placed):
     """Train one encoder with two kinds of generator, and compare what z carries."""
 
     data: str = "fashion_mnist_mini"
@@ -109,9 +110,14 @@ def at_sigma(config: Config, sigma: float, key: jax.Array, ys: np.ndarray, start
     k_fit, k_evaluate = jax.random.split(key)
     prepare = dequantised(config.levels)
     fitted = Training(config.linear_epochs, min(250, len(ys)), 1e-2).fit(
-        model if start is None else core.start_from(model, start), ys, k_fit, preprocess=prepare, progress=False
+        config,
+        model if start is None else core.start_from(model, start),
+        ys,
+        k_fit,
+        preprocess=prepare,
+        progress=False,
     )
-    result = evaluate(model, fitted.params, k_evaluate, ys, preprocess=prepare, samples=4)
+    result = evaluate_on(config, model, fitted.params, k_evaluate, ys, preprocess=prepare, samples=4)
     variances = eigenvalues_of(ys, config.levels)
     theory = collapse(variances, variance=sigma**2, units=config.latent, measured=active_units(result))
     return Point(sigma, result, theory), fitted.params
@@ -149,7 +155,8 @@ def autoregressively(
         trained = vae_jax.vae(encoder, prior, hiding, estimator=vae_jax.analytic)
         options["objective"] = objectives.of(lambda step: trained)
     k_fit, k_evaluate = jax.random.split(key)
-    fitted = fit(
+    fitted = fit_on(
+        config,
         model,
         optax.adam(2e-3),
         train,
@@ -160,7 +167,7 @@ def autoregressively(
         clip_norm=5.0,
         **options,
     )
-    return Cured(fitted, evaluate(model, fitted.state.params, k_evaluate, test, samples=4))
+    return Cured(fitted, evaluate_on(config, model, fitted.state.params, k_evaluate, test, samples=4))
 
 
 def table(points: list[Point], cured: dict[str, Cured], n: int) -> list[page.Row]:

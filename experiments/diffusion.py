@@ -25,15 +25,16 @@ from experiments import diffusion_report
 from experiments.shared import publish
 from experiments.shared.config import SHARE, Adam, Images, Resumable, at_least, checked, fitting
 from experiments.shared.images import load_splits
+from experiments.shared.placement import WHERE, Placed, evaluate_on, fit_on
 from experiments.shared.training import warm_cosine
 from vae_jax import diffusion as df
-from vae_jax import evaluate, fit, nets
+from vae_jax import nets
 from vae_jax.core import objectives
 from vae_jax.data import preprocess
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Images, Adam, Resumable):
+class Config(Images, Adam, Resumable, Placed):
     """Train a diffusion model on images, evaluate its bound on the test set and write a report."""
 
     size: tuple[int, int] | None = None
@@ -102,7 +103,7 @@ class Config(Images, Adam, Resumable):
 
 
 # What may change when a run is continued: it shows in the report only.
-NOT_THE_RUN = ("out", "resume", "sampler", "sampler_steps", "guidance", "evaluated_times", "keep")
+NOT_THE_RUN = (*WHERE, "out", "resume", "sampler", "sampler_steps", "guidance", "evaluated_times", "keep")
 SCALES: dict[str, dict[str, Any]] = {
     "cpu": {"channels": (64, 128), "blocks": 1, "patch": 2, "epochs": 25, "batch_size": 64},
     "accelerator": {"channels": (128, 256, 256), "blocks": 3, "patch": 1, "epochs": 400, "batch_size": 256},
@@ -202,7 +203,8 @@ def main(config: Config) -> dict[str, Any]:
         denoiser._replace(schedule=df.linear()) if config.steps is None and config.schedule == "cosine" else denoiser
     )
     model = df.diffusion(along, times=df.times.stratified(config.evaluated_times))
-    fitted = fit(
+    fitted = fit_on(
+        config,
         model,
         warm_cosine(config.learning_rate, steps),
         ys,
@@ -222,7 +224,7 @@ def main(config: Config) -> dict[str, Any]:
     )
     if config.keep == "last":
         fitted = fitted._replace(params=fitted.state.ema)
-    result = evaluate(model, fitted.params, k_evaluate, test.ys, test.cs, preprocess=prepare)
+    result = evaluate_on(config, model, fitted.params, k_evaluate, test.ys, test.cs, preprocess=prepare)
     return publish.write(
         "diffusion",
         config,

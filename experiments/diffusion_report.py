@@ -61,7 +61,8 @@ def sections(
     drawn = trajectories(denoiser, fitted.params, k_samples, test.cs, 8 * columns, sampler, guidance)
     names = of_classes(label_names, test.cs)
     samples = picture(_shown(denoiser, drawn.y), columns, "samples from the model", above=names)
-    (Path(directory) / "samples.png").write_bytes(samples.data)
+    if jax.process_index() == 0:
+        (Path(directory) / "samples.png").write_bytes(samples.data)
     originals = test.ys[: 4 * columns] / np.float32(255)
     of_class = "" if test.cs is None else ", a column for each class"
     return [

@@ -28,8 +28,9 @@ from jax.scipy.special import logsumexp
 import vae_jax
 from experiments.shared import linear, publish
 from experiments.shared.config import CosineAdam, at_least, checked, fitting
+from experiments.shared.placement import Placed, evaluate_on
 from experiments.shared.results import by_epoch, counted, over_batch
-from vae_jax import Evaluation, Fitted, core, evaluate, nets
+from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax.evaluation import mean
 from vae_jax.parts import flows
 from vae_jax.report import page, pictures
@@ -40,7 +41,7 @@ Name = Literal["flow", "vae", "flow-prior", "iaf-encoder"]
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(CosineAdam):
+class Config(CosineAdam, Placed):
     """Train a flow and VAEs on the same data, and compare their ln P(y)."""
 
     data: str = "moons"
@@ -163,9 +164,9 @@ def log_p(result: Evaluation) -> np.ndarray:
 def train(config: Config, name: str, model: vae_jax.Model, source: Data, key: jax.Array) -> Trained:
     """Adam along a cosine; the last parameters count, the test examples are looked at once."""
     k_fit, k_evaluate = jax.random.split(key)
-    fitted = config.training.fit(model, source.train, k_fit, clip_norm=10.0)
+    fitted = config.training.fit(config, model, source.train, k_fit, clip_norm=10.0)
     k = 0 if name == "flow" else config.k
-    return Trained(model, fitted, evaluate(model, fitted.params, k_evaluate, source.test, k=k))
+    return Trained(model, fitted, evaluate_on(config, model, fitted.params, k_evaluate, source.test, k=k))
 
 
 def rows(config: Config, trained: dict[str, Trained], source: Data) -> list[page.Row]:
@@ -225,7 +226,9 @@ def densities(config: Config, trained: dict[str, Trained], truth: Mixture, key: 
     values = {"truth": np.exp(truth.log_density(points))}
     for name, each in trained.items():
         k = 0 if name == "flow" else config.k // 5
-        values[name] = np.exp(log_p(evaluate(each.model, each.fitted.params, key, points, k=k, batch_size=512)))
+        values[name] = np.exp(
+            log_p(evaluate_on(config, each.model, each.fitted.params, key, points, k=k, batch_size=512))
+        )
     panels = {name: (p.reshape(side, side)[::-1], REACH) for name, p in values.items()}
     masses = ", ".join(f"{name} {p.sum() * area:.3f}" for name, p in values.items())
     return page.Section(

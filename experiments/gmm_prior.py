@@ -21,9 +21,10 @@ from experiments.shared import publish, two_stages
 from experiments.shared.config import checked
 from experiments.shared.image_report import draw_samples
 from experiments.shared.images import load_splits
+from experiments.shared.placement import evaluate_on
 from experiments.shared.results import over_batch
 from experiments.shared.two_stages import FirstStage
-from vae_jax import Evaluation, core, evaluate
+from vae_jax import Evaluation, core
 from vae_jax.em import FittedEM, fit_em, mixture_of_gaussians
 from vae_jax.evaluation import mean
 from vae_jax.report import page, pictures
@@ -103,8 +104,8 @@ def main(config: Config) -> dict[str, Any]:
     params = {**trained.params, "pri": fitted.params}
 
     # The same key: the same codes with both priors.
-    result_before = evaluate(before, trained.params, k_evaluate, test.ys, preprocess=prepare)
-    result_after = evaluate(after, params, k_evaluate, test.ys, preprocess=prepare)
+    result_before = evaluate_on(config, before, trained.params, k_evaluate, test.ys, preprocess=prepare)
+    result_after = evaluate_on(config, after, params, k_evaluate, test.ys, preprocess=prepare)
     samples = {
         name: draw_samples(pictured, chosen, k_pictures, None)
         for name, pictured, chosen in (("before", shown_before, trained.params), ("after", shown_after, params))

@@ -28,8 +28,9 @@ from experiments.shared import publish
 from experiments.shared.config import SHARE, Adam, Images, at_least, checked, fitting
 from experiments.shared.image_report import picture
 from experiments.shared.images import load_splits
+from experiments.shared.placement import Placed, evaluate_on, fit_on
 from experiments.shared.results import by_epoch, over_batch
-from vae_jax import Evaluation, Fitted, core, evaluate, fit, nets
+from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax.core import objectives
 from vae_jax.data import preprocess
 from vae_jax.evaluation import mean
@@ -40,7 +41,7 @@ SHOWN = 10  # images in a row
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Images, Adam):
+class Config(Images, Adam, Placed):
     """Train hierarchical VAEs on binarised images, and report what each of their levels carries and holds."""
 
     network: Literal["mlp", "conv"] = "mlp"
@@ -145,7 +146,8 @@ def train(config: Config, candidate: Candidate, key: jax.Array, splits: Any, pre
     training, valid, test = splits
     k_fit, k_evaluate = jax.random.split(key)
     rise = config.warm_up * max(1, len(training.ys) // config.batch_size)
-    fitted = fit(
+    fitted = fit_on(
+        config,
         candidate.model,
         optax.adam(config.learning_rate),
         training.ys,
@@ -158,7 +160,7 @@ def train(config: Config, candidate: Candidate, key: jax.Array, splits: Any, pre
         clip_norm=config.clip_norm,
         ema_decay=config.ema_decay,
     )
-    result = evaluate(candidate.model, fitted.params, k_evaluate, test.ys, preprocess=prepare, k=config.k)
+    result = evaluate_on(config, candidate.model, fitted.params, k_evaluate, test.ys, preprocess=prepare, k=config.k)
     return Result(candidate, fitted, result)
 
 

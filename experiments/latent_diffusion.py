@@ -19,10 +19,11 @@ from experiments.shared import publish, two_stages
 from experiments.shared.config import Range, checked
 from experiments.shared.image_report import Pictured, draw_samples
 from experiments.shared.images import load_splits
+from experiments.shared.placement import evaluate_on
 from experiments.shared.results import by_epoch, over_batch
 from experiments.shared.training import Training
 from experiments.shared.two_stages import FirstStage
-from vae_jax import Evaluation, Fitted, core, evaluate, nets
+from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax import diffusion as df
 from vae_jax.evaluation import mean
 from vae_jax.report import page, pictures
@@ -105,9 +106,8 @@ def main(config: Config) -> dict[str, Any]:
     def train_all(model: vae_jax.Model, **options: Any) -> Fitted:
         """The parameters are the moving average."""
         how = Training(config.prior_epochs, min(128, len(train.ys)), config.learning_rate)
-        return how.fit(
-            model, train.ys, k_prior, objective=spread, preprocess=prepare, clip_norm=10.0, ema_decay=0.999, **options
-        )
+        seen: dict[str, Any] = {"objective": spread, "preprocess": prepare}
+        return how.fit(config, model, train.ys, k_prior, **seen, clip_norm=10.0, ema_decay=0.999, **options)
 
     before = plain = None
     if config.joint:
@@ -117,9 +117,9 @@ def main(config: Config) -> dict[str, Any]:
         trained = two_stages.train_first(config, start, prepare, train, valid, k_vae)
         second = core.start_from(model, {part: trained.params[part] for part in ("enc", "gen")})
         fitted = train_all(second, parts=("pri",))
-        before = evaluate(start, trained.params, k_evaluate, test.ys, preprocess=prepare, samples=4)
-    after = evaluate(
-        at(df.times.stratified(config.times)), fitted.params, k_evaluate, test.ys, preprocess=prepare, samples=4
+        before = evaluate_on(config, start, trained.params, k_evaluate, test.ys, preprocess=prepare, samples=4)
+    after = evaluate_on(
+        config, at(df.times.stratified(config.times)), fitted.params, k_evaluate, test.ys, preprocess=prepare, samples=4
     )
 
     codes = two_stages.codes_of(pictured, fitted.params, k_codes, train, 1)

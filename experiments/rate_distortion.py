@@ -21,7 +21,8 @@ from experiments.shared.config import CosineAdam, Images, checked, fitting
 from experiments.shared.image_report import picture
 from experiments.shared.images import load_both
 from experiments.shared.linear import Parts, downwards, eigenvalues_of, linear_vae, with_l2
-from vae_jax import Evaluation, core, evaluate, nets
+from experiments.shared.placement import Placed, evaluate_on
+from vae_jax import Evaluation, core, nets
 from vae_jax.core import objectives
 from vae_jax.data import preprocess
 from vae_jax.evaluation import Collapse, Mean, active_units, collapse, mean, rate_distortion
@@ -29,7 +30,7 @@ from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Images, CosineAdam):
+class Config(Images, CosineAdam, Placed):
     """Train a VAE for each beta, and draw rate and distortion beside the curve of a Gaussian."""
 
     betas: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0)
@@ -81,6 +82,7 @@ def measure(
     k_fit, k_train, k_test, k_shown = jax.random.split(key, 4)
     prepare = preprocess.dequantisation()
     fitted = config.training.fit(
+        config,
         model if start is None else core.start_from(model, start),
         train,
         k_fit,
@@ -88,7 +90,7 @@ def measure(
         objective=objectives.beta_elbo(beta),
     )
     results = [
-        evaluate(model, fitted.params, k, ys, preprocess=prepare, samples=4)
+        evaluate_on(config, model, fitted.params, k, ys, preprocess=prepare, samples=4)
         for k, ys in ((k_train, train), (k_test, test))
     ]
     active = active_units(results[0])

@@ -20,8 +20,9 @@ import optax
 import vae_jax
 from experiments.shared import publish
 from experiments.shared.config import SHARE, Adam, at_least, checked
+from experiments.shared.placement import Placed, fit_on
 from experiments.text_vae_report import LANGUAGE_MODEL, Trained, sections, table
-from vae_jax import Conditional, Fitted, Model, core, fit, nets, text
+from vae_jax import Conditional, Fitted, Model, core, nets, text
 from vae_jax.core import objectives
 from vae_jax.evaluation import rate_split
 from vae_jax.parts import autoregressive, bag_of_words, committed_gaussian, in_training
@@ -29,7 +30,7 @@ from vae_jax.training import lagging
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Adam):
+class Config(Adam, Placed):
     """Train a language model and text VAEs, and compare what z carries and what a sentence costs."""
 
     data: str = "wordnet_mini"
@@ -173,7 +174,8 @@ def train(config: Config, name: str, way: Way | None, corpus: text.Text, key: ja
     k_first, k_fit, k_evaluate, k_split = jax.random.split(key, 4)
 
     def run(key: jax.Array, start: dict[str, Any], objective: objectives.Objective, **options: Any) -> Fitted:
-        return fit(
+        return fit_on(
+            config,
             core.start_from(model(ys.shape[1]), start),
             optax.adam(config.learning_rate),
             ys,

@@ -33,6 +33,7 @@ import vae_jax
 from experiments import two_steps_report
 from experiments.shared import publish
 from experiments.shared.config import CosineAdam, Range, at_least, checked
+from experiments.shared.placement import Placed, evaluate_on
 from experiments.two_steps_report import Result, Shown, rates_by_time
 from vae_jax import Fitted, core, diffusion, evaluate, nets
 from vae_jax.core import objectives
@@ -46,7 +47,7 @@ FIRST, LAST = -10.0, 6.0  # gamma of the diffusion: noise of a hundredth of the 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(CosineAdam):
+class Config(CosineAdam, Placed):
     """Train one VAE, two chains of two, and a diffusion on points in a plane, and compare them with the entropy."""
 
     components: int = 8
@@ -142,7 +143,7 @@ def noising_steps(config: Config) -> list[Step]:
 
 def train(config: Config, model: vae_jax.Model, key: Array, ys: np.ndarray, objective: objectives.Objective) -> Fitted:
     """The parameters are the moving average."""
-    return config.training.fit(model, ys, key, clip_norm=10.0, objective=objective, ema_decay=0.999)
+    return config.training.fit(config, model, ys, key, clip_norm=10.0, objective=objective, ema_decay=0.999)
 
 
 def up(steps: Sequence[Step], params: Any, key: Array, y: Array) -> list[Array]:
@@ -173,7 +174,7 @@ def of_chain(
     # its encoder never learns.
     warm_up = objectives.linear_annealing(max(1, config.training.steps(config.train) // 4), start=0.1)
     fitted = train(config, model, k_fit, ys, objectives.beta_elbo(warm_up))
-    result = evaluate(model, fitted.params, k_test, test, k=config.k, samples=8)
+    result = evaluate_on(config, model, fitted.params, k_test, test, k=config.k, samples=8)
     seen = ys[:20_000]
     encode, draw = (jax.jit(jax.vmap(functools.partial(way, steps, fitted.params))) for way in (up, down))
     encoded = encode(jax.random.split(k_up, len(seen)), jnp.asarray(seen))
@@ -196,7 +197,7 @@ def of_diffusion(
     model = diffusion.diffusion(
         d, times=diffusion.times.stratified(config.times), sampler=diffusion.dpm_solver(config.steps)
     )
-    result = evaluate(model, fitted.params, k_test, test, samples=4)
+    result = evaluate_on(config, model, fitted.params, k_test, test, samples=4)
     draw = jax.jit(jax.vmap(functools.partial(model.sample, fitted.params)))
     draws = np.asarray(draw(jax.random.split(k_draw, min(20_000, len(ys)))))
     log_p = flow_log_p(d, fitted.params, test)

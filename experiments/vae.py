@@ -21,8 +21,9 @@ from experiments.shared import publish
 from experiments.shared.config import SHARE, Adam, ImageVAE, Resumable, at_least, checked, fitting
 from experiments.shared.image_report import Pictured
 from experiments.shared.images import Split, load_splits, networks, pixels
+from experiments.shared.placement import WHERE, Placed, evaluate_on, fit_on
 from experiments.shared.training import warm_cosine
-from vae_jax import core, evaluate, fit, nets
+from vae_jax import core, nets
 from vae_jax.core import multi_sample, objectives
 from vae_jax.data import preprocess
 from vae_jax.em import mixture_of_gaussians
@@ -30,7 +31,7 @@ from vae_jax.parts import vampprior
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(ImageVAE, Adam, Resumable):
+class Config(ImageVAE, Adam, Resumable, Placed):
     """Train a variational auto-encoder on images, evaluate it on the test set and write a report."""
 
     data_dir: str | None = None
@@ -92,7 +93,7 @@ class Config(ImageVAE, Adam, Resumable):
     out: str = "runs/vae"
 
 
-NOT_THE_RUN = ("out", "resume", "k")
+NOT_THE_RUN = (*WHERE, "out", "resume", "k")
 
 
 def build(config: Config, train: Split) -> tuple[vae_jax.Model, Pictured]:
@@ -194,7 +195,8 @@ def main(config: Config) -> dict[str, Any]:
     model, pictured = build(config, train)
     steps_per_epoch = max(1, len(train.ys) // config.batch_size)
     key = jax.random.key(config.seed)
-    fitted = fit(
+    fitted = fit_on(
+        config,
         model,
         build_optimizer(config, config.epochs * steps_per_epoch),
         train.ys,
@@ -214,7 +216,8 @@ def main(config: Config) -> dict[str, Any]:
         ema_decay=config.ema_decay,
         micro_batches=config.micro_batches,
     )
-    result = evaluate(
+    result = evaluate_on(
+        config,
         model,
         fitted.params,
         jax.random.fold_in(key, 1),

@@ -57,7 +57,8 @@ def sections(
     pairs = draw_pairs(pictured, fitted.params, k_pairs, test)
     lines = draw_interpolations(pictured, fitted.params, k_lines, test)
     overview = draw_overview(pictured, fitted.params, k_overview, test)
-    (directory / "overview.png").write_bytes(enlarged(overview, height))
+    if jax.process_index() == 0:
+        (directory / "overview.png").write_bytes(enlarged(overview, height))
 
     return [
         learning_curve(fitted),

@@ -22,9 +22,10 @@ from experiments.shared import publish
 from experiments.shared.config import Images, at_least, checked
 from experiments.shared.image_report import picture
 from experiments.shared.images import load_splits
+from experiments.shared.placement import Placed, evaluate_on
 from experiments.shared.results import by_epoch, over_batch
 from experiments.shared.training import Training
-from vae_jax import Evaluation, Fitted, core, evaluate, nets
+from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax.data import preprocess
 from vae_jax.evaluation import bits_per_dimension, mean
 from vae_jax.nets import Conv, ConvTranspose, ResBlock
@@ -35,7 +36,7 @@ from vae_jax.vq import code_perplexity, codebook, encode, uniform_codes, usage, 
 
 
 @dataclasses.dataclass(frozen=True)
-class Config(Images):
+class Config(Images, Placed):
     """Train a VQ-VAE and a prior of its codes, and report what both are worth."""
 
     codes: Annotated[int, at_least(2)] = 512
@@ -246,7 +247,9 @@ def main(config: Config) -> dict[str, Any]:
         return Training(epochs, min(16 if config.smoke else 128, len(train.ys)), config.learning_rate)
 
     first = model_of(uniform, generator)
-    stage_one = how(config.epochs).fit(first, train.ys, k_first, validation=(valid.ys, None), preprocess=prepare)
+    stage_one = how(config.epochs).fit(
+        config, first, train.ys, k_first, validation=(valid.ys, None), preprocess=prepare
+    )
 
     def codes_of(params, key, y):
         return encode(first, params, prepare.apply(key, y))
@@ -255,11 +258,11 @@ def main(config: Config) -> dict[str, Any]:
     codes = {name: over_images(codes_of, stage_one.params, k_codes, split.ys) for name, split in splits.items()}
     valid_codes = codes.pop("validation")
     stage_two = how(config.prior_epochs).fit(
-        core.lift(prior), codes["training"], k_prior, validation=(valid_codes, None)
+        config, core.lift(prior), codes["training"], k_prior, validation=(valid_codes, None)
     )
     params = {**stage_one.params, "pri": stage_two.params}
     before, after = (  # the same key: the same codes
-        evaluate(model, chosen, k_evaluate, test.ys, preprocess=prepare)
+        evaluate_on(config, model, chosen, k_evaluate, test.ys, preprocess=prepare)
         for model, chosen in ((first, stage_one.params), (model_of(prior, generator), params))
     )
 

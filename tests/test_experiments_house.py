@@ -25,8 +25,9 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 def files(folder: Path) -> list[Path]:
-    """All but what is a program of its own: the benchmarks, and what is compiled for TPUs."""
-    return [file for file in sorted(folder.rglob("*.py")) if file.relative_to(folder).parts[0] not in ("bench", "tpu")]
+    """All but what is a program of its own: the benchmarks, the script for pods, and what is compiled for TPUs."""
+    own = ("bench", "pod", "tpu")
+    return [file for file in sorted(folder.rglob("*.py")) if file.relative_to(folder).parts[0] not in own]
 
 
 def name_of(file: Path, folder: Path) -> str:
@@ -211,11 +212,11 @@ def test_a_smoke_run_may_be_repeated(name, smoke, monkeypatch):
     """What keeps a run goes on with it; a run in earnest is asked to say --resume."""
     experiment, asked = importlib.import_module(f"experiments.{name}"), {}
 
-    def fit(*arguments, **options):
+    def fit_on(*arguments, **options):
         asked.update(options)
         raise InterruptedError
 
-    monkeypatch.setattr(experiment, "fit", fit)
+    monkeypatch.setattr(experiment, "fit_on", fit_on)
     with pytest.raises(InterruptedError):
         experiment.main(experiment.Config(smoke=smoke))
     assert asked["resume"] is smoke

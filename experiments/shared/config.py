@@ -10,6 +10,7 @@ import numbers
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
+from experiments.shared.placement import Placed, mesh_of
 from experiments.shared.training import Training
 from vae_jax.data.local import path_of
 
@@ -103,8 +104,10 @@ def checked(config: Config) -> Config:
     """The configuration, with ~ in `out` expanded.
 
     Raises:
-        ValueError: a number is not finite or out of its range.
+        ValueError: a number is not finite or out of its range, or there is no such mesh of devices.
     """
+    if isinstance(config, Placed):
+        mesh_of(config)
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         whole = float not in _inside(hint)
         ranges = [one for one in _inside(hint) if isinstance(one, Range)] or [at_least(1) if whole else POSITIVE]

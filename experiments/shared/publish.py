@@ -1,5 +1,6 @@
 """How an experiment ends: its report is written, its table is printed, and its numbers are returned."""
 
+import contextlib
 import dataclasses
 import functools
 import io
@@ -19,6 +20,7 @@ import jax
 import vae_jax
 from vae_jax.core.extras import extra
 from vae_jax.report import page
+from vae_jax.training import Preempted, pod
 from vae_jax.training.checkpoint import DamagedError
 from vae_jax.training.run_directory import check_writable
 
@@ -48,12 +50,16 @@ def write(
 ) -> dict[str, Any]:
     """Write `config.out`/report.html, print the table, and return it by the names of its rows.
 
-    The page says when its numbers are those of a smoke run, and ends with the time, the device and the versions.
+    The page says when its numbers are those of a smoke run, and ends with the time, the device and the versions. Of
+    several processes, the first writes.
 
     Args:
         name: the experiment's module, as in `python -m experiments.NAME`.
         config: its dataclass.
     """
+    numbers = {row.name: row.value for row in table}
+    if jax.process_index() != 0:
+        return numbers
     path = page.write(
         Path(config.out) / "report.html",
         title=title,
@@ -69,7 +75,7 @@ def write(
     if config.smoke:
         print(f"\n{SMOKE}")
     print(f"\nreport: {path}")
-    return {row.name: row.value for row in table}
+    return numbers
 
 
 def made(seconds: float, *, resumed: bool) -> str:
@@ -105,12 +111,24 @@ def run(main: Callable[[Any], Any], config: type) -> None:
         with extra("cli", "the command line"):
             import tyro
         options: Any = tyro.cli(config)
-        check_writable(options.out)
-        main(options)
+        with pod() if getattr(options, "distributed", False) else contextlib.nullcontext():
+            _run(main, options)
+    except (ImportError, ValueError, Preempted) as error:
+        sys.exit(f"error: {error}")
+
+
+def _run(main: Callable[[Any], Any], options: Any) -> None:
+    """`main` in this process, which prints nothing if it is not the first of several."""
+    try:
+        first = jax.process_index() == 0
+        if first:
+            check_writable(options.out)
+        with contextlib.nullcontext() if first else contextlib.redirect_stdout(None):
+            main(options)
     except (ImportError, ValueError, TypeError, OSError, FloatingPointError, DamagedError) as error:
         sys.exit(f"error: {error}")
     except KeyboardInterrupt:
-        again = "; continue it with --resume" if hasattr(config, "resume") else ""
+        again = "; continue it with --resume" if hasattr(options, "resume") else ""
         sys.exit(f"error: interrupted{again}")
 
 

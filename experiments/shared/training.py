@@ -6,6 +6,7 @@ import jax
 import optax
 
 import vae_jax
+from experiments.shared.placement import Placed, fit_on
 from vae_jax import Fitted
 
 
@@ -23,10 +24,11 @@ class Training(NamedTuple):
     def optimizer(self, examples: int) -> optax.GradientTransformation:
         return optax.adam(optax.cosine_decay_schedule(self.learning_rate, self.steps(examples)))
 
-    def fit(self, model: vae_jax.Model, ys: Any, key: jax.Array, **options: Any) -> Fitted:
-        """`fit` with this optimizer, and options of its own."""
+    def fit(self, config: Placed, model: vae_jax.Model, ys: Any, key: jax.Array, **options: Any) -> Fitted:
+        """`fit_on` with this optimizer, and options of its own."""
         adam = self.optimizer(len(ys))
-        return vae_jax.fit(model, adam, ys, key=key, epochs=self.epochs, batch_size=self.batch_size, **options)
+        how: dict[str, Any] = {"epochs": self.epochs, "batch_size": self.batch_size, **options}
+        return fit_on(config, model, adam, ys, key=key, **how)
 
 
 def warm_cosine(peak: float, steps: int) -> optax.GradientTransformation:

@@ -12,14 +12,15 @@ import vae_jax
 from experiments.shared.config import ImageVAE
 from experiments.shared.image_report import Pictured, picture
 from experiments.shared.images import Split, networks, pixels
+from experiments.shared.placement import Placed, fit_on
 from experiments.shared.results import counted, over_batch
-from vae_jax import Fitted, core, fit
+from vae_jax import Fitted, core
 from vae_jax.data import Preprocess
 from vae_jax.report import page, pictures
 
 
 @dataclasses.dataclass(frozen=True)
-class FirstStage(ImageVAE):
+class FirstStage(ImageVAE, Placed):
     """The VAE of the first stage."""
 
     latent: int = 16
@@ -43,7 +44,8 @@ def train_first(
     config: FirstStage, model: vae_jax.Model, prepare: Preprocess, train: Split, valid: Split, key: jax.Array
 ) -> Fitted:
     """All of the VAE; the parameters of the best epoch."""
-    return fit(
+    return fit_on(
+        config,
         model,
         optax.adam(1e-3),
         train.ys,

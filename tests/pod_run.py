@@ -1,0 +1,125 @@
+"""A small run in several processes, for tests/test_pods.py: python pod_run.py OPTIONS, which are JSON.
+
+    directory  of the run; {} in it is this process's number
+    result     file for the result's leaves, which process 0 writes
+    mesh       sizes of the axes data and fsdp
+    kill       [process, where]: that process kills itself there, with SIGKILL; "step", "evaluation" or "write"
+    fail       a process that raises an error in a step
+    epochs, sharding, lost_after
+
+Prints "ready" when all processes have met, and goes on with a line.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import orbax.checkpoint  # noqa: F401  before "ready", so that no time is lost after it
+from jax.experimental.multihost_utils import process_allgather
+
+from vae_jax import bernoulli, fit, gaussian, standard_normal, vae
+from vae_jax.data import dynamic_binarisation
+from vae_jax.training import Preempted, pod
+
+STEPS, BATCH = 60, 16  # of an epoch
+
+
+def affine(size):
+    """x -> weights @ x + bias."""
+    return (
+        lambda key, x: {"weights": 0.1 * jax.random.normal(key, (size, x.size)), "bias": jnp.zeros(size)},
+        lambda params, x: params["weights"] @ x.ravel() + params["bias"],
+    )
+
+
+class Watched:
+    """Examples that are read one by one; at the read that is named, something happens."""
+
+    def __init__(self, items, at=None, happens=None):
+        self.items, self.left, self.happens = items, at, happens
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, place):
+        if self.left is not None:
+            self.left -= 1
+            if self.left == 0:
+                self.happens()
+        return self.items[place]
+
+
+def die():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def fail():
+    raise OSError("the disk of this host is gone")
+
+
+def die_while_writing(run):
+    """In the second checkpoint, when a part of it is there."""
+
+    def watch():
+        while not (list(run.glob("checkpoints/*.partial")) and list(run.glob("checkpoints/*[0-9]"))):
+            time.sleep(0.0005)
+        die()
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def main(options):
+    me, (killed, where) = jax.process_index(), options.get("kill", (None, ""))
+    rng = np.random.default_rng(0)
+    levels = np.clip(128 + 40 * rng.normal(size=(1_200, 2)) @ rng.normal(size=(2, 12)), 0, 255).astype(np.uint8)
+    valid, train = Watched(levels[:200]), Watched(levels[200 : 200 + STEPS * BATCH])
+    run = Path(options["directory"].format(me))
+    mine = STEPS * BATCH * len(jax.local_devices()) // jax.device_count()  # what this process reads in an epoch
+    if me == killed and where == "step":
+        train = Watched(train.items, mine + mine // 2, die)
+    if me == killed and where == "evaluation":
+        valid = Watched(valid.items, len(valid) * len(jax.local_devices()) // jax.device_count() + 20, die)
+    if me == killed and where == "write":
+        die_while_writing(run)
+    if me == options.get("fail"):
+        train = Watched(train.items, mine + mine // 2, fail)
+    model = vae(gaussian(affine(4)), standard_normal(2), bernoulli(affine(12)))
+    fitted = fit(
+        model,
+        optax.adam(optax.cosine_decay_schedule(1e-2, 1000)),
+        train,
+        key=jax.random.key(0),
+        epochs=options["epochs"],
+        batch_size=BATCH,
+        steps_per_call=STEPS // 6,
+        preprocess=dynamic_binarisation(),
+        validation=(valid, None),
+        directory=run,
+        resume=True,
+        ema_decay=0.99,
+        mesh=jax.make_mesh(tuple(options["mesh"]), ("data", "fsdp")),
+        sharding=options.get("sharding", "replicated"),
+        progress=False,
+    )
+    leaves, _ = jax.tree_util.tree_flatten_with_path(process_allgather((fitted.state, fitted.params), tiled=True))
+    if me == 0:
+        np.savez(options["result"], **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})
+
+
+if __name__ == "__main__":
+    options = json.loads(sys.argv[1])
+    try:
+        with pod(options.get("lost_after", 10)):
+            print("ready", flush=True)
+            sys.stdin.readline()
+            main(options)
+    except Preempted as stopped:
+        sys.exit(str(stopped))
