@@ -1,6 +1,7 @@
 # Two commands: `make train` and `make test`. What they do is plain pip and python; the README shows those lines.
 
 PYTHON ?= python3
+PYTHON312 ?= python3.12
 VENV ?= .venv
 ARGS ?=
 BIN = $(VENV)/bin
@@ -8,7 +9,7 @@ BIN = $(VENV)/bin
 # Python compiles what is imported, once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train test test-all lint bench clean
+.PHONY: train test test-all lint bench tpu clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m experiments.vae --resume $(ARGS)
@@ -29,6 +30,10 @@ lint: $(VENV)/installed-test
 bench: $(VENV)/installed-test
 	$(BIN)/python -m experiments.bench $(ARGS)
 
+# Every training step compiled for TPU v5e, which needs none: docs/tpu.md. An hour or so.
+tpu: .venv-tpu/installed
+	.venv-tpu/bin/python -m experiments.tpu $(ARGS)
+
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
 
@@ -41,5 +46,12 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[test]"
 	touch $@ $(VENV)/installed
 
+.venv-tpu/installed: pyproject.toml
+	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
+	    { echo "the TPU compiler comes with the newest jax, which wants Python 3.12: set PYTHON312 to its path"; exit 1; }
+	$(PYTHON312) -m venv .venv-tpu
+	.venv-tpu/bin/python -m pip install --quiet --no-compile --editable ".[cli]" "jax[tpu]"
+	touch $@
+
 clean:
-	rm -rf $(VENV) .jax_cache build dist *.egg-info
+	rm -rf $(VENV) .venv-tpu .jax_cache build dist *.egg-info

@@ -25,8 +25,9 @@ EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
 
 def files(folder: Path) -> list[Path]:
-    """All but the benchmarks and the script for pods, which are programs of their own."""
-    return [file for file in sorted(folder.rglob("*.py")) if file.relative_to(folder).parts[0] not in ("bench", "pod")]
+    """All but what is a program of its own: the benchmarks, the script for pods, and what is compiled for TPUs."""
+    own = ("bench", "pod", "tpu")
+    return [file for file in sorted(folder.rglob("*.py")) if file.relative_to(folder).parts[0] not in own]
 
 
 def name_of(file: Path, folder: Path) -> str:

@@ -16,7 +16,6 @@ from vae_jax.data.preprocess import Preprocess
 from vae_jax.data.sources import Source
 from vae_jax.data.supports import check_support, support_of, takes_missing
 
-LOOKED_AT = 256  # examples of a source
 _NOT_MADE: Any = object()
 
 
@@ -84,7 +83,7 @@ def check_source(
         _check_lengths(where, n, length(f"{where}cs", cs))
         _check_conditions(model, cs, np.arange(n), where)
         source = dataclasses.replace(source, conditions=cs)
-    places = np.unique(np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int))
+    places = source.spread()
     ys, cs = (as_arrays(f"{where}{name}", xs) for name, xs in zip(("ys", "cs"), source.raw(places), strict=True))
     _check_examples(model, ys, cs, places, preprocess, params, where)
     return source

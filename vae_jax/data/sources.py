@@ -19,6 +19,7 @@ from vae_jax.core.numbers import is_whole
 from vae_jax.data.arrays import is_array, length, type_in_jax
 from vae_jax.data.folders import read_image
 
+LOOKED_AT = 256
 THREADS = 2  # that read; two batches for each are ready or being read
 _LAZY = ("chunks", "dtype", "shape")  # what arrays on disk have: zarr's, HDF5's
 _CONTAINERS = ("builtins", "collections", "array")  # whose types hold what they have in memory
@@ -55,6 +56,11 @@ class Source:
             and _are_arrays(held)
             and not any(map(_is_lazy, jax.tree.leaves(held)))
         )
+
+    def spread(self) -> np.ndarray:
+        """The places of the examples that stand for all: at most 256, the first and the last among them."""
+        n = len(self)
+        return np.unique(np.linspace(0, n - 1, min(n, LOOKED_AT)).astype(int))
 
     def read(self, places: Any) -> tuple[Any, Any]:
         """(ys, cs) of the examples at these places, in this order, in jax's types; cs is None where there are none.

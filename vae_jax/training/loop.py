@@ -27,7 +27,7 @@ from vae_jax.core.model import Model, Params, example_of
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_data, check_source
 from vae_jax.data.preprocess import Preprocess, identity
-from vae_jax.data.sources import as_source, is_source
+from vae_jax.data.sources import Source, as_source, is_source
 from vae_jax.evaluation.whole_split import evaluate_checked, mean
 from vae_jax.training.description import describe
 from vae_jax.training.feed import Feed, fed, most_steps, resident
@@ -195,8 +195,12 @@ def fit(
         return {} if validation is None else _validate(model, params, k_valid, validation, preprocess, mesh)
 
     habits = _Habits(validate_every, patience, max_skipped_in_a_row, record_every, profile, progress)
-    with contextlib.closing(Run(directory, whole_config, resume, jax.jit(start, out_shardings=placed)(k_init))) as run:
-        state, best, history = _train(run, feed, plan, validate, habits)
+    fresh = jax.jit(start, out_shardings=placed)(k_init)
+    with (
+        Preemption(heed=directory is not None) as preemption,
+        contextlib.closing(Run(directory, whole_config, resume, fresh)) as run,
+    ):
+        state, best, history = _train(run, feed, plan, validate, habits, preemption)
         _stop_if_none_taken(state, run)
     speeds = [row["images_per_second"] for row in history[1:]]
     return Fitted(state, best, history, float(np.median(speeds)) if speeds else float("nan"))
@@ -214,7 +218,12 @@ class _Habits(NamedTuple):
 
 
 def _train(
-    run: Run, feed: Feed, plan: Plan, validate: Callable[[Params], Row], habits: _Habits
+    run: Run,
+    feed: Feed,
+    plan: Plan,
+    validate: Callable[[Params], Row],
+    habits: _Habits,
+    preemption: Preemption,
 ) -> tuple[TrainState, Params, list[Row]]:
     """Take the steps that are left: (state, best parameters, history)."""
     state, history = run.state, run.history
@@ -222,7 +231,7 @@ def _train(
     calls = list(plan.calls(int(state.step)))
     advance = feed.begin(int(state.step), [size for size, _ in calls])
     since, clock = _Since(run.meta.get("since_the_record")), Clock(habits.record_every)
-    with Preemption(heed=run.directory is not None) as preemption, _bar(state, plan, habits) as bar:
+    with _bar(state, plan, habits) as bar:
         for number, (size, ends) in enumerate(calls):
             if _out_of_patience(history, habits.patience):
                 break
@@ -354,18 +363,22 @@ def _default_batch(n: int) -> int:
 
 def _full_config(config, key, data, validation, decisive) -> dict[str, Any]:
     """The caller's configuration, and what else decides the parameters."""
-    digests = {"key": np.asarray(jax.random.key_data(key)).tolist(), "data": _digest(data)}
+    digests = {"key": np.asarray(jax.random.key_data(key)).tolist(), "data": _digest(*data)}
     if validation is not None:
-        digests["validation"] = _digest(validation)
+        digests["validation"] = _digest(*validation)
     given = {name: value for name, value in decisive.items() if value is not None}
     return {**(config or {}), "fit": {**digests, **describe(given)}}
 
 
-def _digest(data: Any) -> dict[str, Any]:
-    leaves, crc32 = jax.tree.leaves(data), 0
+def _digest(ys: Any, cs: Any) -> dict[str, Any]:
+    """What tells data from others; of a source, its length and the examples that stand for all."""
+    size = {}
+    if isinstance(ys, Source):
+        size, (ys, cs) = {"examples": len(ys)}, ys.raw(ys.spread())
+    leaves, crc32 = jax.tree.leaves((ys, cs)), 0
     for x in leaves:
         crc32 = zlib.crc32(np.ascontiguousarray(x).tobytes(), crc32)
-    return {"shapes": [list(np.shape(x)) for x in leaves], "crc32": crc32}
+    return {**size, "shapes": [list(np.shape(x)) for x in leaves], "crc32": crc32}
 
 
 def _validate(model, params, key, validation, preprocess, mesh) -> Row:

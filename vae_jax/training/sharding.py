@@ -65,6 +65,23 @@ def check_divides(batch_size: int, mesh: Mesh | None) -> None:
 
 
 def shardings(tree: Any, mesh: Mesh, rule: Rule = whole) -> Any:
-    """The sharding of each leaf of parameters, or of a training state, by the rule."""
-    specs = [rule(path, np.shape(leaf), mesh) for path, leaf in leaves_by_path(tree).items()]
-    return jax.tree.unflatten(jax.tree.structure(tree), [NamedSharding(mesh, spec) for spec in specs])
+    """The sharding of each leaf of parameters, or of a training state, by the rule.
+
+    Raises:
+        ValueError: a leaf that cannot be split as the rule says.
+    """
+
+    def of(path, leaf):
+        shape = np.shape(leaf)
+        sharding = NamedSharding(mesh, rule(path, shape, mesh))
+        try:
+            sharding.shard_shape(shape)
+        except ValueError as error:
+            raise ValueError(
+                f"the rule of sharding= splits {path} of shape {shape} by {sharding.spec} over {dict(mesh.shape)}, "
+                "which does not divide"
+            ) from error
+        return sharding
+
+    named = leaves_by_path(tree)
+    return jax.tree.unflatten(jax.tree.structure(tree), [of(path, leaf) for path, leaf in named.items()])

@@ -1,0 +1,92 @@
+"""One training step, compiled for TPU chips that are not there."""
+
+import time
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from experiments.tpu.hlo import read
+from experiments.tpu.roofline import Row
+from experiments.tpu.systems import Training
+from vae_jax import Model, init_state, make_train_step
+from vae_jax.em import init_em, make_em_step
+from vae_jax.training.sharding import auto, batch_sharding, fsdp, replicated, shardings, whole
+
+SIDES = {"v5e:2x2": (2, 2), "v5e:16x16": (16, 16)}
+SHARDINGS = {"replicated": whole, "fsdp": fsdp}  # fsdp: over one side of the torus, the batch over both
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def mesh_of(topology: str) -> Mesh:
+    """The two sides of the torus, data and fsdp."""
+    chips = topologies.get_topology_desc(platform="tpu", topology_name=topology)
+    return auto(topologies.make_mesh(chips, SIDES[topology], ("data", "fsdp")))
+
+
+def compiled(name: str, training: Training, topology: str, sharding: str, dtype: str) -> Row:
+    """Compile it, and read what the program says."""
+    mesh = mesh_of(topology)
+    step, state, batch = traced(training, mesh.size)
+    of_state, whole_there = shardings(state, mesh, SHARDINGS[sharding]), replicated(mesh)
+    arguments = [placed(state, of_state)]
+    if isinstance(training.model, Model):
+        arguments.append(placed(jax.eval_shape(lambda: jax.random.key(0)), whole_there))
+    arguments += [placed(each, batch_sharding(mesh)) for each in batch]
+    start = time.perf_counter()
+    run = jax.jit(step, donate_argnums=0, out_shardings=(of_state, whole_there)).lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    work, memory = read(run.as_text(), mesh.size), run.memory_analysis()
+    other = run.cost_analysis().get("flops", 0.0) - (work.products - work.repeated)
+    return Row(
+        *(name, topology, mesh.size, sharding, dtype, training.batch),
+        memory=sum((memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes))
+        - memory.alias_size_in_bytes,
+        flops=work.products + max(other, 0.0),
+        passes=work.passes + max(other, 0.0),
+        hbm=work.hbm,
+        collectives=work.collectives,
+        seconds=seconds,
+        loops=work.loops,
+        unknown=work.unknown,
+    )
+
+
+def traced(training: Training, chips: int) -> tuple[Any, Any, tuple[Any, ...]]:
+    """(the step, the shapes of its state, those of the batch of all chips): ys, and cs where there are any."""
+    key, n = jax.random.key(0), chips * training.batch
+    examples = (training.y,) if training.c is None else (training.y, training.c)
+    batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), examples)
+    if not isinstance(training.model, Model):
+        model = training.model
+        return (
+            make_em_step(model, decay=0.0),
+            jax.eval_shape(lambda *data: init_em(model, *data, key=key), *batch),
+            batch,
+        )
+    optimizer = optax.adam(1e-3)
+    step = make_train_step(
+        training.model,
+        optimizer,
+        objective=training.objective,
+        preprocess=training.preprocess,
+        clip_norm=training.clip_norm,
+        ema_decay=training.ema_decay,
+    )
+
+    def start(key):
+        y = training.preprocess.apply(key, jnp.asarray(training.y))
+        return init_state(training.model, optimizer, key, y, training.c, ema=training.ema_decay is not None)
+
+    return step, jax.eval_shape(start, key), batch
+
+
+def placed(shapes: Any, sharding: Any) -> Any:
+    """Shapes with their places on the mesh; `sharding` is one for all, or a tree of them."""
+    every = sharding if jax.tree.structure(sharding) == jax.tree.structure(shapes) else None
+    if every is None:
+        every = jax.tree.map(lambda _: sharding, shapes)
+    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, every)
