@@ -41,19 +41,17 @@ def affine(size):
 
 
 class Watched:
-    """Examples that are read one by one; at the read that is named, something happens."""
+    """Examples that are read one by one; at a read after the run's first epoch, something happens."""
 
-    def __init__(self, items, at=None, happens=None):
-        self.items, self.left, self.happens = items, at, happens
+    def __init__(self, items, run, happens=None):
+        self.items, self.metrics, self.happens = items, run / "metrics.jsonl", happens
 
     def __len__(self):
         return len(self.items)
 
     def __getitem__(self, place):
-        if self.left is not None:
-            self.left -= 1
-            if self.left == 0:
-                self.happens()
+        if self.happens is not None and self.metrics.exists() and self.metrics.stat().st_size:
+            self.happens()
         return self.items[place]
 
 
@@ -80,17 +78,12 @@ def main(options):
     me, (killed, where) = jax.process_index(), options.get("kill", (None, ""))
     rng = np.random.default_rng(0)
     levels = np.clip(128 + 40 * rng.normal(size=(1_200, 2)) @ rng.normal(size=(2, 12)), 0, 255).astype(np.uint8)
-    valid, train = Watched(levels[:200]), Watched(levels[200 : 200 + STEPS * BATCH])
     run = Path(options["directory"].format(me))
-    mine = STEPS * BATCH * len(jax.local_devices()) // jax.device_count()  # what this process reads in an epoch
-    if me == killed and where == "step":
-        train = Watched(train.items, mine + mine // 2, die)
-    if me == killed and where == "evaluation":
-        valid = Watched(valid.items, len(valid) * len(jax.local_devices()) // jax.device_count() + 20, die)
-    if me == killed and where == "write":
+    at_step = die if (me, "step") == (killed, where) else fail if me == options.get("fail") else None
+    train = Watched(levels[200 : 200 + STEPS * BATCH], run, at_step)
+    valid = Watched(levels[:200], run, die if (me, "evaluation") == (killed, where) else None)
+    if (me, "write") == (killed, where):
         die_while_writing(run)
-    if me == options.get("fail"):
-        train = Watched(train.items, mine + mine // 2, fail)
     model = vae(gaussian(affine(4)), standard_normal(2), bernoulli(affine(12)))
     fitted = fit(
         model,

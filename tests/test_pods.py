@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 import pytest
-from processes import HERE, ends, go, run, started, wait_until
+from processes import HERE, ends, go, run, started, wait_until, well
 
 TRAIN = HERE.parent / "experiments" / "pod" / "train.py"
 LOST_AFTER = 10  # seconds, as pod_run.py has it
