@@ -14,7 +14,7 @@ import numpy as np
 import optax
 import pytest
 from flax import linen as nn
-from jax.sharding import Mesh
+from jax.sharding import Mesh, PartitionSpec
 from laws import affine, class_of, compiled, encoder, uniform
 from numpyro.distributions import CategoricalLogits, Normal
 
@@ -257,6 +257,22 @@ def test_pmap_equals_one_device(job, devices, micro_batches):
     result = step(job.state, KEY, *split)
     for device in range(devices):
         assert_close(jax.tree.map(lambda x, d=device: x[d], result), job.reference)
+
+
+def test_shard_map_equals_one_device(job):
+    mesh = Mesh(jax.devices(), ("devices",))
+    whole, split = PartitionSpec(), PartitionSpec("devices")
+    step = jax.shard_map(
+        make_train_step(job.model, SGD, axis_name="devices", **job.options),
+        mesh=mesh,
+        in_specs=(whole, whole, split, split),
+        out_specs=whole,
+        check_vma=False,  # that the results are alike on all devices is what this test compares
+    )
+    result = compiled(step)(job.state, KEY, YS, job.cs)
+    assert_close(result, job.reference)
+    for x in jax.tree.leaves(result):
+        assert all(np.array_equal(shard.data, x.addressable_data(0)) for shard in x.addressable_shards)
 
 
 def test_sharded_batch_equals_one_device(job):

@@ -48,12 +48,12 @@ def length(name: str, xs: Any) -> int:
         name: how messages name the data.
     """
     leaves = jax.tree.leaves(xs)
-    lengths = {np.shape(x)[0] if np.ndim(x) else None for x in leaves}
+    lengths = {next(iter(np.shape(x)), None) for x in leaves}
     if not leaves or lengths == {0}:
         raise ValueError(f"{name} is empty: want an array (n, *example) with at least one example")
     if None in lengths or len(lengths) > 1:
         raise ValueError(f"{name} wants the examples along its first axis; got shapes {[np.shape(x) for x in leaves]}")
-    return len(leaves[0])
+    return np.shape(leaves[0])[0]
 
 
 def type_in_jax(dtype: Any) -> np.dtype | None:

@@ -19,8 +19,8 @@ from vae_jax.core.numbers import is_whole
 from vae_jax.data.arrays import is_array, length, type_in_jax
 from vae_jax.data.folders import read_image
 
-LOOKED_AT = 256
-THREADS = 2  # that read; two batches for each are ready or being read
+LOOKED_AT = 256  # examples that stand for all
+THREADS = 4  # that read, each two batches ahead; one where the work is Python's, which they would only wait for
 _LAZY = ("chunks", "dtype", "shape")  # what arrays on disk have: zarr's, HDF5's
 _CONTAINERS = ("builtins", "collections", "array")  # whose types hold what they have in memory
 
@@ -84,30 +84,34 @@ class Source:
     @functools.cached_property
     def first(self) -> Any:
         """The first example, in the types that it was read in. All others have its shapes and types."""
-        return self._example_of(next(self._items(np.zeros(1, int))), 0)
+        return next(self._examples(np.zeros(1, int)))
 
     def _stacked(self, places: np.ndarray) -> Any:
         if self.example is None and not self.pairs and _are_arrays(self.items):
             return _rows(self.items, places)
         wanted, structure = jax.tree.flatten(self.first)
         stacks = [np.empty((len(places), *x.shape), x.dtype) for x in wanted]
-        items = self._items(places)
-        for row, place in enumerate(places.tolist()):
-            try:
-                given = self._example_of(next(items), place)
-            except Exception as error:
-                error.add_note(f"This came up when example {place} of the source was read")
-                raise
-            leaves = jax.tree.leaves(given)
-            found: Any = jax.tree.structure(given)
+        for row, example in enumerate(self._examples(places)):
+            leaves, found = jax.tree.flatten(example)
             if found != structure or _forms(leaves) != _forms(wanted):
                 raise ValueError(
-                    f"example {place} of the source is {_described(given)}, and the first is "
-                    f"{_described(self.first)}: all have to be alike{_advice(self)}"
+                    f"example {places[row]} of the source is {_described(example)}, and the first is "
+                    f"{_described(self.first)}: all have to be alike, so make them so in read= (of images: "
+                    "lambda file: read_image(file, size=(h, w), channels=3))"
                 )
             for stack, x in zip(stacks, leaves, strict=True):
                 stack[row] = x
         return jax.tree.unflatten(structure, stacks)
+
+    def _examples(self, places: np.ndarray) -> Iterator[Any]:
+        items = self._items(places)
+        for place in places.tolist():
+            try:
+                example = self._example_of(next(items), place)
+            except Exception as error:
+                error.add_note(f"This came up when example {place} of the source was read")
+                raise
+            yield example
 
     def _items(self, places: np.ndarray) -> Iterator[Any]:
         if _are_arrays(self.items):
@@ -126,6 +130,30 @@ class Source:
                 f"{type(given).__name__}: read= can make a pair of an item"
             )
         return jax.tree.map(np.asarray, tuple(given) if self.pairs else given, is_leaf=is_array)
+
+
+@dataclasses.dataclass(frozen=True)
+class _Rows:
+    """The rows of a memory-mapped array, read from its file: what is read so is no memory of this process, where the
+    pages of a mapping, once touched, are counted as its own until they are all of the file."""
+
+    file: str
+    offset: int  # of the first row, in bytes
+    step: int  # from a row to the next, in bytes
+    shape: tuple[int, ...]
+    dtype: np.dtype
+
+    def __getitem__(self, places: np.ndarray) -> np.ndarray:
+        rows = np.empty((len(places), *self.shape[1:]), self.dtype)
+        size = rows.nbytes // max(len(places), 1)
+        into, file = memoryview(rows.view(np.uint8).ravel()), os.open(self.file, os.O_RDONLY)
+        try:
+            for i, place in enumerate(places.tolist()):
+                if os.preadv(file, [into[i * size : (i + 1) * size]], self.offset + place * self.step) != size:
+                    raise ValueError(f"{self.file} ends within example {place}: was it cut short since it was opened?")
+        finally:
+            os.close(file)
+        return rows
 
 
 def source(items: Any, read: Callable[[Any], Any] | None = None, *, pairs: bool = False, workers: int = 0) -> Source:
@@ -148,7 +176,7 @@ def source(items: Any, read: Callable[[Any], Any] | None = None, *, pairs: bool 
     Raises:
         ValueError: what has no length or no places, arrays of several lengths, or workers that are no number.
     """
-    items = jax.tree.map(lambda x: np.asarray(x) if _is_held(x) else x, items, is_leaf=is_array)
+    items = jax.tree.map(_opened, items, is_leaf=is_array)
     if not _are_arrays(items) and not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
         raise ValueError(
             f"source wants items with a length and places (a memory-mapped array, a list of files); got "
@@ -210,11 +238,11 @@ def batches(source: Source, places: Sequence[np.ndarray], *, start: int = 0) -> 
     with extra("sources", "a source of examples"):
         import grain
     source.first  # noqa: B018  read once, here, and not by each worker
-    threads = 1 if source.workers else THREADS
+    threads = 1 if source.workers or _are_arrays(source.items) else THREADS
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     read = grain.MapDataset.source(places)[start:].map(source.raw).to_iter_dataset(ahead)
     if source.workers:
-        read = read.mp_prefetch(grain.MultiprocessingOptions(num_workers=source.workers))
+        read = read.mp_prefetch(grain.MultiprocessingOptions(num_workers=source.workers), _without_accelerator)
     iterator = iter(read)
     try:
         for raw in iterator:
@@ -222,6 +250,11 @@ def batches(source: Source, places: Sequence[np.ndarray], *, start: int = 0) -> 
             yield _in_jax_types(jax.tree.map(np.array, raw) if source.workers else raw)
     finally:
         iterator.close()
+
+
+def _without_accelerator(worker: int, workers: int) -> None:
+    """In a worker: the process that trains has the accelerator to itself, whatever `read` does with jax."""
+    jax.config.update("jax_platforms", "cpu")
 
 
 def _in_jax_types(tree: Any) -> Any:
@@ -232,14 +265,24 @@ def _is_lazy(x: Any) -> bool:
     return isinstance(x, np.memmap) or (not isinstance(x, jax.Array) and all(hasattr(x, name) for name in _LAZY))
 
 
-def _is_held(x: Any) -> bool:
-    """An array in memory, of numpy or of whoever gives it to numpy: a table of pandas has places of its own."""
-    return hasattr(x, "__array__") and not _is_lazy(x)
+def _opened(x: Any) -> Any:
+    """A memory-mapped array by its file, where its rows lie in one piece there; an array in memory, of numpy or of
+    whoever gives it to numpy, as numpy's (a table of pandas has places of its own); anything else as it is."""
+    if not isinstance(x, np.memmap):
+        return np.asarray(x) if hasattr(x, "__array__") and not _is_lazy(x) else x
+    whole = x
+    while isinstance(whole.base, np.memmap):
+        whole = whole.base
+    in_pieces = not (x.ndim and x.size and x[0].flags.c_contiguous) or x.dtype.hasobject
+    if in_pieces or not hasattr(os, "preadv") or whole.mode == "c" or not os.path.isfile(whole.filename or ""):
+        return x
+    offset = whole.offset + x.ctypes.data - whole.ctypes.data
+    return _Rows(os.fspath(whole.filename), offset, x.strides[0], x.shape, x.dtype)
 
 
 def _are_arrays(items: Any) -> bool:
     leaves = jax.tree.leaves(items, is_leaf=is_array)
-    return bool(leaves) and all(isinstance(x, np.ndarray) or _is_lazy(x) for x in leaves)
+    return bool(leaves) and all(isinstance(x, np.ndarray | _Rows) or _is_lazy(x) for x in leaves)
 
 
 def _rows(arrays: Any, places: np.ndarray) -> Any:
@@ -247,8 +290,8 @@ def _rows(arrays: Any, places: np.ndarray) -> Any:
 
 
 def _rows_of(x: Any, places: np.ndarray) -> np.ndarray:
-    if isinstance(x, np.ndarray):
-        return np.asarray(x)[places]
+    if isinstance(x, np.ndarray | _Rows):
+        return (x if isinstance(x, _Rows) else np.asarray(x))[places]
     ascending, back = np.unique(places, return_inverse=True)  # HDF5 takes places in no other order
     return np.asarray(x[ascending])[back]
 
@@ -263,9 +306,3 @@ def _forms(leaves: list[np.ndarray]) -> list[tuple[tuple[int, ...], np.dtype]]:
 
 def _described(example: Any) -> str:
     return str(jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", example)).replace("'", "")
-
-
-def _advice(source: Source) -> str:
-    if source.example is None:
-        return ", so give a read= that makes them so; of files: lambda file: read_image(file, size=(h, w), channels=3)"
-    return ", and it is read= that makes them"
