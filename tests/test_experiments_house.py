@@ -16,10 +16,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments import vae
+from experiments import diffusion, vae
 from experiments.shared import publish
 from experiments.shared.config import checked, fitting
 from experiments.shared.images import load_splits
+from experiments.shared.placement import Placed, mesh_of
+from vae_jax.training import Preempted
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
@@ -189,6 +191,62 @@ def test_what_is_wanted_of_a_number(options, message):
         checked(vae.Config(**options))
 
 
+TRAINED_BY_FIT = {
+    *("chorales", "collapse", "diffusion", "flow", "gmm_prior", "hierarchical", "latent_diffusion", "rate_distortion"),
+    *("text_vae", "two_steps", "vae", "vq_vae"),
+}
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_who_is_trained_by_fit_can_be_placed(name):
+    """The others have no such options. Nothing calls `fit` or `evaluate` beside them, where it can be placed."""
+    config = importlib.import_module(f"experiments.{name}").Config
+    assert issubclass(config, Placed) == (name in TRAINED_BY_FIT)
+    if name in TRAINED_BY_FIT:
+        assert "vae_jax.fit" not in imports(EXPERIMENTS / f"{name}.py")
+
+
+@pytest.mark.parametrize(
+    ("mesh", "shape"),
+    [
+        ("data=4", {"data": 4}),
+        ("data=2,fsdp=2", {"data": 2, "fsdp": 2}),
+        (" data = -1 , fsdp = 2 ", {"data": 2, "fsdp": 2}),
+        ("fsdp=-1", {"fsdp": 4}),
+    ],
+)
+def test_meshes(mesh, shape):
+    assert mesh_of(checked(vae.Config(mesh=mesh))).shape == shape
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mesh": "4"}, "mesh=4: want each axis once, with its size or -1, for instance data=4,fsdp=2"),
+        ({"mesh": "data=2,data=2"}, "mesh=data=2,data=2: want each axis once"),
+        ({"mesh": "data=0"}, "mesh=data=0: want each axis once, with its size"),
+        ({"mesh": "data=2,"}, "mesh=data=2,: want each axis once"),
+        ({"mesh": "model=4"}, "mesh=model=4: the axis model is not known; want data, fsdp or both"),
+        ({"mesh": "data=3"}, "mesh=data=3: the sizes have to multiply to the number of devices, which is 4"),
+        ({"mesh": "data=-1,fsdp=3"}, "mesh=data=-1,fsdp=3: the sizes have to multiply to the number of devices"),
+        ({"mesh": "data=-1,fsdp=-1"}, "mesh=data=-1,fsdp=-1: only one axis can be -1"),
+        ({"sharding": "fsdp"}, "sharding=fsdp splits over the axis fsdp, and mesh='' has none: --mesh fsdp=-1"),
+        ({"sharding": "fsdp", "mesh": "data=4"}, "sharding=fsdp splits over the axis fsdp, and mesh='data=4' has none"),
+        ({"distributed": True}, "distributed=True is an option of the command line"),
+    ],
+)
+def test_no_such_mesh(options, message):
+    with pytest.raises(ValueError, match=f"^{re.escape(message)}"):
+        checked(vae.Config(**options))
+
+
+def test_where_a_run_trains_is_no_part_of_it():
+    """It may go on elsewhere."""
+    there, here = vae.Config(mesh="data=4", sharding="fsdp", distributed=True, profile="x"), vae.Config()
+    assert vae.run_config(there) == vae.run_config(here)
+    assert {"mesh", "sharding", "distributed", "profile"} <= set(diffusion.NOT_THE_RUN)
+
+
 def test_homes_in_out_are_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     assert checked(vae.Config(out="~/runs")).out == "/home/someone/runs"
@@ -245,6 +303,7 @@ def test_splits_that_do_not_match_are_refused(tmp_path):
         (OSError(28, "No space left on device"), "error: .*No space left on device"),
         (ValueError("latent=0: why"), "error: latent=0: why"),
         (KeyboardInterrupt(), "error: interrupted; continue it with --resume"),
+        (Preempted("SIGTERM came: why; continue it with --resume"), "error: SIGTERM came: why; continue .*--resume"),
     ],
 )
 def test_errors_are_one_line(error, line, monkeypatch):
