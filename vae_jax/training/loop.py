@@ -198,7 +198,7 @@ def fit(
     fresh = jax.jit(start, out_shardings=placed)(k_init)
     with (
         Preemption(heed=directory is not None) as preemption,
-        contextlib.closing(Run(directory, whole_config, resume, fresh)) as run,
+        Run(directory, whole_config, resume, fresh) as run,
     ):
         state, best, history = _train(run, feed, plan, validate, habits, preemption)
         _stop_if_none_taken(state, run)
