@@ -5,6 +5,7 @@
     mesh       sizes of the axes data and fsdp
     kill       [process, where]: that process kills itself there, with SIGKILL; "step", "evaluation" or "write"
     fail       a process that raises an error in a step
+    stop       processes that get a SIGTERM in a step
     epochs, sharding, lost_after
 
 Prints "ready" when all processes have met, and goes on with a line.
@@ -63,11 +64,23 @@ def fail():
     raise OSError("the disk of this host is gone")
 
 
+def stop(told=[]):  # noqa: B006  what has been told
+    """SIGTERM, and time for all processes to hear of it: whoever listens for it looks once in a second."""
+    if not told:
+        told.append(os.kill(os.getpid(), signal.SIGTERM))
+        time.sleep(2)
+    time.sleep(0.005)
+
+
 def die_while_writing(run):
-    """In the second checkpoint, when a part of it is there."""
+    """When there is a checkpoint, and a part of another."""
 
     def watch():
-        while not (list(run.glob("checkpoints/*.partial")) and list(run.glob("checkpoints/*[0-9]"))):
+        parts, whole = set(), set()
+        while not (parts and whole):
+            names = {path.name for path in (run / "checkpoints").glob("*-step-*")}
+            parts = {name.removesuffix(".partial") for name in names if name.endswith(".partial")}
+            whole = {name for name in names if not name.endswith(".partial")} - parts
             time.sleep(0.0005)
         die()
 
@@ -79,8 +92,9 @@ def main(options):
     rng = np.random.default_rng(0)
     levels = np.clip(128 + 40 * rng.normal(size=(1_200, 2)) @ rng.normal(size=(2, 12)), 0, 255).astype(np.uint8)
     run = Path(options["directory"].format(me))
-    at_step = die if (me, "step") == (killed, where) else fail if me == options.get("fail") else None
-    train = Watched(levels[200 : 200 + STEPS * BATCH], run, at_step)
+    in_step = {killed: die if where == "step" else None, options.get("fail"): fail}
+    in_step |= dict.fromkeys(options.get("stop", ()), stop)
+    train = Watched(levels[200 : 200 + STEPS * BATCH], run, in_step.get(me))
     valid = Watched(levels[:200], run, die if (me, "evaluation") == (killed, where) else None)
     if (me, "write") == (killed, where):
         die_while_writing(run)

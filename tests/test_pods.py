@@ -13,7 +13,7 @@ import sys
 
 import numpy as np
 import pytest
-from processes import HERE, ends, go, run, started, wait_until, well
+from processes import HERE, ends, run, started, wait_until, well
 
 TRAIN = HERE.parent / "experiments" / "pod" / "train.py"
 LOST_AFTER = 10  # seconds, as pod_run.py has it
@@ -135,15 +135,7 @@ def test_an_error_in_one_process_ends_the_others(cache, tmp_path):
 
 @pytest.mark.parametrize("told", [[1], [0, 1]])
 def test_sigterm_saves_and_the_run_goes_on(complete, cache, tmp_path, told):
-    def a_row():
-        return (tmp_path / "run" / "metrics.jsonl").exists() and rows(tmp_path / "run")
-
-    with started(tmp_path, HERE / "pod_run.py", 2, json.dumps(of(tmp_path, [2, 1])), cache=cache) as children:
-        go(children, tmp_path)
-        wait_until(a_row, children, tmp_path)
-        for number in told:
-            children[number].send_signal(signal.SIGTERM)
-        ended = ends(children, tmp_path, 60)
+    ended = run(tmp_path, 2, cache=cache, **of(tmp_path, [2, 1], stop=told))
     for each in ended:
         assert each.code == 1
         assert "SIGTERM came" in each.errors and "holds the state of step" in each.errors and "--resume" in each.errors
