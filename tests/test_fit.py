@@ -381,12 +381,6 @@ def test_a_directory_is_free_again_after_an_error(tmp_path):
     assert len(run(epochs=1, directory=tmp_path, resume=True).history) == 1
 
 
-def test_another_process_of_a_pod_writes_nothing(tmp_path, monkeypatch):
-    monkeypatch.setattr(jax, "process_index", lambda: 1)
-    assert len(run(epochs=1, directory=tmp_path / "run").history) == 1
-    assert not (tmp_path / "run").exists()
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, compiled_once):
     directory = tmp_path_factory.mktemp("finished")

@@ -118,14 +118,14 @@ class Writer:
         arrays = {name: _to_stored(name, leaf) for name, leaf in _named(state).items()}
         if not arrays:
             raise ValueError("state has no leaves, so there is nothing to save")
-        manifest = {
+        manifest: dict[str, Any] = {
             "step": step,
             "best": best,
             "meta": meta,
             "leaves": {name: _spec(leaf) for name, leaf in _named(state).items()},
             "arrays": {name: _layout(array) for name, array in arrays.items()},
         }
-        held = {}
+        held: dict[str, Any] = {}
         for name, array in arrays.items():
             held |= _held(name, array, manifest["arrays"][name])
         held = jax.device_get(held)

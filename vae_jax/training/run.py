@@ -90,17 +90,18 @@ class Run:
             self.writer.save(int(state.step), state, {**meta, "history": history}, best=best, then=then)
 
     def _show(self, history: list[Row]) -> None:
-        self._write_rows(history, new=history[-1:])
+        self._write_rows(history, new=1)
         self._add_events(history[-1])
 
-    def _write_rows(self, history: list[Row], new: list[Row] | None = None) -> None:
-        """All rows, or the new ones behind those that are there, which buckets do not know."""
-        append = new is not None and is_local(self.metrics)
+    def _write_rows(self, history: list[Row], new: int = 0) -> None:
+        """All rows, or so many new ones behind those that are there, which buckets do not know."""
+        append = new > 0 and is_local(self.metrics)
         with self.metrics.open("a" if append else "w") as file:
-            file.write("".join(json.dumps(row) + "\n" for row in (new if append else history)))
+            file.write("".join(json.dumps(row) + "\n" for row in history[-new if append else 0 :]))
 
     def _add_events(self, row: Row) -> None:
         """Add the epoch to TensorBoard's events, where tensorboardX is installed, which knows local folders."""
+        assert self.directory is not None
         if self.events is None:
             if importlib.util.find_spec("tensorboardX") is None or not is_local(self.directory):
                 return
