@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from experiments.tpu.hlo import read
 from experiments.tpu.roofline import Row
@@ -44,8 +44,9 @@ def compiled(name: str, training: Training, topology: str, sharding: str, dtype:
     start = time.perf_counter()
     run = jax.jit(step, donate_argnums=0, out_shardings=(of_state, whole_there)).lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    work, memory = read(run.as_text(), mesh.size), run.memory_analysis()
-    other = run.cost_analysis().get("flops", 0.0) - (work.products - work.repeated)
+    facts: Any = run  # its methods may give None, but not those of compiled programs
+    work, memory = read(facts.as_text(), mesh.size), facts.memory_analysis()
+    other = facts.cost_analysis().get("flops", 0.0) - (work.products - work.repeated)
     return Row(
         *(name, topology, mesh.size, sharding, dtype, training.batch),
         memory=sum((memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes))
@@ -92,7 +93,5 @@ def traced(training: Training, chips: int, gather: Callable[[Any], Any]) -> tupl
 
 def placed(shapes: Any, sharding: Any) -> Any:
     """Shapes with their places on the mesh; `sharding` is one for all, or a tree of them."""
-    every = sharding if jax.tree.structure(sharding) == jax.tree.structure(shapes) else None
-    if every is None:
-        every = jax.tree.map(lambda _: sharding, shapes)
+    every = jax.tree.map(lambda _: sharding, shapes) if isinstance(sharding, NamedSharding) else sharding
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, every)
