@@ -11,6 +11,8 @@ import pytest
 from vae_jax import evaluate, fit, gaussian, standard_normal, vae
 from vae_jax.core import Network, lift
 from vae_jax.core.extras import extra
+from vae_jax.data import source
+from vae_jax.data.sources import batches
 from vae_jax.diffusion import denoiser, log_likelihood
 from vae_jax.report import pictures
 from vae_jax.text import subwords
@@ -22,6 +24,7 @@ USES = {
         "ode",
         lambda: log_likelihood(NOISE, NOISE.init(jax.random.key(0)), jax.random.key(0), jnp.zeros(2)),
     ),
+    "grain": ("sources", lambda: next(batches(source([1, 2]), [[0]]))),
     "tokenizers": ("text", lambda: subwords(["a b"])),
     "tqdm": (
         "cli",

@@ -167,7 +167,7 @@ FAULTS = {
     "D8 a notebook whose install fails stops": [
         "notebook::a_notebook_that_cannot_be_installed_stops_and_says_where_the_package_comes_from"
     ],
-    "D9 two processes": ["fit::another_process_of_a_pod_writes_nothing"],
+    "D9 two processes": ["pods::a_directory_each", "pods::a_killed_process_ends_the_others_and_the_run_goes_on"],
 }
 
 

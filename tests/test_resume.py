@@ -72,7 +72,8 @@ def kill(child):
 
 def damage_newest(run):
     """Flip one bit of the newest checkpoint's largest array file; the checkpoint's name."""
-    newest = max(path for path in (run / "checkpoints").iterdir() if path.suffix != ".partial")
+    begun = {path.stem for path in unfinished(run)}
+    newest = max(path for path in (run / "checkpoints").iterdir() if path.stem not in begun)
     file = max(
         (file for file in (newest / "arrays").rglob("*") if file.is_file()), key=lambda file: file.stat().st_size
     )

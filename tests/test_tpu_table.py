@@ -201,7 +201,9 @@ def test_every_row_of_the_readme_is_compiled():
 @pytest.fixture
 def program(monkeypatch):
     """The command, with a compiler that is given; its environment is undone."""
-    for name in ("JAX_ENABLE_COMPILATION_CACHE", "ALLOW_MULTIPLE_LIBTPU_LOAD", *TPU):
+    for name in ("SKIP_MDS_QUERY", "ACCELERATOR_TYPE", "WORKER_HOSTNAMES"):
+        monkeypatch.setenv(f"TPU_{name}", "")
+    for name in ("JAX_ENABLE_COMPILATION_CACHE", "ALLOW_MULTIPLE_LIBTPU_LOAD"):
         monkeypatch.setenv(name, "")
     program = importlib.import_module("experiments.tpu.__main__")
     monkeypatch.setattr(program.importlib.util, "find_spec", lambda name: name)

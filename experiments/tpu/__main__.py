@@ -12,8 +12,8 @@ How they are found: `hlo.py` and `roofline.py`.
 
 import os
 
-# Before jax is imported. What was compiled for a TPU that is not there cannot be read back from jax's cache; two programs
-# may compile at once; and the last two are what the compiler would otherwise miss, and say so at length.
+# Before jax is imported. What is compiled for an absent TPU cannot be read back from jax's cache, two programs
+# may compile at once, and the last two are what the compiler would otherwise miss, and say so.
 os.environ.update(TPU_SKIP_MDS_QUERY="1", JAX_PLATFORMS="cpu", JAX_ENABLE_COMPILATION_CACHE="0")
 os.environ.update(ALLOW_MULTIPLE_LIBTPU_LOAD="1", TPU_ACCELERATOR_TYPE="v5litepod-4", TPU_WORKER_HOSTNAMES="localhost")
 

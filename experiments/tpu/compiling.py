@@ -1,26 +1,30 @@
 """One training step, compiled for TPU chips that are not there."""
 
+import functools
 import time
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding
 
 from experiments.tpu.hlo import read
 from experiments.tpu.roofline import Row
 from experiments.tpu.systems import Training
 from vae_jax import Model, init_state, make_train_step
+from vae_jax.core.mesh import auto, batch_sharding, replicated
 from vae_jax.em import init_em, make_em_step
-from vae_jax.training.sharding import auto, batch_sharding, fsdp, replicated, shardings, whole
+from vae_jax.training.sharding import fsdp, gathering, shardings, whole
 
 SIDES = {"v5e:2x2": (2, 2), "v5e:16x16": (16, 16)}
 SHARDINGS = {"replicated": whole, "fsdp": fsdp}  # fsdp: over one side of the torus, the batch over both
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
+@functools.cache
 def mesh_of(topology: str) -> Mesh:
     """The two sides of the torus, data and fsdp."""
     chips = topologies.get_topology_desc(platform="tpu", topology_name=topology)
@@ -30,8 +34,9 @@ def mesh_of(topology: str) -> Mesh:
 def compiled(name: str, training: Training, topology: str, sharding: str, dtype: str) -> Row:
     """Compile it, and read what the program says."""
     mesh = mesh_of(topology)
-    step, state, batch = traced(training, mesh.size)
-    of_state, whole_there = shardings(state, mesh, SHARDINGS[sharding]), replicated(mesh)
+    rule, whole_there = SHARDINGS[sharding], replicated(mesh)
+    step, state, batch = traced(training, mesh.size, gathering(mesh, rule))
+    of_state = shardings(state, mesh, rule)
     arguments = [placed(state, of_state)]
     if isinstance(training.model, Model):
         arguments.append(placed(jax.eval_shape(lambda: jax.random.key(0)), whole_there))
@@ -39,8 +44,9 @@ def compiled(name: str, training: Training, topology: str, sharding: str, dtype:
     start = time.perf_counter()
     run = jax.jit(step, donate_argnums=0, out_shardings=(of_state, whole_there)).lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    work, memory = read(run.as_text(), mesh.size), run.memory_analysis()
-    other = run.cost_analysis().get("flops", 0.0) - (work.products - work.repeated)
+    facts: Any = run  # its methods may give None, but not those of compiled programs
+    work, memory = read(facts.as_text(), mesh.size), facts.memory_analysis()
+    other = facts.cost_analysis().get("flops", 0.0) - (work.products - work.repeated)
     return Row(
         *(name, topology, mesh.size, sharding, dtype, training.batch),
         memory=sum((memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes))
@@ -55,7 +61,7 @@ def compiled(name: str, training: Training, topology: str, sharding: str, dtype:
     )
 
 
-def traced(training: Training, chips: int) -> tuple[Any, Any, tuple[Any, ...]]:
+def traced(training: Training, chips: int, gather: Callable[[Any], Any]) -> tuple[Any, Any, tuple[Any, ...]]:
     """(the step, the shapes of its state, those of the batch of all chips): ys, and cs where there are any."""
     key, n = jax.random.key(0), chips * training.batch
     examples = (training.y,) if training.c is None else (training.y, training.c)
@@ -75,6 +81,7 @@ def traced(training: Training, chips: int) -> tuple[Any, Any, tuple[Any, ...]]:
         preprocess=training.preprocess,
         clip_norm=training.clip_norm,
         ema_decay=training.ema_decay,
+        gather=gather,
     )
 
     def start(key):
@@ -86,7 +93,5 @@ def traced(training: Training, chips: int) -> tuple[Any, Any, tuple[Any, ...]]:
 
 def placed(shapes: Any, sharding: Any) -> Any:
     """Shapes with their places on the mesh; `sharding` is one for all, or a tree of them."""
-    every = sharding if jax.tree.structure(sharding) == jax.tree.structure(shapes) else None
-    if every is None:
-        every = jax.tree.map(lambda _: sharding, shapes)
+    every = jax.tree.map(lambda _: sharding, shapes) if isinstance(sharding, NamedSharding) else sharding
     return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, every)

@@ -7,7 +7,7 @@ examples are read, and in which order, is said by whoever asks for them: a sourc
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -89,11 +89,12 @@ class Source:
     def _stacked(self, places: np.ndarray) -> Any:
         if self.example is None and not self.pairs and _are_arrays(self.items):
             return _rows(self.items, places)
+        structure: Any  # mypy knows no comparison of jax's
         wanted, structure = jax.tree.flatten(self.first)
         stacks = [np.empty((len(places), *x.shape), x.dtype) for x in wanted]
         for row, example in enumerate(self._examples(places)):
             leaves, found = jax.tree.flatten(example)
-            if found != structure or _forms(leaves) != _forms(wanted):
+            if structure != found or _forms(leaves) != _forms(wanted):
                 raise ValueError(
                     f"example {places[row]} of the source is {_described(example)}, and the first is "
                     f"{_described(self.first)}: all have to be alike, so make them so in read= (of images: "
@@ -146,7 +147,7 @@ class _Rows:
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
         rows = np.empty((len(places), *self.shape[1:]), self.dtype)
         size = rows.nbytes // max(len(places), 1)
-        into, file = memoryview(rows.view(np.uint8).ravel()), os.open(self.file, os.O_RDONLY)
+        into, file = rows.view(np.uint8).ravel().data, os.open(self.file, os.O_RDONLY)
         try:
             for i, place in enumerate(places.tolist()):
                 if os.preadv(file, [into[i * size : (i + 1) * size]], self.offset + place * self.step) != size:
@@ -177,10 +178,11 @@ def source(items: Any, read: Callable[[Any], Any] | None = None, *, pairs: bool 
         ValueError: what has no length or no places, arrays of several lengths, or workers that are no number.
     """
     items = jax.tree.map(_opened, items, is_leaf=is_array)
-    if not _are_arrays(items) and not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):
+    has_places = hasattr(items, "__len__") and hasattr(items, "__getitem__") and not isinstance(items, dict)
+    if not has_places and not _are_arrays(items):
         raise ValueError(
-            f"source wants items with a length and places (a memory-mapped array, a list of files); got "
-            f"{type(items).__name__}"
+            "source wants items with a length and places (a memory-mapped array, a list of files), or a dict of "
+            f"arrays; got {type(items).__name__}"
         )
     if not is_whole(workers, 0):
         raise ValueError(f"workers is how many processes read, 0 for threads of this one; got {workers}")
@@ -224,13 +226,13 @@ def as_source(ys: Any, cs: Any = None) -> Source:
     return dataclasses.replace(made, conditions=held)
 
 
-def batches(source: Source, places: Sequence[np.ndarray], *, start: int = 0) -> Generator[tuple[Any, Any], None, None]:
+def batches(source: Source, places: Any, *, start: int = 0) -> Generator[tuple[Any, Any], None, None]:
     """`source.read(places[i])` for i = start, start + 1, ..., read ahead.
 
     To be closed (`contextlib.closing`) where it is not read to its end.
 
     Args:
-        places: a sequence of arrays; it may compute them when it is asked.
+        places: a sequence of arrays of places, which may compute them when it is asked; workers have a copy of it.
     """
     if source.held:
         yield from (source.read(places[i]) for i in range(start, len(places)))
@@ -242,6 +244,10 @@ def batches(source: Source, places: Sequence[np.ndarray], *, start: int = 0) -> 
     ahead = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=2 * threads)
     read = grain.MapDataset.source(places)[start:].map(source.raw).to_iter_dataset(ahead)
     if source.workers:
+        from absl import flags
+
+        if not flags.FLAGS.is_parsed():  # grain asks them, and raises where a script has none
+            flags.FLAGS.mark_as_parsed()
         read = read.mp_prefetch(grain.MultiprocessingOptions(num_workers=source.workers), _without_accelerator)
     iterator = iter(read)
     try:
@@ -277,7 +283,7 @@ def _opened(x: Any) -> Any:
     if in_pieces or not hasattr(os, "preadv") or whole.mode == "c" or not os.path.isfile(whole.filename or ""):
         return x
     offset = whole.offset + x.ctypes.data - whole.ctypes.data
-    return _Rows(os.fspath(whole.filename), offset, x.strides[0], x.shape, x.dtype)
+    return _Rows(str(whole.filename), offset, x.strides[0], x.shape, x.dtype)
 
 
 def _are_arrays(items: Any) -> bool:

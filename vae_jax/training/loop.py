@@ -34,7 +34,7 @@ from vae_jax.training.feed import Feed, fed, most_steps, resident
 from vae_jax.training.plan import Clock, Plan, check_length, plan_of
 from vae_jax.training.preemption import Preempted, Preemption
 from vae_jax.training.run import Row, Run
-from vae_jax.training.sharding import Rule, check_divides, check_placement, shardings
+from vae_jax.training.sharding import Rule, check_divides, check_placement, gathering, shardings
 from vae_jax.training.step import (
     Order,
     StepOptions,
@@ -174,7 +174,8 @@ def fit(
     abstract = jax.eval_shape(start, k_init)
     if validation is not None:
         validation = _checked(model, *validation, preprocess, params=abstract.params, where="validation ")
-    train_step = make_train_step(model, optimizer, preprocess=preprocess, **step_options)
+    gather = gathering(mesh, rule)
+    train_step = make_train_step(model, optimizer, preprocess=preprocess, gather=gather, **step_options)
     placed = None if mesh is None else shardings(abstract, mesh, rule)
     per_call = min(steps_per_call, PROFILED) if profile is not None else steps_per_call
     if mesh is None and record_every is None and not is_source(ys):
@@ -198,7 +199,7 @@ def fit(
     fresh = jax.jit(start, out_shardings=placed)(k_init)
     with (
         Preemption(heed=directory is not None) as preemption,
-        contextlib.closing(Run(directory, whole_config, resume, fresh)) as run,
+        Run(directory, whole_config, resume, fresh) as run,
     ):
         state, best, history = _train(run, feed, plan, validate, habits, preemption)
         _stop_if_none_taken(state, run)

@@ -1,18 +1,26 @@
 """The run directory is claimed by one configuration: `config.json` says what the run is; and by one process at a time.
 
-Several processes (a TPU pod) may all call `claim`: process 0 alone reads and writes.
+It is a path of `etils.epath`: local, or `gs://bucket/run`. Several processes (a TPU pod) all call `claim`: process 0
+alone reads and writes.
 """
 
+import builtins
 import contextlib
+import importlib.util
 import json
 import os
 import socket
 import time
-from collections.abc import Iterable, Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import jax
+import numpy as np
+from etils import epath
+from etils.epath.backend import fsspec_backend
+from jax.experimental import multihost_utils
+
+from vae_jax.core.extras import extra
 
 try:
     import fcntl
@@ -32,6 +40,9 @@ def claim(
     """Makes `directory` the run of `config`, or makes sure that it is that run already; no other process may claim it
     until the result is closed, or this process ends, however it does.
 
+    There are no locks in `gs://`, where nothing goes with the process that made it: two runs at once in one directory
+    are not refused there. A checkpoint that is a mixture of theirs differs from its digests and is skipped.
+
     Args:
         directory: made where it does not exist; an empty one will do.
         config: what the run is, plain JSON values.
@@ -47,26 +58,30 @@ def claim(
     """
     text = to_json("config", config)
     with contextlib.ExitStack() as held:
-        if jax.process_index() == 0:
-            root = Path(directory)
-            check_writable(root)
-            file = root / "config.json"
-            if not file.exists():
-                _check_no_others(root)
-            root.mkdir(parents=True, exist_ok=True)
-            held.enter_context(_locked(root))
-            if file.exists():
-                _check_same(root, file, text, resume, ignore)
-            else:
-                partial = file.with_name(file.name + PARTIAL)
-                partial.write_text(text)
-                partial.replace(file)
+        from_first(lambda: _claim(to_path(directory), text, resume, tuple(ignore), held))
         return held.pop_all()
+
+
+def _claim(root: epath.Path, text: str, resume: bool, ignore: tuple[str, ...], held: contextlib.ExitStack) -> None:
+    check_writable(root)
+    file = root / "config.json"
+    if not file.exists():
+        _check_no_others(root)
+    root.mkdir(parents=True, exist_ok=True)
+    if is_local(root):
+        held.enter_context(_locked(root))
+    if file.exists():
+        _check_same(root, file, text, resume, ignore)
+    else:
+        write_whole(file, text)
 
 
 def check_writable(directory: PathLike) -> None:
     """Raise an OSError for a directory in which nothing can be written, or that cannot be made; makes nothing."""
-    root = Path(directory).absolute()
+    root = to_path(directory)
+    if not is_local(root):
+        return _check_reachable(root)
+    root = root.absolute()
     there = next(path for path in (root, *root.parents) if os.path.lexists(path))
     if not there.is_dir():
         raise NotADirectoryError(f"{root} cannot be a directory of results: {there} is a file")
@@ -74,17 +89,24 @@ def check_writable(directory: PathLike) -> None:
         raise PermissionError(f"{root} cannot be a directory of results: {there} cannot be written; choose another")
 
 
-def _check_no_others(root: Path) -> None:
-    found = root.iterdir() if root.exists() else ()
-    if others := sorted(e.name for e in found if e.suffix != PARTIAL and e.name != LOCK):
+def _check_reachable(root: epath.Path) -> None:
+    try:
+        root.exists()
+    except Exception as error:  # of the libraries for it, each has its own
+        why = str(error).partition("\n")[0]
+        raise OSError(f"{root} cannot be reached: {why}; usually the bucket or the credentials are others") from error
+
+
+def _check_no_others(root: epath.Path) -> None:
+    if others := sorted(name for name in entries(root) if not name.endswith(PARTIAL) and name != LOCK):
         raise FileExistsError(
             f"{root} is not a run directory: it holds {others[0]} ({len(others)} entries) but "
             "no config.json; choose another directory"
         )
 
 
-def _check_same(root: Path, file: Path, text: str, resume: bool, ignore: Iterable[str]) -> None:
-    if differing := _differences(_load_config(file), json.loads(text), tuple(ignore)):
+def _check_same(root: epath.Path, file: epath.Path, text: str, resume: bool, ignore: tuple[str, ...]) -> None:
+    if differing := _differences(_load_config(file), json.loads(text), ignore):
         more = [f"and {len(differing) - MOST_SHOWN} more"] * (len(differing) > MOST_SHOWN)
         raise ValueError(
             f"{root} holds a run with another configuration; choose another directory, or ask for "
@@ -97,9 +119,9 @@ def _check_same(root: Path, file: Path, text: str, resume: bool, ignore: Iterabl
 
 
 @contextlib.contextmanager
-def _locked(root: Path) -> Iterator[None]:
+def _locked(root: epath.Path) -> Iterator[None]:
     """The directory's lock, which the system takes back from a process that ends; where there are no locks, nothing."""
-    with (root / LOCK).open("a+") as file:
+    with open(root / LOCK, "a+") as file:
         try:
             if fcntl is not None:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -129,7 +151,7 @@ def to_json(argument: str, value: Any) -> str:
         raise TypeError(f"{argument} must hold plain JSON values only: {error}") from error
 
 
-def _load_config(file: Path) -> Any:
+def _load_config(file: epath.Path) -> Any:
     try:
         return json.loads(file.read_text())
     except ValueError as error:
@@ -156,3 +178,75 @@ def _fields(config: Any, prefix: str = "") -> dict[str, Any]:
         for key, nested in config.items()
         for name, value in _fields(nested, f"{prefix}.{key}" if prefix else key).items()
     }
+
+
+# Paths
+
+
+def to_path(directory: PathLike) -> epath.Path:
+    """A local directory, or one of a bucket: `gs://bucket/run`.
+
+    Raises:
+        ImportError: what reads `gs://` is not installed.
+    """
+    path = epath.Path(directory)
+    if not is_local(path) and importlib.util.find_spec("tensorflow") is None:  # which etils takes where it is
+        with extra("gcs", "a directory on gs://"):
+            import gcsfs  # noqa: F401
+    return path
+
+
+def is_local(path: epath.Path) -> bool:
+    return "://" not in str(path)
+
+
+def entries(folder: epath.Path) -> list[str]:
+    """The names in a folder, as they are now: other processes write there as well."""
+    if not is_local(folder):
+        fsspec_backend.fs(folder).invalidate_cache()
+    return [path.name for path in folder.iterdir()] if folder.exists() else []
+
+
+def files_under(folder: epath.Path) -> Iterator[epath.Path]:
+    """Every file in a folder and its folders."""
+    for name in sorted(entries(folder)):
+        path = folder / name
+        if path.is_dir():
+            yield from files_under(path)
+        else:
+            yield path
+
+
+def write_whole(file: epath.Path, text: str) -> None:
+    """Writes a file that is there whole or not at all, as those of buckets are by themselves."""
+    if not is_local(file):
+        file.write_text(text)
+    else:
+        partial = file.with_name(file.name + PARTIAL)
+        partial.write_text(text)
+        partial.replace(file)
+
+
+def from_first(find: Callable[[], Any]) -> Any:
+    """What process 0 finds, plain JSON, on every process; an error of its is raised on every process."""
+    if jax.process_count() == 1:
+        return find()
+    error = None
+    said: dict[str, Any] = {}
+    if jax.process_index() == 0:
+        try:
+            said = {"found": find()}
+        except Exception as why:
+            error, said = why, {"error": type(why).__name__, "text": str(why)}
+    said = json.loads(_broadcast(json.dumps(said).encode()))
+    if error is not None:
+        raise error
+    if "error" in said:
+        raise getattr(builtins, said["error"], RuntimeError)(f"process 0: {said['text']}")
+    return said["found"]
+
+
+def _broadcast(message: bytes) -> bytes:
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    mine = message if jax.process_index() == 0 else bytes(size)
+    return multihost_utils.broadcast_one_to_all(np.frombuffer(mine, np.uint8)).tobytes()

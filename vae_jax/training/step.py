@@ -144,6 +144,7 @@ def make_train_step(
     ema_decay: float | None = None,
     micro_batches: int = 1,
     axis_name: str | None = None,
+    gather: Callable[[Params], Params] = lambda params: params,
 ) -> TrainStep:
     """A pure function `(state, key, ys[, cs]) -> (state, metrics)`.
 
@@ -161,6 +162,7 @@ def make_train_step(
         ema_decay: decay of `state.ema`, with the warm-up min(decay, (1 + step) / (10 + step)).
         micro_batches: split the batch and accumulate gradients, to save memory; the batch has to divide.
         axis_name: the name given to `jax.pmap`; every device then sees its slice of the batch.
+        gather: of the parameters before they are used; for those that are split, see `training.sharding.gathering`.
 
     Raises:
         TypeError: no optimiser, or no objective.
@@ -186,13 +188,14 @@ def make_train_step(
             ema_decay=ema_decay,
             micro_batches=micro_batches,
             axis_name=axis_name,
+            gather=gather,
         )
         return _in_turns([of_parts(parts=some) for some in parts.choices], parts.at)
 
     def loss_of(trained, frozen, keys, ys, cs, step):
         k_data, k_model = jax.vmap(lambda key: (jax.random.fold_in(key, 0), jax.random.fold_in(key, 1)))(keys)
         seen = jax.vmap(preprocess.apply)(k_data, ys)
-        loss, terms = objective(model, merge_parts(trained, frozen), k_model, seen, cs, step)
+        loss, terms = objective(model, gather(merge_parts(trained, frozen)), k_model, seen, cs, step)
         means = {name: jnp.mean(getattr(terms, name)) for name in ("distortion", "rate", "penalty")}
         stats = average(jax.lax.stop_gradient(terms.stats))
         return loss, ({"loss": loss, **means}, stats)
