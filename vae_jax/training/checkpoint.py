@@ -386,7 +386,7 @@ def _json_digest(value: dict[str, Any]) -> str:
 def _write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
     try:
         with _silence_of_absl(), _checkpointer() as checkpointer:
-            checkpointer.save(path, args=_orbax().args.PyTreeSave(arrays))
+            checkpointer.save(path, args=_orbax().args.PyTreeSave(_as_orbax_takes(arrays)))
         back = _read_arrays(path, arrays)
     except OSError:
         raise
@@ -415,10 +415,17 @@ def _silence_of_absl() -> Iterator[None]:
         logger.removeFilter(of_others)
 
 
+def _as_orbax_takes(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Of numpy arrays it writes those of process 0 alone, without a word; the others' as arrays of jax, on their CPU."""
+    return arrays if jax.process_index() == 0 else jax.device_put(arrays, jax.local_devices(backend="cpu")[0])
+
+
 def _read_arrays(path: epath.Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    names, ocp = dict.fromkeys(keys, 0), _orbax()
+    as_numpy = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
     with _checkpointer() as checkpointer:
-        wanted = dict.fromkeys(keys, 0)
-        return checkpointer.restore(path, args=_orbax().args.PyTreeRestore(wanted, partial_restore=True))
+        asked = ocp.args.PyTreeRestore(names, restore_args=as_numpy, partial_restore=True)
+        return checkpointer.restore(path, args=asked)
 
 
 def _checkpointer() -> Any:
