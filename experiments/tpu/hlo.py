@@ -176,6 +176,13 @@ def _pairs(lhs: int, rhs: int, out: int, window: dict[str, str]) -> int:
     return sum(place % spread == 0 and 0 <= place // spread < lhs for place in places)
 
 
+def _found(pattern: str, text: str) -> re.Match[str]:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"the program has no {pattern} in {text[:200]}")
+    return found
+
+
 def _precision(op: Op) -> str:
     found = re.search(r"operand_precision=\{(\w+)", op.rest)
     return found[1] if found else ""
