@@ -44,9 +44,11 @@ def compiled(name: str, training: Training, topology: str, sharding: str, dtype:
     start = time.perf_counter()
     run = jax.jit(step, donate_argnums=0, out_shardings=(of_state, whole_there)).lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    facts: Any = run  # its methods may give None, but not those of compiled programs
-    work, memory = read(facts.as_text(), mesh.size), facts.memory_analysis()
-    other = facts.cost_analysis().get("flops", 0.0) - (work.products - work.repeated)
+    text, memory, costs = run.as_text(), run.memory_analysis(), run.cost_analysis()
+    assert text is not None and memory is not None and costs is not None
+    work = read(text, mesh.size)
+    other = max(costs.get("flops", 0.0) - (work.products - work.repeated), 0.0)
+    arguments_and_temporaries = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return Row(
         *(name, topology, mesh.size, sharding, dtype, training.batch),
         memory=arguments_and_temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes,
@@ -87,7 +89,7 @@ def traced(training: Training, chips: int, gather: Callable[[Any], Any]) -> tupl
     return step, jax.eval_shape(start, key), batch
 
 
-def placed(shapes: Any, sharding: Any) -> Any:
-    """Shapes with their places on the mesh; `sharding` is one for all, or a tree of them."""
-    every = jax.tree.map(lambda _: sharding, shapes) if isinstance(sharding, NamedSharding) else sharding
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, every)
+def placed(shapes: Any, where: Any) -> Any:
+    """Shapes with their places on the mesh: one for all, or a tree of them."""
+    places = jax.tree.map(lambda _: where, shapes) if isinstance(where, NamedSharding) else where
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)

@@ -61,7 +61,7 @@ class Training(NamedTuple):
         batch: examples on one chip.
     """
 
-    model: Any
+    model: Model | Conditional
     y: Any
     batch: int = 128
     preprocess: Preprocess = identity()
