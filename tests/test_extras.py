@@ -8,7 +8,7 @@ import numpy as np
 import optax
 import pytest
 
-from vae_jax import evaluate, fit, gaussian, standard_normal, vae
+from vae_jax import evaluate, fit, gaussian, learned_normal, standard_normal, vae
 from vae_jax.core import Network, lift
 from vae_jax.core.extras import extra
 from vae_jax.data import source
@@ -41,6 +41,20 @@ def test_a_missing_extra_says_what_installs_it(package, monkeypatch):
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(ImportError, match=rf"needs the package {package}.*pip install 'vae_jax\[{name}\]'"):
         use()
+
+
+def test_arrays_in_memory_are_read_without_grain(monkeypatch, tmp_path):
+    """Evaluation, and training over a mesh; arrays on disk want it."""
+    for module in [module for module in sys.modules if module.split(".")[0] == "grain"]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, "grain", None)
+    model, ys = lift(learned_normal(2)), np.ones((8, 2), np.float32)
+    mesh = jax.make_mesh((4,), ("data",))
+    fitted = fit(model, optax.sgd(0.1), ys, key=jax.random.key(0), epochs=1, batch_size=4, mesh=mesh, progress=False)
+    assert len(evaluate(model, fitted.params, jax.random.key(0), ys).elbo) == 8
+    np.save(tmp_path / "ys.npy", ys)
+    with pytest.raises(ImportError, match="needs the package grain"):
+        evaluate(model, fitted.params, jax.random.key(0), np.load(tmp_path / "ys.npy", mmap_mode="r"))
 
 
 def test_an_extra_that_is_there_is_imported():

@@ -49,13 +49,9 @@ class Source:
     @property
     def held(self) -> bool:
         """Whether all of it lies in memory as arrays, so that reading ahead gains nothing."""
-        held = [x for x in (self.items, self.conditions) if x is not None]
-        return (
-            self.example is None
-            and not self.pairs
-            and _are_arrays(held)
-            and not any(map(_is_lazy, jax.tree.leaves(held)))
-        )
+        arrays = jax.tree.leaves((self.items, self.conditions), is_leaf=is_array)
+        in_memory = all(isinstance(x, np.ndarray) and not isinstance(x, np.memmap) for x in arrays)
+        return self.example is None and not self.pairs and in_memory
 
     def spread(self) -> np.ndarray:
         """The places of the examples that stand for all: at most 256, the first and the last among them."""
