@@ -13,10 +13,17 @@ from vae_jax.core.model import Model, Params
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.arrays import as_arrays, length
 from vae_jax.data.preprocess import Preprocess
-from vae_jax.data.sources import Source
+from vae_jax.data.sources import Source, as_source, is_source
 from vae_jax.data.supports import check_support, support_of, takes_missing
 
 _NOT_MADE: Any = object()
+
+
+def check_examples(model: Model, ys: Any, cs: Any, preprocess: Preprocess, **options: Any) -> tuple[Any, Any]:
+    """(ys, cs) for `as_source`: arrays, after `check_data`, or (source, None), after `check_source`."""
+    if is_source(ys):
+        return check_source(model, as_source(ys, cs), preprocess, **options), None
+    return check_data(model, ys, cs, preprocess, **options)
 
 
 def check_data(

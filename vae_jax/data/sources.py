@@ -67,6 +67,10 @@ class Source:
         """
         return _in_jax_types(self.raw(places))
 
+    def one(self) -> tuple[Any, Any]:
+        """(y, c) of the first example, in jax's types."""
+        return jax.tree.map(lambda x: x[0], self.read([0]))
+
     def raw(self, places: Any) -> tuple[Any, Any]:
         """What `read` gives, in the types that it was read in."""
         places = np.asarray(places)

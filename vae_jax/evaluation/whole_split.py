@@ -22,9 +22,9 @@ from vae_jax.core.keys import as_key
 from vae_jax.core.mesh import auto, batch_sharding, on_mesh, replicated, rows_here, shards
 from vae_jax.core.model import Model, Params, dimensions
 from vae_jax.core.numbers import is_whole
-from vae_jax.data.check import check_data, check_source
+from vae_jax.data.check import check_examples
 from vae_jax.data.preprocess import Preprocess, identity
-from vae_jax.data.sources import as_source, batches, is_source
+from vae_jax.data.sources import as_source, batches
 from vae_jax.report.page import number_text
 
 ACTIVE = 0.01
@@ -106,10 +106,7 @@ def evaluate(
         TypeError: what is no key.
         ValueError: data that the model cannot take (see `check_data`), or k > 0 for a model without importance samples.
     """
-    if is_source(ys):
-        ys, cs = check_source(model, as_source(ys, cs), preprocess, params=params), None
-    else:
-        ys, cs = check_data(model, ys, cs, preprocess, params=params)
+    ys, cs = check_examples(model, ys, cs, preprocess, params=params)
     check_options(model, k, samples, at_once, batch_size)
     return evaluate_checked(
         model,
@@ -160,10 +157,10 @@ def evaluate_checked(
     """
     split = as_source(ys, cs)
     batch_size = min(batch_size, len(split))
-    y, c = split.read([0])
+    y, c = split.one()
     of_batch = values_of(model, preprocess, k, samples, max(1, at_once // batch_size), c is not None)
-    values = over_split(of_batch, params, key, ys, cs, batch_size=batch_size, progress=progress, mesh=mesh)
-    seen = jax.eval_shape(preprocess.apply, key, jax.tree.map(lambda y: y[0], y))
+    values = over_split(of_batch, params, key, split, None, batch_size=batch_size, progress=progress, mesh=mesh)
+    seen = jax.eval_shape(preprocess.apply, key, y)
     return evaluation_of(values, k, dimensions(seen), preprocess)
 
 

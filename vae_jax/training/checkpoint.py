@@ -39,12 +39,12 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vae_jax.training.processes import from_first
 from vae_jax.training.run_directory import (
     PARTIAL,
     PathLike,
     entries,
     files_under,
-    from_first,
     is_local,
     to_json,
     to_path,

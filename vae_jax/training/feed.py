@@ -73,8 +73,7 @@ def fed(
         return on_mesh(chunk, batch_sharding(mesh, axis=1), batch_size, axis=1)
 
     def trace(state, size):
-        example = jax.tree.map(lambda x: x[0], data.read(np.zeros(1, int)))
-        chunk = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, batch_size, *x.shape), x.dtype), example)
+        chunk = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, batch_size, *x.shape), x.dtype), data.one())
         return jax.eval_shape(scan, state, key, *chunk)
 
     @contextlib.contextmanager
@@ -97,7 +96,7 @@ def fed(
 
 def most_steps(data: Source, batch_size: int) -> int:
     """So many steps of examples are sent in one call at most: two calls' examples are in memory."""
-    example = sum(x.nbytes for x in jax.tree.leaves(data.read(np.zeros(1, int))))
+    example = sum(x.nbytes for x in jax.tree.leaves(data.one()))
     return max(1, CALL_BYTES // (batch_size * example))
 
 

@@ -25,7 +25,7 @@ from vae_jax.core.keys import as_key
 from vae_jax.core.mesh import auto
 from vae_jax.core.model import Model, Params, example_of
 from vae_jax.core.numbers import is_whole
-from vae_jax.data.check import check_data, check_source
+from vae_jax.data.check import check_examples
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.data.sources import Source, as_source, is_source
 from vae_jax.evaluation.whole_split import evaluate_checked, mean
@@ -159,12 +159,12 @@ def fit(
     _check_validation(validation, cs, patience)
     rule = check_placement(mesh, sharding)
     mesh = None if mesh is None else auto(mesh)
-    ys, cs = _checked(model, ys, cs, preprocess, batch_size=1 if batch_size is None else batch_size)
+    ys, cs = check_examples(model, ys, cs, preprocess, batch_size=1 if batch_size is None else batch_size)
     data = as_source(ys, cs)
     batch_size = _default_batch(len(data)) if batch_size is None else batch_size
     check_divides(batch_size, mesh)
     k_init, k_train, k_valid = jax.random.split(key, 3)
-    y, c = jax.tree.map(lambda x: jnp.asarray(x[0]), data.read(np.zeros(1, int)))
+    y, c = jax.tree.map(jnp.asarray, data.one())
     example = example_of(preprocess.apply, k_init, y)
     with_ema = step_options.get("ema_decay") is not None
 
@@ -173,7 +173,7 @@ def fit(
 
     abstract = jax.eval_shape(start, k_init)
     if validation is not None:
-        validation = _checked(model, *validation, preprocess, params=abstract.params, where="validation ")
+        validation = check_examples(model, *validation, preprocess, params=abstract.params, where="validation ")
     gather = gathering(mesh, rule)
     train_step = make_train_step(model, optimizer, preprocess=preprocess, gather=gather, **step_options)
     placed = None if mesh is None else shardings(abstract, mesh, rule)
@@ -299,17 +299,16 @@ def _bar(state: TrainState, plan: Plan, habits: _Habits) -> Any:
     """A progress bar, in epochs where records are."""
     with extra("cli", "a progress bar"):
         from tqdm import tqdm
-    unit = plan.per_epoch if plan.record == plan.per_epoch else 1
     hidden = not habits.progress or jax.process_index() != 0
-    name = "epoch" if unit > 1 else "step"
-    return tqdm(total=plan.last // unit, initial=int(state.step) // unit, unit=name, disable=hidden)
+    name = "epoch" if plan.unit > 1 else "step"
+    return tqdm(total=plan.last // plan.unit, initial=int(state.step) // plan.unit, unit=name, disable=hidden)
 
 
 def _show(bar: Any, history: list[Row], plan: Plan) -> None:
     """Move the bar on to the latest record; say once that z says nothing."""
-    row, unit = history[-1], plan.per_epoch if plan.record == plan.per_epoch else 1
+    row = history[-1]
     bar.set_postfix_str(_postfix(row))
-    bar.update(row["step"] // unit - bar.n)
+    bar.update(row["step"] // plan.unit - bar.n)
     if not bar.disable and _collapsed(row) and not any(_collapsed(r) for r in history[:-1]):
         bar.write(COLLAPSED.format(rate=row["rate"], epoch=row["epoch"]))
 
@@ -322,13 +321,6 @@ def _traced(folder: str | os.PathLike[str] | None, number: int) -> Iterator[None
     else:
         with jax.profiler.trace(os.fspath(folder)):
             yield
-
-
-def _checked(model: Model, ys: Any, cs: Any, preprocess: Preprocess, **options: Any) -> tuple[Any, Any]:
-    """(ys, cs) for `as_source`: arrays that have been checked, or a source of which a sample has been."""
-    if is_source(ys):
-        return check_source(model, as_source(ys, cs), preprocess, **options), None
-    return check_data(model, ys, cs, preprocess, **options)
 
 
 def _check_counts(**counts: Any) -> None:

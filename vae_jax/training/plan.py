@@ -8,10 +8,10 @@ import time
 from collections.abc import Iterator
 from typing import NamedTuple
 
-import jax
 import numpy as np
 
 from vae_jax.core.numbers import is_whole
+from vae_jax.training.processes import from_first
 
 
 class Plan(NamedTuple):
@@ -30,6 +30,11 @@ class Plan(NamedTuple):
     per_epoch: int
     batch_size: int
     per_call: int
+
+    @property
+    def unit(self) -> int:
+        """Steps of what progress is counted in: epochs, where records are."""
+        return self.per_epoch if self.record == self.per_epoch else 1
 
     def calls(self, first: int) -> Iterator[tuple[int, bool]]:
         """(steps of a call, whether a record follows) for what is left of the run at step `first`."""
@@ -89,11 +94,8 @@ class Clock:
     def due(self) -> bool:
         if self.seconds is None:
             return False
-        due = time.monotonic() - self.started >= self.seconds
-        if jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
-            due = bool(multihost_utils.broadcast_one_to_all(np.array(due)))
+        seconds = self.seconds
+        due = from_first(lambda: time.monotonic() - self.started >= seconds)
         if due:
             self.started = time.monotonic()
         return due

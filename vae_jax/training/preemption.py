@@ -6,6 +6,7 @@ import threading
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 _asked = itertools.count(1)  # the processes of a run agree on one of these numbers, each of which comes once
 
@@ -43,7 +44,5 @@ class Preemption:
     def due(self) -> bool:
         """Whether to stop here; every process asks at each call."""
         if self.heed and jax.process_count() > 1:
-            from jax.experimental import multihost_utils
-
             return multihost_utils.reached_preemption_sync_point(next(_asked))
         return self.noted

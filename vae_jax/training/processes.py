@@ -4,15 +4,19 @@ All of them are one program. Each holds a part of every array, so none can go on
 where one of them fails or disappears is to end, at once and in words, and to continue from the latest checkpoint.
 """
 
+import builtins
 import contextlib
+import json
 import multiprocessing
 import os
 import sys
 import traceback
-from collections.abc import Iterator
-from typing import NoReturn
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
 
 import jax
+import numpy as np
+from jax.experimental import multihost_utils
 
 from vae_jax.training.preemption import Preempted
 
@@ -88,3 +92,28 @@ def _leave(error: BaseException, name: str) -> NoReturn:
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
+
+
+def from_first(find: Callable[[], Any]) -> Any:
+    """What process 0 finds, plain JSON, on every process; an error of its is raised on every process."""
+    if jax.process_count() == 1:
+        return find()
+    error = None
+    said: dict[str, Any] = {}
+    if jax.process_index() == 0:
+        try:
+            said = {"found": find()}
+        except Exception as why:
+            error, said = why, {"error": type(why).__name__, "text": str(why)}
+    said = json.loads(_broadcast(json.dumps(said).encode()))
+    if error is not None:
+        raise error
+    if "error" in said:
+        raise getattr(builtins, said["error"], RuntimeError)(f"process 0: {said['text']}")
+    return said["found"]
+
+
+def _broadcast(message: bytes) -> bytes:
+    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
+    mine = message if jax.process_index() == 0 else bytes(size)
+    return multihost_utils.broadcast_one_to_all(np.frombuffer(mine, np.uint8)).tobytes()

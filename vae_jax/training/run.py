@@ -14,7 +14,8 @@ import jax
 from etils import epath
 
 from vae_jax.training import checkpoint
-from vae_jax.training.run_directory import PathLike, claim, from_first, is_local, to_path
+from vae_jax.training.processes import from_first
+from vae_jax.training.run_directory import PathLike, claim, is_local, to_path
 from vae_jax.training.step import TrainState
 
 Row = dict[str, int | float]  # one epoch of a run, by name

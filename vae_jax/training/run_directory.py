@@ -4,23 +4,20 @@ It is a path of `etils.epath`: local, or `gs://bucket/run`. Several processes (a
 alone reads and writes.
 """
 
-import builtins
 import contextlib
 import importlib.util
 import json
 import os
 import socket
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import jax
-import numpy as np
 from etils import epath
 from etils.epath.backend import fsspec_backend
-from jax.experimental import multihost_utils
 
 from vae_jax.core.extras import extra
+from vae_jax.training.processes import from_first
 
 try:
     import fcntl
@@ -225,28 +222,3 @@ def write_whole(file: epath.Path, text: str) -> None:
         partial = file.with_name(file.name + PARTIAL)
         partial.write_text(text)
         partial.replace(file)
-
-
-def from_first(find: Callable[[], Any]) -> Any:
-    """What process 0 finds, plain JSON, on every process; an error of its is raised on every process."""
-    if jax.process_count() == 1:
-        return find()
-    error = None
-    said: dict[str, Any] = {}
-    if jax.process_index() == 0:
-        try:
-            said = {"found": find()}
-        except Exception as why:
-            error, said = why, {"error": type(why).__name__, "text": str(why)}
-    said = json.loads(_broadcast(json.dumps(said).encode()))
-    if error is not None:
-        raise error
-    if "error" in said:
-        raise getattr(builtins, said["error"], RuntimeError)(f"process 0: {said['text']}")
-    return said["found"]
-
-
-def _broadcast(message: bytes) -> bytes:
-    size = int(multihost_utils.broadcast_one_to_all(np.int32(len(message))))
-    mine = message if jax.process_index() == 0 else bytes(size)
-    return multihost_utils.broadcast_one_to_all(np.frombuffer(mine, np.uint8)).tobytes()

@@ -358,7 +358,7 @@ def make_scan(
                 batch = jax.lax.with_sharding_constraint(batch, batch_sharding(mesh))
             return train_step(state, k_steps, *batch, look=look)
 
-        return _again_where_broken(lambda look: jax.lax.scan(functools.partial(body, look), state, indices), state)
+        return _again_where_broken(body, state, indices)
 
     return scan
 
@@ -375,18 +375,22 @@ def make_fed_scan(train_step: TrainStep) -> TrainStep:
         def body(look, state, batch):
             return train_step(state, k_steps, *batch, look=look)
 
-        return _again_where_broken(lambda look: jax.lax.scan(functools.partial(body, look), state, (ys, cs)), state)
+        return _again_where_broken(body, state, (ys, cs))
 
     return scan
 
 
-def _again_where_broken(run: Callable[[Array], tuple[TrainState, Metrics]], state: TrainState):
-    """`run(look)` without a look at each update; once more, with it, where the parameters have not stayed finite.
+def _again_where_broken(body: Callable[..., Any], state: TrainState, inputs: Any) -> tuple[TrainState, Metrics]:
+    """A scan of `body(look, state, input)` without a look at each update; once more, with it, where the parameters have
+    not stayed finite.
 
     What is not finite stays so through all later steps, so the last ones show whether a look would have changed
     anything. A look at each update reads parameters, gradients and the optimiser's state once more: a tenth or more of
     the time of a step of a fully connected VAE.
     """
+
+    def run(look):
+        return jax.lax.scan(functools.partial(body, look), state, inputs)
 
     def attempt(carry):
         tried, *_ = carry
