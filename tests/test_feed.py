@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 from jax.sharding import PartitionSpec
 
 from vae_jax import fit, l2, standard_normal, vae
+from vae_jax.core import lift
+from vae_jax.data import source
 from vae_jax.selfcheck.solvable import affine, affine_normal
 from vae_jax.training import Preempted, fsdp
 from vae_jax.training.plan import Clock, Plan, call_sizes
@@ -100,6 +102,18 @@ def test_a_source_is_visited_in_the_order_of_arrays(on_one_device, tmp_path):
     for ys in (np.load(tmp_path / "ys.npy", mmap_mode="r"), Items()):
         assert_close(run(ys).state, on_one_device.state)
     assert_close(run(Items(), mesh=jax.make_mesh((4,), ("data",))).state, on_one_device.state)
+
+
+def test_conditions_may_come_with_the_examples_or_beside_them():
+    cs = np.random.default_rng(1).normal(size=(50, 3)).astype(np.float32)
+    pairs = [source(list(zip(ys, cs, strict=False)), pairs=True) for ys in (YS, NEAR)]
+    options = {"key": KEY, "epochs": 1, "batch_size": 25, "progress": False}
+    model, adam = lift(l2(affine(4), 0.5)), optax.adam(1e-2)
+    read = fit(model, adam, pairs[0], validation=(NEAR, cs[:9]), **options)
+    beside = fit(model, adam, YS, cs, validation=(pairs[1], None), **options)
+    assert_close((read.state, without_speed(read.history)), (beside.state, without_speed(beside.history)))
+    with pytest.raises(ValueError, match=r"trained with conditions, so .* wants cs for its examples"):
+        fit(model, adam, pairs[0], validation=(NEAR, None), **options)
 
 
 def test_records_go_by_steps(on_one_device):

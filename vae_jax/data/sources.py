@@ -211,6 +211,11 @@ def is_source(ys: Any) -> bool:
     )
 
 
+def has_conditions(ys: Any, cs: Any) -> bool:
+    """Whether each example has a condition, in data or a source, or beside them."""
+    return cs is not None or (isinstance(ys, Source) and (ys.pairs or ys.conditions is not None))
+
+
 def as_source(ys: Any, cs: Any = None) -> Source:
     """`ys` as a source, the conditions with it: arrays (n, *condition), a source of as many, or None.
 

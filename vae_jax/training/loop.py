@@ -27,7 +27,7 @@ from vae_jax.core.model import Model, Params, example_of
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_examples
 from vae_jax.data.preprocess import Preprocess, identity
-from vae_jax.data.sources import Source, as_source, is_source
+from vae_jax.data.sources import Source, as_source, has_conditions, is_source
 from vae_jax.evaluation.whole_split import evaluate_checked, mean
 from vae_jax.training.description import describe
 from vae_jax.training.feed import Feed, fed, most_steps, resident
@@ -156,7 +156,7 @@ def fit(
         validate_every=validate_every, max_skipped_in_a_row=max_skipped_in_a_row, steps_per_call=steps_per_call
     )
     check_length(epochs, steps, record_every)
-    _check_validation(validation, cs, patience)
+    _check_validation(validation, has_conditions(ys, cs), patience)
     rule = check_placement(mesh, sharding)
     mesh = None if mesh is None else auto(mesh)
     ys, cs = check_examples(model, ys, cs, preprocess, batch_size=1 if batch_size is None else batch_size)
@@ -329,7 +329,7 @@ def _check_counts(**counts: Any) -> None:
             raise ValueError(f"want {name} >= 1, a whole number; got {count}")
 
 
-def _check_validation(validation, cs, patience) -> None:
+def _check_validation(validation, conditional: bool, patience) -> None:
     if patience is not None:
         if validation is None:
             raise ValueError("patience counts validations: pass validation=(ys, cs)")
@@ -341,10 +341,10 @@ def _check_validation(validation, cs, patience) -> None:
         raise ValueError(
             f"validation wants a pair (ys, cs), cs None without conditions; got {type(validation).__name__}"
         )
-    if (cs is None) != (validation[1] is None):
+    if conditional != has_conditions(*validation):
         raise ValueError(
-            f"the model is trained {'without' if cs is None else 'with'} conditions, so validation=(ys, cs) wants "
-            f"cs {'None' if cs is None else 'for its examples, too'}"
+            f"the model is trained {'with' if conditional else 'without'} conditions, so validation=(ys, cs) wants "
+            f"cs {'for its examples, too' if conditional else 'None'}"
         )
 
 
