@@ -149,6 +149,24 @@ def test_init_and_shapes(case):
     assert all(jnp.issubdtype(x.dtype, jnp.integer) or x.dtype == jnp.float32 for x in jax.tree.leaves(y))
 
 
+def test_what_is_offered_of_z_fits_together(case):
+    """z of an example is like z of the prior, and both give examples; means have the shape of samples."""
+    key, like = jax.random.key(0), jax.tree.map(jnp.shape, case.y)
+
+    def shapes(function, *arguments):
+        return jax.tree.map(jnp.shape, jax.eval_shape(lambda c: function(case.params, key, *arguments, c), case.c))
+
+    if case.model.mean:
+        assert shapes(case.model.mean) == like
+    if latent := case.model.latent:
+        z = jax.eval_shape(latent.draw, case.params, key, case.c)
+        assert shapes(latent.encode, case.y) == jax.tree.map(jnp.shape, z)
+        point = jax.eval_shape(lambda y, c: latent.encode(case.params, None, y, c), case.y, case.c)
+        assert point is None or jax.tree.map(jnp.shape, point) == jax.tree.map(jnp.shape, z)
+        example = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), z)
+        assert shapes(latent.decode, example) == like
+
+
 def test_same_key_same_terms_another_key_others(case):
     assert_identical(case.at(seed=1), case.at(seed=1))
     one, other = case.at(seed=1)[1].nats, case.at(seed=2)[1].nats

@@ -5,7 +5,7 @@ A VAE is three distributions, P_enc(z|y), P_pri(z) and P_gen(y|z), and one loss,
     L(y, z) = -ln P_pri(z) P_gen(y|z) / P_enc(z|y),    E_{z ~ P_enc(z|y)} L >= -ln P(y).
 
 What is here, by rule: the two types, `vae` and every estimator of its loss, the likelihoods, the simple priors, `fit`,
-`evaluate` and the training step. All else is in its folder:
+`evaluate`, the training step and `open_run`. All else is in its folder:
 
     vae_jax.core        objectives, importance-weighted bounds, models seen through other parameters, what a network is
     vae_jax.parts       flows, VampPrior, autoregressive models, classes, cures of collapse
@@ -28,10 +28,11 @@ from vae_jax.parts.priors import learned_normal, standard_normal
 from vae_jax.parts.relaxed import gumbel, straight_through_gumbel
 from vae_jax.training.loop import Fitted, fit
 from vae_jax.training.step import TrainState, init_state, make_scan, make_train_step
+from vae_jax.training.trained import Trained, open_run
 
 __all__ = [
-    "Conditional", "Evaluation", "Fitted", "Model", "Terms", "TrainState", "__version__", "analytic", "bernoulli",
-    "categorical", "conditional", "discretised_logistic", "enumerated", "evaluate", "fit", "fixed_encoder", "gaussian",
-    "gumbel", "init_state", "l2", "learned_normal", "make_scan", "make_train_step", "sampled", "score_function",
-    "standard_normal", "sticking", "straight_through_gumbel", "vae",
+    "Conditional", "Evaluation", "Fitted", "Model", "Terms", "TrainState", "Trained", "__version__", "analytic",
+    "bernoulli", "categorical", "conditional", "discretised_logistic", "enumerated", "evaluate", "fit", "fixed_encoder",
+    "gaussian", "gumbel", "init_state", "l2", "learned_normal", "make_scan", "make_train_step", "open_run", "sampled",
+    "score_function", "standard_normal", "sticking", "straight_through_gumbel", "vae",
 ]  # fmt: skip

@@ -14,8 +14,19 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from vae_jax.core.estimators import Estimator, Parts, analytic, importance_of, mean_of, sampled
-from vae_jax.core.model import Conditional, Model, Params, example_of, join, lift
+from vae_jax.core.distributions import point_of
+from vae_jax.core.estimators import Estimator, Parts, analytic, importance_of, sampled
+from vae_jax.core.model import (
+    Conditional,
+    Latent,
+    Model,
+    Params,
+    drawn,
+    example_of,
+    join,
+    lift,
+    mean_sample,
+)
 from vae_jax.core.numbers import is_whole
 
 
@@ -66,10 +77,22 @@ def vae(
     def importance(params, key, y, c=None):
         return estimator.importance(parts, params, key, y, c)
 
-    def sample(params, key, c=None):
+    shown = mean_sample(parts.generator)
+
+    def sample(params, key, c=None, of_generator=parts.generator.sample):
         k_z, k_y = jax.random.split(key)
         z = parts.prior.sample(params["pri"], k_z, c)
-        return parts.generator.sample(params["gen"], k_y, join(z, c))
+        return of_generator(params["gen"], k_y, join(z, c))
+
+    def encode(params, key, y, c=None):
+        posterior = encoder.dist(params["enc"], join(y, c))
+        return point_of(posterior) if key is None else posterior.sample(key)
+
+    def decode(params, key, z, c=None):
+        return shown(params["gen"], key, join(z, c))
+
+    def draw(params, key, c=None, temperature=None):
+        return drawn(parts.prior, tractable, params["pri"], key, c, temperature)
 
     def maximise(params, stats):
         return {
@@ -93,6 +116,8 @@ def vae(
         maximise=maximise,
         support=support if support_of_generator else None,
         pathwise=functools.partial(estimator.pathwise, parts) if offers_importance and estimator.pathwise else None,
+        mean=functools.partial(sample, of_generator=shown),
+        latent=Latent(encode, decode, draw),
     )
 
 
@@ -129,18 +154,13 @@ def importance_weighted_bound(
     return total - jnp.log(k)
 
 
-def means(generator: Conditional) -> Model:
+def means(generator: Conditional | Model) -> Model:
     """The generator, drawing the mean of P_gen(y|z) instead of a sample: what pictures show.
 
     `vae(encoder, prior, means(generator)).sample` shows the prior. Values without a mean (classes) are sampled.
     """
-
-    def sample(params, key, c=None):
-        distribution = generator.dist(params, c)
-        mean = mean_of(distribution)
-        return distribution.sample(key) if mean is None else mean
-
-    return lift(generator)._replace(sample=sample)
+    model = lift(generator)
+    return model._replace(sample=mean_sample(model))
 
 
 def reconstruct(

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.core.model import Conditional, Model, lift
+from vae_jax.core.model import Conditional, Latent, Model, lift, mean_sample
 from vae_jax.core.numbers import is_whole
 
 
@@ -37,7 +37,7 @@ def labelled(model: Model | Conditional, classes: int) -> Model:
     def of(function):
         return function and (lambda params, key, y, c=None, *scale: function(params, key, y, seen(c), *scale))
 
-    support = inner.support
+    support, latent = inner.support, inner.latent
     return inner._replace(
         init=lambda key, y, c=None: inner.init(key, y, seen(c)),
         terms=of(inner.terms),
@@ -46,6 +46,13 @@ def labelled(model: Model | Conditional, classes: int) -> Model:
         support=support and (lambda params, c=None: support(params, seen(c))),
         pathwise=of(inner.pathwise),
         classes=classes,
+        mean=lambda params, key, c=None: mean_sample(inner)(params, key, seen(c)),
+        latent=latent
+        and Latent(
+            encode=of(latent.encode),
+            decode=of(latent.decode),
+            draw=lambda params, key, c=None, temperature=None: latent.draw(params, key, seen(c), temperature),
+        ),
     )
 
 

@@ -234,6 +234,39 @@ class DiscretisedLogistic(dist.Distribution):
         return jnp.arange(self.levels).reshape((-1,) + (1,) * len(self.batch_shape))
 
 
+def mean_of(distribution: dist.Distribution) -> Array | None:
+    """The mean, where the values are numbers: classes have none."""
+    if isinstance(getattr(distribution, "base_dist", distribution), dist.CategoricalLogits | dist.CategoricalProbs):
+        return None
+    try:
+        return distribution.mean
+    except NotImplementedError:
+        return None
+
+
+def point_of(distribution: dist.Distribution) -> Array | None:
+    """One value that stands for all: the mean, or the most probable class; None where neither is known."""
+    base = getattr(distribution, "base_dist", distribution)
+    if isinstance(base, dist.CategoricalLogits | dist.CategoricalProbs):
+        return jnp.argmax(base.probs, axis=-1)
+    return mean_of(distribution)
+
+
+def tempered(distribution: dist.Distribution, key: Array, temperature: ArrayLike) -> Array:
+    """A draw whose distance from the mean is multiplied by the temperature.
+
+    Raises:
+        ValueError: the distribution is no Gaussian.
+    """
+    base = getattr(distribution, "base_dist", distribution)
+    if not isinstance(base, dist.Normal | dist.MultivariateNormal):
+        raise ValueError(
+            "a temperature multiplies the standard deviations of a Gaussian prior, or of a ladder's; this prior is "
+            f"{type(base).__name__}: leave the temperature out"
+        )
+    return distribution.mean + temperature * (distribution.sample(key) - distribution.mean)
+
+
 def unit_log_prob(distribution: dist.Distribution, x: Array) -> Array | None:
     """ln P of each element of x (shape of x) where the density factorises over them, else None."""
     base = _factors(distribution)

@@ -17,7 +17,7 @@ from jax import Array
 from jax.scipy.special import logsumexp
 from jax.typing import ArrayLike
 
-from vae_jax.core.distributions import enumerate_support, unit_kl, unit_log_prob
+from vae_jax.core.distributions import enumerate_support, mean_of, unit_kl, unit_log_prob
 from vae_jax.core.model import Conditional, Model, Params, Terms, Units, join, log_prob
 
 
@@ -111,16 +111,6 @@ def total(*values: Array | None) -> Array | None:
 def with_rate(terms: Terms, rate: Array, q: dist.Distribution, unit_rate: Array | None = None) -> Terms:
     """The terms with a rate in closed form, which is not split over levels, and what is known of the units of z."""
     return terms._replace(rate=rate, rates=jnp.reshape(rate, (1,)), units=Units(mean_of(q), unit_rate))
-
-
-def mean_of(q: dist.Distribution) -> Array | None:
-    """The mean, where the values are numbers: classes have none."""
-    if isinstance(getattr(q, "base_dist", q), dist.CategoricalLogits | dist.CategoricalProbs):
-        return None
-    try:
-        return q.mean
-    except NotImplementedError:
-        return None
 
 
 def _unit_rate(parts: Parts, params: Params, q: dist.Distribution, z: Array, c: Any) -> Array | None:

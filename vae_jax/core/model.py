@@ -20,7 +20,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
-from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint
+from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint, mean_of, point_of, tempered
 
 Params = Any
 
@@ -187,6 +187,25 @@ def average(stats: Any) -> Any:
     return jax.tree.map(mean, stats, is_leaf=lambda x: isinstance(x, Scatter))
 
 
+class Latent(NamedTuple):
+    """What a model with a latent z offers to whoever opens it: z of examples, examples of z.
+
+    z is the latent next to y, or a list of those of all levels (a ladder's, the top one first). A model that wraps
+    another hands on what that offers.
+
+    Fields:
+        encode: `(params, key, y, c) -> z` drawn from P_enc(z|y, c). Where the key is None, its mean, or the most
+            probable class, or None where it has neither.
+        decode: `(params, key, z, c) -> y`: the mean of P_gen(y|z, c), a draw where it has none.
+        draw: `(params, key, c, temperature) -> z` from P_pri(z|c). The temperature multiplies standard deviations; None
+            leaves the prior as it is.
+    """
+
+    encode: Callable[..., Any]
+    decode: Callable[..., Any]
+    draw: Callable[..., Any]
+
+
 def _keep(params: Params, stats: Any) -> Params:
     del stats
     return params
@@ -209,6 +228,9 @@ class Model(NamedTuple):
             only through z, times `scale`: ln P_enc is differentiated at constant parameters. None where z is not
             reparameterised.
         classes: c is a class, 0 .. classes - 1, or -1 for no condition (`labelled`); None where c is anything else.
+        mean: `(params, key, c) -> y`: as `sample`, with the mean of the density next to y in place of a draw, where it
+            has one: what pictures show. None is `sample` itself.
+        latent: what the model offers of its z; None where it has none.
     """
 
     init: Callable[..., Params]
@@ -219,6 +241,13 @@ class Model(NamedTuple):
     support: Callable[..., Any] | None = None
     pathwise: Callable[..., Terms] | None = None
     classes: int | None = None
+    mean: Callable[..., Any] | None = None
+    latent: Latent | None = None
+
+
+def mean_sample(model: Model) -> Callable[..., Any]:
+    """`model.mean`, or `model.sample` where there is none."""
+    return model.mean or model.sample
 
 
 def join(x: Any, c: Any) -> Any:
@@ -260,7 +289,48 @@ def lift(conditional: Conditional | Model) -> Model:
     def support(params, c=None):
         return conditional.dist(params, c).support
 
-    return Model(init, terms, sample, terms, conditional.maximise or _keep, support)
+    def mean(params, key, c=None):
+        distribution = conditional.dist(params, c)
+        known = mean_of(distribution)
+        return distribution.sample(key) if known is None else known
+
+    latent = conditional.em and _latent_of_em(conditional.em)
+    return Model(init, terms, sample, terms, conditional.maximise or _keep, support, mean=mean, latent=latent)
+
+
+def _latent_of_em(em: EM) -> Latent | None:
+    """By the exact posterior."""
+    prior, generator = em.prior, em.generator
+    if prior is None or generator is None:
+        return None
+
+    def encode(params, key, y, c=None):
+        posterior = em.posterior(params, y, c)
+        return point_of(posterior) if key is None else posterior.sample(key)
+
+    def decode(params, key, z, c=None):
+        return mean_sample(lift(generator))(params["gen"], key, join(z, c))
+
+    def draw(params, key, c=None, temperature=None):
+        return drawn(lift(prior), prior, params["pri"], key, c, temperature)
+
+    return Latent(encode, decode, draw)
+
+
+def drawn(model: Model, tractable: Conditional | None, params: Params, key: Any, c: Any, temperature: Any) -> Any:
+    """z of a prior, which is tractable where a temperature is asked for.
+
+    Raises:
+        ValueError: the prior has no standard deviations.
+    """
+    if temperature is None:
+        return model.sample(params, key, c)
+    if tractable is None:
+        raise ValueError(
+            "a temperature multiplies the standard deviations of a Gaussian prior, or of a ladder's; this prior is a "
+            "model of its own: leave the temperature out"
+        )
+    return tempered(tractable.dist(params, c), key, temperature)
 
 
 def log_prob(distribution: dist.Distribution, x: Any) -> jax.Array:

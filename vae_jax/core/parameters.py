@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from vae_jax.core.model import Model, Params, Terms
+from vae_jax.core.model import Latent, Model, Params, Terms, mean_sample
 
 
 def through(
@@ -34,6 +34,9 @@ def through(
 
         return function and terms
 
+    def seen(function):
+        return lambda params, *arguments: function(inner(params), *arguments)
+
     support = model.support
     return Model(
         init=init,
@@ -44,6 +47,8 @@ def through(
         support=support and (lambda params, c=None: support(inner(params), c)),
         pathwise=of(model.pathwise),
         classes=model.classes,
+        mean=lambda params, key, c=None: mean_sample(model)(inner(params), key, c),
+        latent=model.latent and Latent(*map(seen, model.latent)),
     )
 
 

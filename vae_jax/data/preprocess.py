@@ -36,11 +36,13 @@ class Preprocess(NamedTuple):
         log_volume: nats to ADD per dimension to the model's -ln p to get nats per 8-bit level; 0
             where the modelled values are discrete themselves; None where bits per dimension do not
             apply.
+        white: the value of y that a picture shows as white; 0 is black.
     """
 
     apply: Callable[[jax.Array, Any], Any]
     name: str
     log_volume: float | None
+    white: float = 1.0
 
 
 Stored = Shaped[Array | np.ndarray, "*shape"]  # uint8; `_check_levels` has the better message
@@ -133,7 +135,7 @@ def eight_bit() -> Preprocess:
         _check_levels(y, "levels")
         return jnp.asarray(y).astype(jnp.int32)
 
-    return Preprocess(apply, "8-bit levels", 0.0)
+    return Preprocess(apply, "8-bit levels", 0.0, 255.0)
 
 
 @functools.cache

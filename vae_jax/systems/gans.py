@@ -26,7 +26,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 from jax import Array
 
-from vae_jax.core.estimators import mean_of
+from vae_jax.core.distributions import mean_of
 from vae_jax.core.model import Conditional, Model, join, lift
 from vae_jax.core.network import Network, as_network
 from vae_jax.core.objectives import Objective, batch_terms

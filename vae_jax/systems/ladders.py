@@ -20,7 +20,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.core.model import Conditional, Model, Params, Units, example_of, join, lift
+from vae_jax.core.model import Conditional, Latent, Model, Params, Units, example_of, join, lift, mean_sample
 from vae_jax.core.network import Network, as_network
 from vae_jax.core.numbers import is_whole
 from vae_jax.parts.conditionals import gaussian
@@ -70,6 +70,7 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
         TypeError: something that is no `Rung`, or a field that is no network.
     """
     gen, _ = lift(generator), _bound(rungs, None)
+    shown = gen._replace(sample=mean_sample(gen))
 
     def init(key, y, c=None):
         k_rungs, k_gen = jax.random.split(key)
@@ -95,8 +96,16 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
         return {**params, "gen": gen.maximise(params["gen"], stats["gen"])}
 
     def support(params, c=None):
-        h = example_of(lambda: _generate(_bound(rungs, c), params["pri"], jax.random.key(0)))
+        h, _ = example_of(lambda: _generate(_bound(rungs, c), params["pri"], jax.random.key(0)))
         return gen.support and gen.support(params["gen"], join(h, c))
+
+    def decode(params, key, zs, c=None):
+        return ladder_sample(rungs, shown, params, key, c, given=zs)
+
+    def draw(params, key, c=None, temperature=None):
+        _check_temperature(rungs, 1.0 if temperature is None else temperature)
+        _, zs = _generate(_bound(rungs, c), params["pri"], key, 1.0 if temperature is None else temperature)
+        return zs
 
     return Model(
         init,
@@ -105,11 +114,13 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
         importance=gen.importance and functools.partial(at_path, gen.importance, _log_ratio),
         maximise=maximise,
         support=gen.support and support,
+        mean=functools.partial(ladder_sample, rungs, shown),
+        latent=Latent(encode=functools.partial(ladder_latents, rungs), decode=decode, draw=draw),
     )
 
 
-def ladder_latents(rungs: Sequence[Rung], params: Params, key: Array, y: Any, c: Any = None) -> list[Array]:
-    """z of every level, the top one first, drawn from P_enc(z|y) for ONE example."""
+def ladder_latents(rungs: Sequence[Rung], params: Params, key: Array | None, y: Any, c: Any = None) -> list[Array]:
+    """z of every level, the top one first, drawn from P_enc(z|y) for ONE example; with key None each level's mean."""
     _, kept = _infer(_bound(rungs, c), params, key, y, _kl, False)
     return [z for zs, _ in kept for z in zs]
 
@@ -135,16 +146,22 @@ def ladder_sample(
     Raises:
         ValueError: a negative temperature or a wrong number of them, or more z than levels.
     """
+    count = _check_temperature(rungs, temperature)
+    if len(given) > count:
+        raise ValueError(f"given holds z of {len(given)} levels, and the ladder has {count}: give those of the upper k")
+    k_z, k_y = jax.random.split(key)
+    h, _ = _generate(_bound(rungs, c), params["pri"], k_z, temperature, given)
+    return lift(generator).sample(params["gen"], k_y, join(h, c))
+
+
+def _check_temperature(rungs: Sequence[Rung], temperature: Any) -> int:
+    """How many levels there are, after making sure that the temperature is one for all or one for each of them."""
     count, shape = sum(rung.levels for rung in rungs), np.shape(temperature)
     if not isinstance(temperature, jax.core.Tracer) and not np.all(np.asarray(temperature) >= 0):
         raise ValueError(f"a temperature multiplies standard deviations and cannot be negative; got {temperature}")
     if shape not in ((), (count,)):
         raise ValueError(f"temperature wants one number, or one for each of the {count} levels; got shape {shape}")
-    if len(given) > count:
-        raise ValueError(f"given holds z of {len(given)} levels, and the ladder has {count}: give those of the upper k")
-    k_z, k_y = jax.random.split(key)
-    h = _generate(_bound(rungs, c), params["pri"], k_z, temperature, given)
-    return lift(generator).sample(params["gen"], k_y, join(h, c))
+    return count
 
 
 def _kl(shift: Array, log_ratio: Array, eps: Array) -> Array:
@@ -177,14 +194,14 @@ def _down(rung: Rung, params: Params, h: Any, choose: _Choose, xs: Any, remat: b
     return jax.lax.scan(jax.checkpoint(level, prevent_cse=False) if remat else level, h, (params, xs))
 
 
-def _infer(rungs: Sequence[Rung], params: Params, key: Array, y: Any, rate: _Rate, remat: bool):
+def _infer(rungs: Sequence[Rung], params: Params, key: Array | None, y: Any, rate: _Rate, remat: bool):
     """(the last state, for each rung (z, rate of each unit), stacked by level), along a path z ~ P_enc(z|y)."""
     features, x = [], y
     for rung, enc in zip(rungs[::-1], params["enc"][::-1], strict=True):
         x = rung.bottom.apply(enc["bottom"], x)
         features.append(x)
     h, kept = jnp.zeros(1), []
-    keys = jax.random.split(key, len(rungs))
+    keys = [None] * len(rungs) if key is None else jax.random.split(key, len(rungs))
     for rung, enc, pri, x, k in zip(rungs, params["enc"], params["pri"], features[::-1], keys, strict=True):
         h = rung.enter.apply(pri["enter"], h)
         xs = (enc["posterior"], _noise(rung, pri["levels"], k, h))
@@ -206,8 +223,8 @@ def _from_posterior(rung: Rung, features: Any, rate: _Rate) -> _Choose:
 
 
 def _generate(rungs: Sequence[Rung], pri: Params, key: Array, temperature: Any = 1.0, given: Sequence[Array] = ()):
-    """The last state, with z as given and then from the prior."""
-    h, level = jnp.zeros(1), 0
+    """(the last state, z of every level), with z as given and then from the prior."""
+    h, level, zs = jnp.zeros(1), 0, list(given)
     temperatures = jnp.broadcast_to(temperature, (sum(rung.levels for rung in rungs),))
     for rung, params, k in zip(rungs, pri, jax.random.split(key, len(rungs)), strict=True):
         h = rung.enter.apply(params["enter"], h)
@@ -217,15 +234,17 @@ def _generate(rungs: Sequence[Rung], pri: Params, key: Array, temperature: Any =
             h, _ = _down(rung, _at(slice(n), params["levels"]), h, _as_given, jnp.stack(known))
         if n < rung.levels:
             xs = (noise[n:], temperatures[level + n : level + rung.levels])
-            h, _ = _down(rung, _at(slice(n, None), params["levels"]), h, _from_prior, xs)
+            h, drawn = _down(rung, _at(slice(n, None), params["levels"]), h, _from_prior, xs)
+            zs += [z for z in drawn]
         level += rung.levels
-    return h
+    return h, zs
 
 
-def _noise(rung: Rung, params: Params, key: Array, h: Any) -> Array:
-    """eps ~ N(0, I) of all levels of a rung, (levels, *shape of z)."""
+def _noise(rung: Rung, params: Params, key: Array | None, h: Any) -> Array:
+    """eps ~ N(0, I) of all levels of a rung, (levels, *shape of z); without a key its mean."""
     z, _ = jax.eval_shape(lambda: _normal(rung.prior, _at(0, params["prior"]), h))
-    return jax.random.normal(key, (rung.levels, *z.shape), z.dtype)
+    shape = (rung.levels, *z.shape)
+    return jnp.zeros(shape, z.dtype) if key is None else jax.random.normal(key, shape, z.dtype)
 
 
 def _at(levels: int | slice, params: Params) -> Params:
@@ -239,10 +258,11 @@ def _as_given(h: Any, prior: tuple[Array, Array], z: Array) -> tuple[Array, None
     return z, None
 
 
-def _from_prior(h: Any, prior: tuple[Array, Array], x: Any) -> tuple[Array, None]:
+def _from_prior(h: Any, prior: tuple[Array, Array], x: Any) -> tuple[Array, Array]:
     del h
     (mean, std), (eps, temperature) = prior, x
-    return mean + jnp.asarray(temperature, eps.dtype) * std * eps, None
+    z = mean + jnp.asarray(temperature, eps.dtype) * std * eps
+    return z, z
 
 
 def _init(rungs: Sequence[Rung], key: Array, y: Any) -> tuple[list[Params], list[Params], Array]:

@@ -8,10 +8,12 @@ from vae_jax.core.mesh import batch_sharding, replicated
 from vae_jax.training.loop import Fitted, fit
 from vae_jax.training.preemption import Preempted
 from vae_jax.training.processes import pod
+from vae_jax.training.recipes import Recipe, recipe
 from vae_jax.training.sharding import fsdp, shardings
 from vae_jax.training.step import TrainState, Turns, init_state, lagging, make_scan, make_train_step
+from vae_jax.training.trained import Trained, open_run
 
 __all__ = [
-    "Fitted", "Preempted", "TrainState", "Turns", "batch_sharding", "fit", "fsdp", "init_state", "lagging", "make_scan",
-    "make_train_step", "pod", "replicated", "shardings",
+    "Fitted", "Preempted", "Recipe", "TrainState", "Trained", "Turns", "batch_sharding", "fit", "fsdp", "init_state",
+    "lagging", "make_scan", "make_train_step", "open_run", "pod", "recipe", "replicated", "shardings",
 ]  # fmt: skip

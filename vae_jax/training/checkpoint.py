@@ -182,15 +182,48 @@ def restore(directory: PathLike, like: Any, *, which: Literal["last", "best"] = 
             processes that do not all see the directory.
         DamagedError: there are checkpoints, but all are damaged; they are listed.
     """
+    return _restore(directory, which, lambda there: like)
+
+
+def restore_params(directory: PathLike, like: Any, *, which: Literal["last", "best"] = "best") -> Restored | None:
+    """As `restore`, of the parameters of a `TrainState` alone: of their moving average, where one was kept.
+
+    Args:
+        like: the parameters' structure; the optimiser need not be known.
+    """
+
+    def chosen(there: dict[str, str]) -> Any:
+        averaged = any(name.startswith("state.ema") for name in there)
+        return _Parameters(ema=like) if averaged else _Parameters(params=like)
+
+    restored = _restore(directory, which, chosen, others=True)
+    if restored is None:
+        return None
+    state = restored.state
+    return restored._replace(state=state.params if state.ema is None else state.ema)
+
+
+class _Parameters(NamedTuple):
+    """The fields of a `TrainState` that hold parameters."""
+
+    params: Any = None
+    ema: Any = None
+
+
+def _restore(
+    directory: PathLike, which: str, like_of: Callable[[dict[str, str]], Any], *, others: bool = False
+) -> Restored | None:
+    """Args: like_of: from the names of the leaves that are there; others: whether there may be more than it names."""
     if which not in ("last", "best"):
         raise ValueError(f'which must be "last" or "best"; got {which!r}')
     folder = _folder(directory)
-    chosen = from_first(lambda: _choose(folder, like, best_only=which == "best"))
+    chosen = from_first(lambda: _choose(folder, like_of, best_only=which == "best", others=others))
     if "damaged" in chosen:
         raise DamagedError(chosen["damaged"])
     if "name" not in chosen:
         return None
     path, manifest = folder / chosen["name"], chosen["manifest"]
+    like = like_of(manifest["leaves"])
     leaves, layouts = _named(like), manifest["arrays"]
     if multihost_utils.process_allgather(np.array((path / _MANIFEST).exists())).all():
         stored = _stored(path, layouts, leaves)
@@ -221,7 +254,9 @@ def check_shared(directory: PathLike, state: Any) -> None:
         )
 
 
-def _choose(folder: epath.Path, like: Any, *, best_only: bool) -> dict[str, Any]:
+def _choose(
+    folder: epath.Path, like_of: Callable[[dict[str, str]], Any], *, best_only: bool, others: bool
+) -> dict[str, Any]:
     """What process 0 tells all: a checkpoint's name and manifest, or nothing, or that all are damaged."""
     found: dict[str, Any] = {}
     skipped: list[str] = []
@@ -235,7 +270,8 @@ def _choose(folder: epath.Path, like: Any, *, best_only: bool) -> dict[str, Any]
             skipped.append(f"{_mark(path) if unfinished else path}: {why}")
             continue
         if not best_only or manifest["best"]:
-            _check_fits(path, manifest["leaves"], like)
+            leaves = manifest["leaves"]
+            _check_fits(path, leaves, like_of(leaves), others)
             found = {"name": path.name, "manifest": manifest}
             break
     if damaged and not found:
@@ -511,9 +547,9 @@ def _to_like(like: Any, layout: dict[str, Any], part: Callable[[Box], np.ndarray
     return jax.random.wrap_key_data(leaf, impl=like.dtype) if _is_key(like) else leaf
 
 
-def _check_fits(path: epath.Path, there: dict[str, str], like: Any) -> None:
+def _check_fits(path: epath.Path, there: dict[str, str], like: Any, others: bool) -> None:
     wanted = {name: _spec(leaf) for name, leaf in _named(like).items()}
-    for name in {**wanted, **there}:
+    for name in wanted if others else {**wanted, **there}:
         got, want = there.get(name, "absent"), wanted.get(name, "absent")
         if got != want:
             problem = f"{name} is {got} there, {want} wanted; usually it is of another model or optimiser"

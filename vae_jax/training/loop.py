@@ -5,6 +5,7 @@ is resumed ends with the same parameters, bit for bit: the place in the data and
 """
 
 import contextlib
+import dataclasses
 import datetime
 import os
 import time
@@ -33,7 +34,9 @@ from vae_jax.training.description import describe
 from vae_jax.training.feed import Feed, fed, most_steps, resident
 from vae_jax.training.plan import Clock, Plan, check_length, plan_of
 from vae_jax.training.preemption import Preempted, Preemption
+from vae_jax.training.recipes import Recipe, check_recipe, example_to_json
 from vae_jax.training.run import Row, Run
+from vae_jax.training.run_directory import FORMAT
 from vae_jax.training.sharding import Rule, check_divides, check_placement, gathering, shardings
 from vae_jax.training.step import (
     Order,
@@ -94,6 +97,7 @@ def fit(
     max_skipped_in_a_row: int = 20,
     directory: str | os.PathLike[str] | None = None,
     config: dict[str, Any] | None = None,
+    recipe: Recipe | None = None,
     resume: bool = False,
     mesh: Mesh | None = None,
     sharding: Rule | Literal["fsdp", "replicated"] = "replicated",
@@ -126,6 +130,8 @@ def fit(
             `tensorboard` is installed; none are written without. A local path, or `gs://bucket/path`. One run at a time
             trains in it.
         config: what the run is, JSON-able; a directory takes one configuration only.
+        recipe: how to build the model again, `vae_jax.training.recipe(function, **arguments)`: with it `open_run` opens
+            the directory.
         resume: continue the run in `directory`, if there is one, and if it is the same in all that decides its
             parameters but its length and the devices: data, model, optimiser, objective and the other options, compared
             by their names and values (see `vae_jax.training.description`).
@@ -174,6 +180,8 @@ def fit(
     abstract = jax.eval_shape(start, k_init)
     if validation is not None:
         validation = check_examples(model, *validation, preprocess, params=abstract.params, where="validation ")
+    if recipe is not None:
+        check_recipe(recipe, abstract.params, y, c)
     gather = gathering(mesh, rule)
     train_step = make_train_step(model, optimizer, preprocess=preprocess, gather=gather, **step_options)
     placed = None if mesh is None else shardings(abstract, mesh, rule)
@@ -190,7 +198,10 @@ def fit(
     def whole_config():
         decisive = {"model": model, "optimizer": optimizer, "preprocess": preprocess, "order": order, **step_options}
         numbers = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
-        return _full_config(config, key, (ys, cs), validation, numbers | decisive)
+        kept = {"format": FORMAT, "example": {"y": example_to_json(y), "c": example_to_json(c)}}
+        if recipe is not None:
+            kept["recipe"] = dataclasses.asdict(recipe)
+        return _full_config({**(config or {}), **kept}, key, (ys, cs), validation, numbers | decisive)
 
     def validate(params):
         return {} if validation is None else _validate(model, params, k_valid, validation, preprocess, mesh)
@@ -355,12 +366,12 @@ def _default_batch(n: int) -> int:
 
 
 def _full_config(config, key, data, validation, decisive) -> dict[str, Any]:
-    """The caller's configuration, and what else decides the parameters."""
+    """`config`, and what else decides the parameters."""
     digests = {"key": np.asarray(jax.random.key_data(key)).tolist(), "data": _digest(*data)}
     if validation is not None:
         digests["validation"] = _digest(*validation)
     given = {name: value for name, value in decisive.items() if value is not None}
-    return {**(config or {}), "fit": {**digests, **describe(given)}}
+    return {**config, "fit": {**digests, **describe(given)}}
 
 
 def _digest(ys: Any, cs: Any) -> dict[str, Any]:

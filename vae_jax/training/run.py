@@ -4,8 +4,13 @@ With several processes all of them call everything here; process 0 alone writes 
 """
 
 import contextlib
+import datetime
+import importlib.metadata
 import importlib.util
 import json
+import platform
+import shlex
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -15,7 +20,7 @@ from etils import epath
 
 from vae_jax.training import checkpoint
 from vae_jax.training.processes import from_first
-from vae_jax.training.run_directory import PathLike, claim, is_local, to_path
+from vae_jax.training.run_directory import PathLike, claim, is_local, to_path, write_whole
 from vae_jax.training.step import TrainState
 
 Row = dict[str, int | float]  # one epoch of a run, by name
@@ -59,6 +64,7 @@ class Run:
                 self.best = chosen.params if chosen.ema is None else chosen.ema
             if jax.process_index() == 0:
                 self._write_rows(self.history)
+                self._note_start()
             self.writer = held.enter_context(checkpoint.Writer(self.directory))
             self.held = held.pop_all()
 
@@ -72,6 +78,24 @@ class Run:
                 "there is none. Put the folder checkpoints back, or choose another directory"
             )
         warnings.warn(f"{self.metrics.parent} has no checkpoint yet: the run starts at its beginning", stacklevel=5)
+
+    def _note_start(self) -> None:
+        """made.json: for each start of the run, when, by what command, with which versions and devices."""
+        assert self.directory is not None
+        file, versions = self.directory / "made.json", {}
+        for name in ("vae_jax", "jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy"):
+            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+                versions[name] = importlib.metadata.version(name)
+        start = {
+            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+            "step": int(self.state.step),
+            "command": shlex.join(sys.argv),
+            "versions": {"python": platform.python_version(), **versions},
+            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+            "processes": jax.process_count(),
+        }
+        before = json.loads(file.read_text()) if file.exists() else []
+        write_whole(file, json.dumps([*before, start], indent=1))
 
     def record(self, state: TrainState, history: list[Row], *, best: bool, **meta: Any) -> None:
         """Saves a checkpoint, and adds the last row of `history` to the metrics when it is complete.

@@ -28,6 +28,7 @@ PathLike = str | os.PathLike[str]
 
 PARTIAL = ".partial"
 LOCK = "lock"
+FORMAT = 1  # of config.json; one that an older version cannot open has a larger number
 MOST_SHOWN = 10
 
 
@@ -103,7 +104,7 @@ def _check_no_others(root: epath.Path) -> None:
 
 
 def _check_same(root: epath.Path, file: epath.Path, text: str, resume: bool, ignore: tuple[str, ...]) -> None:
-    if differing := _differences(_load_config(file), json.loads(text), ignore):
+    if differing := _differences(load_config(file), json.loads(text), ignore):
         more = [f"and {len(differing) - MOST_SHOWN} more"] * (len(differing) > MOST_SHOWN)
         raise ValueError(
             f"{root} holds a run with another configuration; choose another directory, or ask for "
@@ -148,7 +149,12 @@ def to_json(argument: str, value: Any) -> str:
         raise TypeError(f"{argument} must hold plain JSON values only: {error}") from error
 
 
-def _load_config(file: epath.Path) -> Any:
+def load_config(file: epath.Path) -> Any:
+    """What config.json says.
+
+    Raises:
+        ValueError: it is no JSON.
+    """
     try:
         return json.loads(file.read_text())
     except ValueError as error:

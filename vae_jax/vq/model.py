@@ -19,7 +19,18 @@ from jax import Array
 
 from vae_jax.core.distributions import unit_log_prob
 from vae_jax.core.estimators import latent_terms
-from vae_jax.core.model import Conditional, Model, Params, Units, example_of, join, lift
+from vae_jax.core.model import (
+    Conditional,
+    Latent,
+    Model,
+    Params,
+    Units,
+    drawn,
+    example_of,
+    join,
+    lift,
+    mean_sample,
+)
 from vae_jax.core.network import as_network, shape_of
 from vae_jax.core.numbers import is_whole
 from vae_jax.parts.conditionals import arguments, full_precision
@@ -138,7 +149,25 @@ def vq_vae(
         vectors = quantiser.embed(params["codes"], codes)
         return generator.support and generator.support(params["gen"], join(vectors, c))
 
-    return Model(init, terms, sample, None, maximise, generator.support and support)
+    shown = mean_sample(generator)
+
+    def encode(params, key, y, c=None):
+        del key
+        return quantiser.quantise(params["codes"], vectors_of(params["enc"], y, c)).codes
+
+    def decode(params, key, codes, c=None):
+        return shown(params["gen"], key, join(quantiser.embed(params["codes"], codes), c))
+
+    def draw(params, key, c=None, temperature=None):
+        return drawn(prior, tractable, params["pri"], key, c, temperature)
+
+    def mean(params, key, c=None):
+        k_z, k_y = jax.random.split(key)
+        return decode(params, k_y, prior.sample(params["pri"], k_z, c), c)
+
+    support_or_none = generator.support and support
+    latent = Latent(encode, decode, draw)
+    return Model(init, terms, sample, None, maximise, support_or_none, mean=mean, latent=latent)
 
 
 def encode(model: Model, params: Params, y: Any, c: Any = None) -> Array:
