@@ -31,11 +31,11 @@ import optax
 
 import vae_jax
 from experiments.phrases import SCALES, Phrases, load_phrases, roll
-from experiments.shared import publish
-from experiments.shared.config import SHARE, Adam, at_least, checked, fitting
-from experiments.shared.placement import Placed, evaluate_on, fit_on
-from experiments.shared.results import by_epoch
 from vae_jax import Conditional, Evaluation, Fitted, Model, core, nets
+from vae_jax.command import publish
+from vae_jax.command.config import SHARE, Adam, at_least, checked, fitting
+from vae_jax.command.placement import Placed, evaluate_on, fit_on
+from vae_jax.command.results import by_epoch
 from vae_jax.core import objectives
 from vae_jax.evaluation import Mean, mean
 from vae_jax.parts import adjusted, autoregressive, in_training, temperature

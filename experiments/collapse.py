@@ -17,14 +17,14 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments.shared import publish
-from experiments.shared.config import Images, at_least, checked
-from experiments.shared.images import load_both
 from experiments.shared.linear import constant_std, downwards, eigenvalues_of, linear_vae
-from experiments.shared.placement import Placed, evaluate_on, fit_on
-from experiments.shared.results import by_epoch
-from experiments.shared.training import Training
 from vae_jax import Evaluation, Fitted, core, nets
+from vae_jax.command import publish
+from vae_jax.command.config import Images, at_least, checked
+from vae_jax.command.cosine_adam import Training
+from vae_jax.command.images import load_both
+from vae_jax.command.placement import Placed, evaluate_on, fit_on
+from vae_jax.command.results import by_epoch
 from vae_jax.core import objectives
 from vae_jax.data import Preprocess
 from vae_jax.evaluation import Collapse, active_units, collapse, mean

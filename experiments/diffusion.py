@@ -22,13 +22,13 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments import diffusion_report
-from experiments.shared import publish
-from experiments.shared.config import SHARE, Adam, Images, Resumable, at_least, checked, fitting
-from experiments.shared.images import load_splits
-from experiments.shared.placement import WHERE, Placed, evaluate_on, fit_on
-from experiments.shared.training import warm_cosine
 from vae_jax import diffusion as df
 from vae_jax import nets
+from vae_jax.command import publish
+from vae_jax.command.config import SHARE, Adam, Images, Resumable, at_least, checked, fitting
+from vae_jax.command.cosine_adam import warm_cosine
+from vae_jax.command.images import load_splits
+from vae_jax.command.placement import WHERE, Placed, evaluate_on, fit_on
 from vae_jax.core import objectives
 from vae_jax.data import preprocess
 

@@ -9,11 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from experiments.shared.image_report import in_turn, learning_curve, of_classes, picture
-from experiments.shared.images import Split
-from experiments.shared.results import over_batch
 from vae_jax import Evaluation, Fitted
 from vae_jax import diffusion as df
+from vae_jax.command.image_report import in_turn, learning_curve, of_classes, picture
+from vae_jax.command.images import Split
+from vae_jax.command.results import over_batch
 from vae_jax.data import Preprocess
 from vae_jax.evaluation import bits_per_dimension, mean
 from vae_jax.report import page, pictures
@@ -79,7 +79,7 @@ def sections(
         _denoising(drawn),
         _noising(denoiser, fitted.params, k_noising, test, prepare),
         _cost(denoiser, fitted.params, k_levels, test, prepare),
-        learning_curve(fitted),
+        learning_curve(fitted.history),
     ]
 
 

@@ -18,9 +18,10 @@ import jax
 import numpy as np
 
 from experiments import discrete_routes as routes
-from experiments.shared import ascent, publish
-from experiments.shared.config import CosineAdam, at_least, checked, fitting
-from experiments.shared.images import load_both
+from experiments.shared import ascent
+from vae_jax.command import publish
+from vae_jax.command.config import CosineAdam, at_least, checked, fitting
+from vae_jax.command.images import load_both
 from vae_jax.em.algorithm import em_of
 from vae_jax.evaluation import Mean, mean
 from vae_jax.report import page, pictures

@@ -17,8 +17,8 @@ import optax
 
 import vae_jax
 from experiments.shared import ascent
-from experiments.shared.training import Training
 from vae_jax import core, gumbel, nets, straight_through_gumbel
+from vae_jax.command.cosine_adam import Training
 from vae_jax.core import Objective, elbo, leave_one_out, of, vimco
 from vae_jax.core.multi_sample import log_mean
 from vae_jax.core.objectives import batch_terms

@@ -19,12 +19,12 @@ import numpy as np
 
 import vae_jax
 from experiments import em_routes
-from experiments.shared import publish
-from experiments.shared.config import Run, at_least, checked
-from experiments.shared.image_report import picture
-from experiments.shared.images import load_both
-from experiments.shared.training import Training
 from vae_jax import core, data, evaluate
+from vae_jax.command import publish
+from vae_jax.command.config import Run, at_least, checked
+from vae_jax.command.cosine_adam import Training
+from vae_jax.command.image_report import picture
+from vae_jax.command.images import load_both
 from vae_jax.data import Preprocess
 from vae_jax.em import CovariancePrior, FittedEM, fit_em, mixture_of_gaussians
 from vae_jax.em.algorithm import em_of

@@ -12,8 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.shared.ascent import along, by_em, epoch_by_epoch, stacked
-from experiments.shared.training import Training
 from vae_jax import core
+from vae_jax.command.cosine_adam import Training
 from vae_jax.em import as_vae, mixture_of_gaussians
 from vae_jax.em.algorithm import em_of
 from vae_jax.report import page, pictures

@@ -26,11 +26,12 @@ import numpy as np
 from jax.scipy.special import logsumexp
 
 import vae_jax
-from experiments.shared import linear, publish
-from experiments.shared.config import CosineAdam, at_least, checked, fitting
-from experiments.shared.placement import Placed, evaluate_on
-from experiments.shared.results import by_epoch, counted, over_batch
+from experiments.shared import linear
 from vae_jax import Evaluation, Fitted, core, nets
+from vae_jax.command import publish
+from vae_jax.command.config import CosineAdam, at_least, checked, fitting
+from vae_jax.command.placement import Placed, evaluate_on
+from vae_jax.command.results import by_epoch, counted, over_batch
 from vae_jax.evaluation import mean
 from vae_jax.parts import flows
 from vae_jax.report import page, pictures

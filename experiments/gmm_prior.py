@@ -17,14 +17,15 @@ import jax
 import numpy as np
 
 import vae_jax
-from experiments.shared import publish, two_stages
-from experiments.shared.config import checked
-from experiments.shared.image_report import draw_samples
-from experiments.shared.images import load_splits
-from experiments.shared.placement import evaluate_on
-from experiments.shared.results import over_batch
+from experiments.shared import two_stages
 from experiments.shared.two_stages import FirstStage
 from vae_jax import Evaluation, core
+from vae_jax.command import publish
+from vae_jax.command.config import checked
+from vae_jax.command.image_report import draw_samples
+from vae_jax.command.images import load_splits
+from vae_jax.command.placement import evaluate_on
+from vae_jax.command.results import over_batch
 from vae_jax.em import FittedEM, fit_em, mixture_of_gaussians
 from vae_jax.evaluation import mean
 from vae_jax.report import page, pictures

@@ -24,13 +24,13 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments.shared import publish
-from experiments.shared.config import SHARE, Adam, Images, at_least, checked, fitting
-from experiments.shared.image_report import picture
-from experiments.shared.images import load_splits
-from experiments.shared.placement import Placed, evaluate_on, fit_on
-from experiments.shared.results import by_epoch, over_batch
 from vae_jax import Evaluation, Fitted, core, nets
+from vae_jax.command import publish
+from vae_jax.command.config import SHARE, Adam, Images, at_least, checked, fitting
+from vae_jax.command.image_report import picture
+from vae_jax.command.images import load_splits
+from vae_jax.command.placement import Placed, evaluate_on, fit_on
+from vae_jax.command.results import by_epoch, over_batch
 from vae_jax.core import objectives
 from vae_jax.data import preprocess
 from vae_jax.evaluation import mean

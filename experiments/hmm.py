@@ -25,9 +25,9 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.series import Series, load_series
-from experiments.shared import publish
-from experiments.shared.config import Run, checked
 from vae_jax import Conditional
+from vae_jax.command import publish
+from vae_jax.command.config import Run, checked
 from vae_jax.em import FittedEM, fit_em, gaussian_hmm, gaussians, mixture_of_gaussians
 from vae_jax.em.algorithm import em_of
 from vae_jax.evaluation import Mean, mean

@@ -15,16 +15,17 @@ import jax
 import numpy as np
 
 import vae_jax
-from experiments.shared import publish, two_stages
-from experiments.shared.config import Range, checked
-from experiments.shared.image_report import Pictured, draw_samples
-from experiments.shared.images import load_splits
-from experiments.shared.placement import evaluate_on
-from experiments.shared.results import by_epoch, over_batch
-from experiments.shared.training import Training
+from experiments.shared import two_stages
 from experiments.shared.two_stages import FirstStage
 from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax import diffusion as df
+from vae_jax.command import publish
+from vae_jax.command.config import Range, checked
+from vae_jax.command.cosine_adam import Training
+from vae_jax.command.image_report import Pictured, draw_samples
+from vae_jax.command.images import load_splits
+from vae_jax.command.placement import evaluate_on
+from vae_jax.command.results import by_epoch, over_batch
 from vae_jax.evaluation import mean
 from vae_jax.report import page, pictures
 

@@ -20,9 +20,10 @@ import jax
 import numpy as np
 
 from experiments import linear_ways
-from experiments.shared import linear, publish
-from experiments.shared.config import CosineAdam, Images, checked, fitting
+from experiments.shared import linear
 from vae_jax import evaluate
+from vae_jax.command import publish
+from vae_jax.command.config import CosineAdam, Images, checked, fitting
 from vae_jax.evaluation import Collapse, Mean, active_units, collapse, mean
 from vae_jax.report import page, pictures
 

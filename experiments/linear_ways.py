@@ -16,8 +16,8 @@ import optax
 import vae_jax
 from experiments.shared.ascent import epoch_by_epoch
 from experiments.shared.linear import linear_vae
-from experiments.shared.training import Training
 from vae_jax import evaluate
+from vae_jax.command.cosine_adam import Training
 from vae_jax.core import objectives
 from vae_jax.em import fit_em, ppca, ppca_closed_form
 from vae_jax.em.algorithm import em_of

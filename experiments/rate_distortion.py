@@ -16,13 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from experiments.shared import publish
-from experiments.shared.config import CosineAdam, Images, checked, fitting
-from experiments.shared.image_report import picture
-from experiments.shared.images import load_both
 from experiments.shared.linear import Parts, downwards, eigenvalues_of, linear_vae, with_l2
-from experiments.shared.placement import Placed, evaluate_on
 from vae_jax import Evaluation, core, nets
+from vae_jax.command import publish
+from vae_jax.command.config import CosineAdam, Images, checked, fitting
+from vae_jax.command.image_report import picture
+from vae_jax.command.images import load_both
+from vae_jax.command.placement import Placed, evaluate_on
 from vae_jax.core import objectives
 from vae_jax.data import preprocess
 from vae_jax.evaluation import Collapse, Mean, active_units, collapse, mean, rate_distortion

@@ -18,11 +18,11 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments.shared import publish
-from experiments.shared.config import SHARE, Adam, at_least, checked
-from experiments.shared.placement import Placed, fit_on
 from experiments.text_vae_report import LANGUAGE_MODEL, Trained, sections, table
 from vae_jax import Conditional, Fitted, Model, core, nets, text
+from vae_jax.command import publish
+from vae_jax.command.config import SHARE, Adam, at_least, checked
+from vae_jax.command.placement import Placed, fit_on
 from vae_jax.core import objectives
 from vae_jax.evaluation import rate_split
 from vae_jax.parts import autoregressive, bag_of_words, committed_gaussian, in_training

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments.shared.results import by_epoch
 from vae_jax import Conditional, Evaluation, Model, text
+from vae_jax.command.results import by_epoch
 from vae_jax.core import lift
 from vae_jax.evaluation import Mean, RateSplit, active_units, mean
 from vae_jax.parts import adjusted, greedy

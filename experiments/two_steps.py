@@ -31,11 +31,11 @@ from jax import Array
 
 import vae_jax
 from experiments import two_steps_report
-from experiments.shared import publish
-from experiments.shared.config import CosineAdam, Range, at_least, checked
-from experiments.shared.placement import Placed, evaluate_on
 from experiments.two_steps_report import Result, Shown, rates_by_time
 from vae_jax import Fitted, core, diffusion, evaluate, nets
+from vae_jax.command import publish
+from vae_jax.command.config import CosineAdam, Range, at_least, checked
+from vae_jax.command.placement import Placed, evaluate_on
 from vae_jax.core import objectives
 from vae_jax.diffusion import weightings as diffusion_objectives
 from vae_jax.diffusion.steps import first_step, forward_step

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from experiments.shared.results import by_epoch, counted
 from vae_jax import Evaluation, diffusion
+from vae_jax.command.results import by_epoch, counted
 from vae_jax.evaluation import Mean, mean
 from vae_jax.report import page, pictures
 

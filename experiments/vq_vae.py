@@ -18,14 +18,14 @@ import jax.numpy as jnp
 import numpy as np
 
 import vae_jax
-from experiments.shared import publish
-from experiments.shared.config import Images, at_least, checked
-from experiments.shared.image_report import picture
-from experiments.shared.images import load_splits
-from experiments.shared.placement import Placed, evaluate_on
-from experiments.shared.results import by_epoch, over_batch
-from experiments.shared.training import Training
 from vae_jax import Evaluation, Fitted, core, nets
+from vae_jax.command import publish
+from vae_jax.command.config import Images, at_least, checked
+from vae_jax.command.cosine_adam import Training
+from vae_jax.command.image_report import picture
+from vae_jax.command.images import load_splits
+from vae_jax.command.placement import Placed, evaluate_on
+from vae_jax.command.results import by_epoch, over_batch
 from vae_jax.data import preprocess
 from vae_jax.evaluation import bits_per_dimension, mean
 from vae_jax.nets import Conv, ConvTranspose, ResBlock

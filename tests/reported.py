@@ -7,8 +7,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from experiments.shared.publish import SMOKE
 from vae_jax import __version__
+from vae_jax.command.publish import SMOKE
 
 
 def check_report(folder: Path, config: Any, numbers: dict[str, Any], titles: tuple[str, ...]) -> None:

@@ -24,6 +24,8 @@ FLOORS = [
     {"training"},
     {"nets", "diffusion", "vq", "text"},
     {"selfcheck"},
+    {"command"},
+    {"__main__"},
 ]
 FLOOR = {"_version": -1, **{room: i for i, floor in enumerate(FLOORS) for room in floor}}
 

@@ -7,7 +7,7 @@ import pytest
 from reported import check_report
 
 from experiments import em_mixture, em_routes, gmm_prior
-from experiments.shared.training import Training
+from vae_jax.command.cosine_adam import Training
 from vae_jax.data import unit_scale
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -17,10 +17,10 @@ import pytest
 import tyro
 from PIL import Image
 
-from experiments.shared.images import load_splits
-from experiments.shared.placement import WHERE
 from experiments.vae import Config, build, build_objective, build_optimizer, main
 from vae_jax import init_state, make_train_step
+from vae_jax.command.images import load_splits
+from vae_jax.command.placement import WHERE
 from vae_jax.data.check import check_data
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 from experiments import diffusion, vae
-from experiments.shared import publish
-from experiments.shared.config import checked, fitting
-from experiments.shared.images import load_splits
-from experiments.shared.placement import Placed, mesh_of
+from vae_jax.command import publish
+from vae_jax.command.config import checked, fitting
+from vae_jax.command.images import load_splits
+from vae_jax.command.placement import Placed, mesh_of
 from vae_jax.training import Preempted
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
@@ -318,7 +318,7 @@ def test_errors_are_one_line(error, line, monkeypatch):
 def test_an_ascii_locale():
     """What is printed is legible, and a path that libraries cannot take is refused at once."""
     program = (
-        "from experiments.shared import config, publish\n"
+        "from vae_jax.command import config, publish\n"
         "publish.run(lambda config: print(config.seed, chr(177), 1), config.Run)"
     )
     environment = {**os.environ, "LC_ALL": "C", "PYTHONPATH": str(EXPERIMENTS.parent), "JAX_PLATFORMS": "cpu"}

@@ -8,7 +8,7 @@ import pytest
 
 from experiments import linear_vae, linear_ways
 from experiments.shared.linear import load_blocks
-from experiments.shared.training import Training
+from vae_jax.command.cosine_adam import Training
 
 TRAINING = Training(epochs=60, batch_size=50, learning_rate=0.02)
 

@@ -17,8 +17,8 @@ from PIL import Image
 from reported import check_report
 
 from experiments import em_routes
-from experiments.shared import publish
-from experiments.shared.config import Run
+from vae_jax.command import publish
+from vae_jax.command.config import Run
 from vae_jax.evaluation import Mean, mean
 from vae_jax.report import page, pictures
 from vae_jax.report.page import Picture, Row, Section, TextTable

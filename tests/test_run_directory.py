@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from experiments.shared import publish
-from experiments.shared.config import Run
+from vae_jax.command import publish
+from vae_jax.command.config import Run
 from vae_jax.training.checkpoint import DamagedError
 from vae_jax.training.run_directory import check_writable, claim
 

@@ -9,12 +9,12 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments.shared.config import ImageVAE
-from experiments.shared.image_report import Pictured, picture
-from experiments.shared.images import Split, networks, pixels
-from experiments.shared.placement import Placed, fit_on
-from experiments.shared.results import counted, over_batch
 from vae_jax import Fitted, core
+from vae_jax.command.config import ImageVAE
+from vae_jax.command.image_report import Pictured, picture
+from vae_jax.command.images import Split, networks, pixels
+from vae_jax.command.placement import Placed, fit_on
+from vae_jax.command.results import counted, over_batch
 from vae_jax.data import Preprocess
 from vae_jax.report import page, pictures
 
@@ -34,9 +34,9 @@ def build(config: FirstStage, shape: tuple[int, ...], prior: Any) -> tuple[vae_j
         raise ValueError(f"latent={config.latent}: the report draws the codes in a plane, so it takes at least 2")
     encoder_net, generator_net = networks("mlp", shape, hidden=config.hidden, dtype=jnp.float32)
     encoder = vae_jax.gaussian(encoder_net(2 * config.latent))
-    generator, prepare, white = pixels(config.likelihood, generator_net)
+    generator, prepare = pixels(config.likelihood, generator_net)
     means = core.means(generator)
-    pictured = Pictured(encoder, means, vae_jax.vae(encoder, prior, means), prepare, white)
+    pictured = Pictured(encoder, means, vae_jax.vae(encoder, prior, means), prepare)
     return vae_jax.vae(encoder, prior, generator), pictured
 
 

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.folders import read_image_folder
-from vae_jax.data.images import SPLITS, Dataset, Found, as_dataset
+from vae_jax.data.images import HELD_OUT, SPLITS, Dataset, Found, as_dataset, held_out
 from vae_jax.data.local import is_idx_folder, path_of, read_file, read_idx_folder
 from vae_jax.data.prepared import read_prepared
 
@@ -86,6 +88,25 @@ def load(
     size = None if size is None else _pixels(size)
     found = _find(name, split, data_dir, download, size)
     return as_dataset(found, name, split, size)
+
+
+def load_whole(name: str | os.PathLike, **options: Any) -> Dataset:
+    """All images of a file or folder that has no splits, in its order; of a source with splits, its test images.
+
+    Args and errors as of `load`.
+    """
+    test = load(name, "test", **options)
+    if not test.source.endswith(HELD_OUT):
+        return test
+    train = load(name, "train", **options)
+    n = len(train.ys) + len(test.ys)
+    places = np.argsort(np.concatenate([held_out(n, "train"), held_out(n, "test")]))
+
+    def together(one, other):
+        return None if one is None else np.concatenate([one, other])[places]
+
+    ys, labels = together(train.ys, test.ys), together(train.labels, test.labels)
+    return test._replace(ys=ys, labels=labels, split="all", source=test.source.removesuffix(f", {HELD_OUT}"))
 
 
 def _pixels(size: Any) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import UInt8
 
-from vae_jax.data.images import SPLITS, Found, fitted, held_out
+from vae_jax.data.images import HELD_OUT, SPLITS, Found, fitted, held_out
 
 SUFFIXES = frozenset({
     ".avif", ".bmp", ".gif", ".jfif", ".jpe", ".jpeg", ".jpg", ".pbm", ".pgm", ".png", ".pnm", ".ppm", ".tif", ".tiff",
@@ -43,7 +43,7 @@ def read_image_folder(folder: Path, split: str, size: tuple[int, int] | None) ->
     images, source = found[split], f"folder {parts.get(split, folder)}"
     if not parts:
         images = [images[i] for i in held_out(len(images), split)]
-        source = f"{source}, every tenth image held out as test"
+        source = f"{source}, {HELD_OUT}"
     if not images:
         raise ValueError(f"{source}: no images for {split!r}; want files with one of {sorted(SUFFIXES)}")
     channels = 1 if all(_is_grey(path) for part in found.values() for path, _ in part) else 3

@@ -121,6 +121,9 @@ def fitted(image: Any, size: tuple[int, int]) -> Any:
     return ImageOps.fit(image, size[::-1], Image.Resampling.LANCZOS)
 
 
+HELD_OUT = "every tenth image held out as test"  # what `Dataset.source` says of a source without splits
+
+
 def held_out(n: int, split: str) -> Int[np.ndarray, " m"]:
     """Indices of a split that the source lacks: 0, 10, 20, ... are "test", the rest "train"."""
     is_test = np.arange(n) % 10 == 0

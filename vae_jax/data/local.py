@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Shaped, UInt8
 
-from vae_jax.data.images import Found, held_out
+from vae_jax.data.images import HELD_OUT, Found, held_out
 
 IMAGE_KEYS = ("{split}_image", "{split}_images", "x_{split}")
 LABEL_KEYS = ("{split}_label", "{split}_labels", "y_{split}")
@@ -103,7 +103,7 @@ def _split_single(
         if len(labels) != len(ys):
             raise ValueError(f"{source}: {len(labels)} labels for {len(ys)} images")
         labels = labels[keep]
-    return Found(ys[keep], labels, names, f"{source}, every tenth image held out as test")
+    return Found(ys[keep], labels, names, f"{source}, {HELD_OUT}")
 
 
 def read_idx(path: Path) -> UInt8[np.ndarray, "..."]:

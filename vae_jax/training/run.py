@@ -51,7 +51,7 @@ class Run:
         self.held = contextlib.ExitStack()
         if self.directory is None:
             return
-        with claim(self.directory, config(), resume=resume, ignore=["fit.epochs", "fit.steps"]) as held:
+        with claim(self.directory, config(), resume=resume, ignore=["fit.epochs", "fit.steps", "recipe"]) as held:
             checkpoint.check_shared(self.directory, fresh)
             self.metrics = self.directory / "metrics.jsonl"
             last = checkpoint.restore(self.directory, fresh)

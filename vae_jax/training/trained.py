@@ -9,13 +9,12 @@ stored, as `fit` did, and computes in batches: an example has its number whateve
 
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from etils import epath
 from jax import Array
 
 from vae_jax.core.model import Latent, Model, Params
@@ -32,32 +31,41 @@ BATCH = 100
 
 
 class Trained:
-    """A trained model. `open_run` makes one.
+    """A trained model, which `open_run` makes of a run directory; or made of its parts, of parameters in memory.
 
-    Attributes:
-        directory: the run's.
-        model, preprocess: as the recipe builds them.
-        params: the best validated parameters, their moving average where one was kept; or the last.
-        step: the step that they are of.
-        config: config.json: what decided the run.
+    Args (and attributes):
+        model, params: what was trained.
+        preprocess: how data reach the model.
+        y, c: an example as it is stored, or its shapes and types; c is None without conditions.
+        name: what messages call it: the run's directory.
+        step: the step that the parameters are of.
+        config: config.json, what decided the run.
         history: the rows of metrics.jsonl up to that step, nats.
         numbers: numbers.json, what the run's evaluation said; None where it was not written.
     """
 
-    def __init__(self, directory: epath.Path, model: Model, preprocess: Preprocess, example: Any, found: Any):
-        self.directory, self.model, self.preprocess = directory, model, preprocess
-        self.params: Params = found.state
-        self.step: int = found.step
-        self.history: list[dict[str, Any]] = found.meta["history"]
-        self.config = load_config(directory / "config.json")
-        numbers = directory / "numbers.json"
-        self.numbers = json.loads(numbers.read_text()) if numbers.exists() else None
-        self._y, self._c = example
+    def __init__(
+        self,
+        model: Model,
+        params: Params,
+        preprocess: Preprocess,
+        y: Any,
+        c: Any = None,
+        *,
+        name: str = "the model",
+        step: int = 0,
+        config: dict[str, Any] | None = None,
+        history: Sequence[dict[str, Any]] = (),
+        numbers: list[dict[str, Any]] | None = None,
+    ):
+        self.model, self.params, self.preprocess, self.y, self.c = model, params, preprocess, y, c
+        self.name, self.step, self.history, self.numbers = name, step, list(history), numbers
+        self.config = config or {}
         self._programs: dict[Any, Callable[..., Any]] = {}
 
     def __repr__(self) -> str:
         size = sum(x.size for x in jax.tree.leaves(self.params))
-        return f"<{self.directory}: {size:,} parameters of step {self.step}, data: {self.preprocess.name}>"
+        return f"<{self.name}: {size:,} parameters of step {self.step}, data: {self.preprocess.name}>"
 
     def sample(self, key: Array, n: int, *, c: Any = None, temperature: float | None = None, mean: bool = True) -> Any:
         """(n, *y): z from the prior, and of each the mean of P_gen(y|z), or a draw where it has none.
@@ -109,7 +117,7 @@ class Trained:
             k_data, k_z = keys
             z = latent.encode(params, k_z if drawn else None, self.preprocess.apply(k_data, y), c)
             if z is None:
-                raise TypeError(f"P_enc(z|y) of {self.directory} has no mean: encode(ys, key=key) draws z from it")
+                raise TypeError(f"P_enc(z|y) of {self.name} has no mean: encode(ys, key=key) draws z from it")
             return z
 
         noise = jax.random.key(0) if noise is None else noise
@@ -198,35 +206,35 @@ class Trained:
         """
         if self.model.latent is None:
             raise TypeError(
-                f"the model of {self.directory} has no z to be encoded or decoded (a diffusion, a flow or an "
+                f"{self.name} has no z to be encoded or decoded (a diffusion, a flow or an "
                 "autoregressive model has none): what it has is sample and evaluate"
             )
         return self.model.latent
 
     def _data(self, ys: Any, cs: Any) -> tuple[Any, Any]:
         """The data as arrays, after making sure that they are like those of training."""
-        for name, xs, like in (("ys", ys, self._y), ("cs", cs, self._c)):
+        for name, xs, like in (("ys", ys, self.y), ("cs", cs, self.c)):
             shapes, wanted = ([np.shape(x) for x in jax.tree.leaves(tree)] for tree in (xs, like))
             if [shape[1:] for shape in shapes] != wanted:
                 raise ValueError(
-                    f"{self.directory} was trained on {name} like {_described(like)}, each, and these {name} are of "
+                    f"{self.name} was trained on {name} like {_described(like)}, each, and these {name} are of "
                     f"shape {', '.join(map(str, shapes)) or 'None'}; the first axis is that of the examples"
                 )
         return check_data(self.model, ys, cs, self.preprocess, params=self.params)
 
     def _conditions(self, c: Any, n: int) -> Any:
         """(n, *condition), from one for all or one for each."""
-        if (c is None) != (self._c is None):
-            wants = "no condition" if self._c is None else f"a condition c like {_described(self._c)}"
-            raise ValueError(f"the model of {self.directory} has {wants}; got {'none' if c is None else 'one'}")
+        if (c is None) != (self.c is None):
+            wants = "no condition" if self.c is None else f"a condition c like {_described(self.c)}"
+            raise ValueError(f"{self.name} has {wants}; got {'none' if c is None else 'one'}")
         if c is None:
             return None
         c = jax.tree.map(np.asarray, c)
-        if jax.tree.map(np.shape, c) == jax.tree.map(np.shape, self._c):
+        if jax.tree.map(np.shape, c) == jax.tree.map(np.shape, self.c):
             return jax.tree.map(lambda x: np.broadcast_to(x, (n, *x.shape)), c)
-        wanted = jax.tree.map(lambda x: (n, *x.shape), self._c)
+        wanted = jax.tree.map(lambda x: (n, *x.shape), self.c)
         if jax.tree.map(np.shape, c) != wanted:
-            raise ValueError(f"c wants one condition like {_described(self._c)}, or {n} of them; got {_described(c)}")
+            raise ValueError(f"c wants one condition like {_described(self.c)}, or {n} of them; got {_described(c)}")
         return c
 
     def _each(self, name: Any, one: Callable[..., Any], key: Any, ys: Any, cs: Any) -> Any:
@@ -247,7 +255,7 @@ class Trained:
 
     def _numbers(self, what: str, zs: Any) -> Any:
         if not all(np.issubdtype(z.dtype, np.floating) for z in jax.tree.leaves(zs)):
-            raise TypeError(f"z of {self.directory} are classes or codes, with nothing between them: no {what}")
+            raise TypeError(f"z of {self.name} are classes or codes, with nothing between them: no {what}")
         return zs
 
     def _in_rows(self, zs: Any, cs: Any, steps: int) -> Any:
@@ -295,7 +303,18 @@ def open_run(directory: PathLike, *, which: Literal["best", "last"] = "best", re
         found = checkpoint.restore_params(root, like, which="last")
     if found is None:
         raise FileNotFoundError(f"{root} has no checkpoint yet: was it stopped before the first one?")
-    return Trained(root, built.model, built.preprocess, example, found)
+    numbers = root / "numbers.json"
+    return Trained(
+        built.model,
+        found.state,
+        built.preprocess,
+        *example,
+        name=str(root),
+        step=found.step,
+        config=config,
+        history=found.meta["history"],
+        numbers=json.loads(numbers.read_text()) if numbers.exists() else None,
+    )
 
 
 def _described(tree: Any) -> str:

@@ -5,6 +5,7 @@ import dataclasses
 import functools
 import io
 import json
+import math
 import os
 import platform
 import shlex
@@ -16,8 +17,10 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 import vae_jax
+from vae_jax.command.config import Run
 from vae_jax.core.extras import extra
 from vae_jax.report import page
 from vae_jax.training import Preempted, pod
@@ -28,6 +31,7 @@ SMOKE = (
     "A smoke run: few examples, few passes over them, small models, to see that all works. Its numbers are those of "
     "models that have hardly been trained: they are not to be held against theory, nor against those of a full run."
 )
+COMMAND = "vae-jax"  # the console command
 _began: ContextVar[float] = ContextVar("_began")
 
 
@@ -48,7 +52,7 @@ def timed(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
 def write(
     name: str, config: Any, *, title: str, lead: str, table: Sequence[page.Row], sections: Sequence[page.Section]
 ) -> dict[str, Any]:
-    """Write `config.out`/report.html, print the table, and return it by the names of its rows.
+    """Write `config.out`/report.html and numbers.json, print the table, and return it by the names of its rows.
 
     The page says when its numbers are those of a smoke run, and ends with the time, the device and the versions. Of
     several processes, the first writes.
@@ -71,11 +75,22 @@ def write(
         notice=SMOKE if config.smoke else "",
         foot=made(time.perf_counter() - _began.get(), resumed=getattr(config, "resume", False)),
     )
+    (Path(config.out) / "numbers.json").write_text(json.dumps(plain_rows(table), indent=1))
     print(page.table_text(table))
     if config.smoke:
         print(f"\n{SMOKE}")
     print(f"\nreport: {path}")
     return numbers
+
+
+def plain_rows(table: Sequence[page.Row]) -> list[dict[str, Any]]:
+    """A table for JSON, which has no numbers of numpy's, and no NaN."""
+
+    def plain(value):
+        value = value.item() if isinstance(value, np.generic) else value
+        return None if isinstance(value, float) and not math.isfinite(value) else value
+
+    return [{name: plain(value) for name, value in row._asdict().items()} for row in table]
 
 
 def made(seconds: float, *, resumed: bool) -> str:
@@ -97,20 +112,29 @@ def fields(config: Any, left_out: Sequence[str] = ()) -> dict[str, Any]:
 
 def command(name: str) -> str:
     """The command line of this run, where it is one."""
-    if Path(sys.argv[0]).name != f"{name}.py":
+    program = Path(sys.argv[0]).name
+    if program not in (f"{name}.py", COMMAND):
         return "main(config)"
-    return f"python -m experiments.{name} {shlex.join(sys.argv[1:])}".strip()
+    called = COMMAND if program == COMMAND else f"python -m experiments.{name}"
+    return f"{called} {shlex.join(sys.argv[1:])}".strip()
 
 
-def run(main: Callable[[Any], Any], config: type) -> None:
-    """`main` with the options of the command line; what cannot be run ends with one line that says why."""
+def run(
+    main: Callable[[Any], Any], config: Any, *, arguments: Sequence[str] | None = None, prog: str | None = None
+) -> None:
+    """`main` with the options of the command line; what cannot be run ends with one line that says why.
+
+    Args:
+        config: what the options are fields of, or several such by their names.
+        arguments: in place of those of this process; prog: the command, as help shows it.
+    """
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(errors="replace")  # an ASCII terminal has no ±
     try:
         check_paths()
         with extra("cli", "the command line"):
             import tyro
-        options: Any = tyro.cli(config)
+        options: Any = tyro.cli(config, args=arguments, prog=prog)
         with pod() if getattr(options, "distributed", False) else contextlib.nullcontext():
             _run(main, options)
     except (ImportError, ValueError, Preempted) as error:
@@ -121,7 +145,7 @@ def _run(main: Callable[[Any], Any], options: Any) -> None:
     """`main` in this process, which prints nothing if it is not the first of several."""
     try:
         first = jax.process_index() == 0
-        if first:
+        if first and isinstance(options, Run):
             check_writable(options.out)
         with contextlib.nullcontext() if first else contextlib.redirect_stdout(None):
             main(options)

@@ -88,31 +88,26 @@ def networks(
     )
 
 
-class Pixels(NamedTuple):
-    """P_gen(y|z), how pixels are prepared for it, and the value of white."""
-
-    generator: vae_jax.Conditional
-    preprocess: preprocess.Preprocess
-    white: float
-
-
 def pixels(
     likelihood: str, net: Callable[..., Any], *, binarisation: str = "dynamic", sigma: Any = "learned"
-) -> Pixels:
-    """By the options --likelihood, --binarisation and --sigma; `net` is the second of `networks`."""
+) -> tuple[vae_jax.Conditional, preprocess.Preprocess]:
+    """(P_gen(y|z), how pixels are prepared for it), by the options --likelihood, --binarisation and --sigma.
+
+    `net` is the second of `networks`.
+    """
     if likelihood == "bernoulli":
         prepare = {
             "dynamic": preprocess.dynamic_binarisation,
             "static": preprocess.static_binarisation,
             "threshold": preprocess.threshold_binarisation,
         }[binarisation]()
-        return Pixels(vae_jax.bernoulli(net()), prepare, 1.0)
+        return vae_jax.bernoulli(net()), prepare
     if likelihood == "l2":
         yhat = split_last(net(2)) if sigma == "predicted" else net()
-        return Pixels(vae_jax.l2(yhat, sigma), preprocess.dequantisation(), 1.0)
+        return vae_jax.l2(yhat, sigma), preprocess.dequantisation()
     if likelihood == "categorical":
-        return Pixels(vae_jax.categorical(net(256)), preprocess.eight_bit(), 255.0)
-    return Pixels(vae_jax.discretised_logistic(net(2)), preprocess.eight_bit(), 255.0)
+        return vae_jax.categorical(net(256)), preprocess.eight_bit()
+    return vae_jax.discretised_logistic(net(2)), preprocess.eight_bit()
 
 
 def split_last(net: Any) -> core.Network:

@@ -7,23 +7,18 @@ import jax
 import numpy as np
 
 import vae_jax
-from experiments.shared.results import by_epoch, over_batch
-from vae_jax import Fitted
+from vae_jax.command.results import by_epoch, over_batch
 from vae_jax.data import Preprocess
 from vae_jax.report import page, pictures
 
 
 class Pictured(NamedTuple):
-    """A model whose generator gives means, with its parts and how data reach it.
-
-    `white` is the value of y that is shown as white.
-    """
+    """A model whose generator gives means, with its parts and how data reach it."""
 
     encoder: vae_jax.Conditional
     generator: vae_jax.Model
     model: vae_jax.Model
     preprocess: Preprocess
-    white: float
 
 
 def enlarged(image: np.ndarray, height: int) -> bytes:
@@ -51,9 +46,9 @@ def of_classes(names: Sequence[str] | None, cs: np.ndarray | None) -> Sequence[s
     return names or [str(k) for k in range(cs.shape[1])]
 
 
-def show(pictured: Pictured, means: Any) -> np.ndarray:
+def show(preprocess: Preprocess, means: Any) -> np.ndarray:
     """Means in the model's units as pictures in [0, 1]."""
-    return np.clip(np.asarray(means, np.float32) / pictured.white, 0, 1)
+    return np.clip(np.asarray(means, np.float32) / preprocess.white, 0, 1)
 
 
 def in_turn(cs: np.ndarray | None, n: int) -> np.ndarray | None:
@@ -63,13 +58,14 @@ def in_turn(cs: np.ndarray | None, n: int) -> np.ndarray | None:
 
 def draw_samples(pictured: Pictured, params: Any, key: jax.Array, cs: np.ndarray | None, n: int = 60) -> np.ndarray:
     """n pictures (n, h, w, channels): the generator's means at z from the prior."""
-    return show(pictured, over_batch(pictured.model.sample, params, jax.random.split(key, n), in_turn(cs, n)))
+    means = over_batch(pictured.model.sample, params, jax.random.split(key, n), in_turn(cs, n))
+    return show(pictured.preprocess, means)
 
 
-def learning_curve(fitted: Fitted) -> page.Section:
+def learning_curve(history: Sequence[dict[str, Any]]) -> page.Section:
     """-ELBO by epoch, and its two parts."""
-    bound = {"training": by_epoch(fitted.history, "elbo", -1), "validation": by_epoch(fitted.history, "valid_elbo", -1)}
-    parts = {name: by_epoch(fitted.history, f"valid_{name}") for name in ("rate", "distortion")}
+    bound = {"training": by_epoch(history, "elbo", -1), "validation": by_epoch(history, "valid_elbo", -1)}
+    parts = {name: by_epoch(history, f"valid_{name}") for name in ("rate", "distortion")}
     return page.Section(
         "Learning curve",
         "The bound -ELBO in nats per image (lower is better), and its two parts on the validation images.",

@@ -6,8 +6,8 @@ import jax
 import optax
 
 import vae_jax
-from experiments.shared.placement import Placed, fit_on
 from vae_jax import Fitted
+from vae_jax.command.placement import Placed, fit_on
 
 
 class Training(NamedTuple):

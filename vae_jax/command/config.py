@@ -7,11 +7,11 @@ Whole numbers are at least 1 and others above 0, unless the `Annotated` type of 
 import dataclasses
 import math
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
-from experiments.shared.placement import Placed, mesh_of
-from experiments.shared.training import Training
+from vae_jax.command.cosine_adam import Training
+from vae_jax.command.placement import Placed, mesh_of
 from vae_jax.data.local import path_of
 
 
@@ -108,6 +108,12 @@ def checked(config: Config) -> Config:
     """
     if isinstance(config, Placed):
         mesh_of(config)
+    check_numbers(config)
+    return dataclasses.replace(config, out=str(path_of(config.out)))
+
+
+def check_numbers(config: Any) -> None:
+    """Raise a ValueError for an option that is not finite, or out of its range."""
     for name, hint in get_type_hints(type(config), include_extras=True).items():
         whole = float not in _inside(hint)
         ranges = [one for one in _inside(hint) if isinstance(one, Range)] or [at_least(1) if whole else POSITIVE]
@@ -118,7 +124,23 @@ def checked(config: Config) -> Config:
                 right = isinstance(one, numbers.Integral) if whole else math.isfinite(one)
                 if not (right and ranges[0].holds(one)):
                     raise ValueError(f"{name}={value}: {wanted}")
-    return dataclasses.replace(config, out=str(path_of(config.out)))
+
+
+def read_back(config: type[Config], fields: Mapping[str, Any]) -> Config:
+    """The configuration whose fields these are, as JSON gives them back; those that are not there have their defaults.
+
+    Raises:
+        ValueError: a field that this experiment does not have.
+    """
+    known = {field.name for field in dataclasses.fields(config)}
+    if unknown := sorted(set(fields) - known):
+        raise ValueError(f"{config.__module__} has no option {unknown[0]}: was this written by another version?")
+    return config(**{name: _tupled(value) for name, value in fields.items()})
+
+
+def _tupled(value: Any) -> Any:
+    """JSON has lists where the options have tuples."""
+    return tuple(_tupled(each) for each in value) if isinstance(value, list) else value
 
 
 def _inside(hint: Any) -> list[Any]:

@@ -1,0 +1,16 @@
+"""`python -m vae_jax`, and the console command `vae-jax`: see `vae_jax.command`."""
+
+import sys
+
+
+def main() -> None:
+    """The command line; an error is one line."""
+    try:
+        from vae_jax.command.main import main as command
+    except ImportError as error:
+        sys.exit(f"error: {error}")
+    command()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,338 @@
+"""`vae-jax COMMAND`: train a model, open it again, and ask what it can do.
+
+    vae-jax train --out runs/vae
+    vae-jax sample runs/vae --n 64 --out samples.png
+    vae-jax encode runs/vae --data ~/pictures --out codes.npz
+
+What a file holds follows from the end of its name: .png a picture, .npz arrays, .csv a row for each example.
+"""
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import jax
+import numpy as np
+
+from vae_jax import Trained, open_run
+from vae_jax.command import publish, train
+from vae_jax.command.config import Range, at_least, check_numbers, read_back
+from vae_jax.command.image_report import enlarged, in_turn, show
+from vae_jax.core.extras import extra
+from vae_jax.data.datasets import load, load_whole
+from vae_jax.data.local import path_of
+from vae_jax.evaluation import bits_per_dimension, mean
+from vae_jax.report import page, pictures
+from vae_jax.training.run_directory import check_writable, to_path
+
+with extra("cli", "the command line"):
+    from tyro.conf import Positional, arg
+
+COLUMNS = 10
+load_test = functools.partial(load, split="test")
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened:
+    """A trained model."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Directory of the run: what --out was in training."""
+    which: Literal["best", "last"] = "best"
+    """Parameters with the best validation ELBO, or the last."""
+    seed: Annotated[int, Range("from 0 to 4294967295", lambda x: 0 <= x < 2**32)] = 0
+    """Seed of everything random."""
+
+
+@dataclasses.dataclass(frozen=True)
+class OnData(Opened):
+    """A trained model and data."""
+
+    data: str = ""
+    """A data set, a file (npz, npy, IDX) or a folder of images; without: the test images of the run's own data."""
+    n: Annotated[int, at_least(0)] = 0
+    """How many of them, the first ones; 0 is all."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample(Opened):
+    """Draw examples from the model."""
+
+    n: int = 64
+    """How many."""
+    c: int | None = None
+    """Class of all of them; by default the classes in turn, where the model has any."""
+    temperature: Annotated[float | None, at_least(0)] = None
+    """Factor of the prior's standard deviations."""
+    draw: bool = False
+    """Draw y from P_gen(y|z) as well; by default its mean is shown."""
+    out: str = "samples.png"
+    """File: .png, .npz or .csv."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Reconstruct(OnData):
+    """Encode data and decode them again. A picture shows each original with its reconstruction on the right."""
+
+    n: Annotated[int, at_least(0)] = 40
+    """How many of them, the first ones; 0 is all."""
+    out: str = "reconstructions.png"
+    """File: .png, .npz or .csv."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Encode(OnData):
+    """Write z of each example: the mean of P_enc(z|y), or the codes of a VQ-VAE."""
+
+    draw: bool = False
+    """Draw z from P_enc(z|y) in place of its mean."""
+    out: str = "codes.npz"
+    """File: .npz or .csv."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Interpolate(OnData):
+    """Straight lines from the code of one example to that of the next, a row for each two."""
+
+    n: Annotated[int, at_least(2)] = 12
+    """How many examples, the first ones."""
+    steps: Annotated[int, at_least(2)] = 10
+    """Pictures in a row."""
+    out: str = "interpolations.png"
+    """File: .png, .npz or .csv."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Traverse(OnData):
+    """One unit of z after the other moves through its range, a row for each, those that vary most first."""
+
+    n: Annotated[int, at_least(0)] = 1000
+    """How many examples say which units vary, and how far."""
+    units: int = 10
+    """How many units."""
+    steps: Annotated[int, at_least(2)] = 11
+    """Pictures in a row."""
+    reach: float = 2.0
+    """How far a unit moves, in standard deviations of its codes."""
+    out: str = "traversals.png"
+    """File: .png, .npz or .csv."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluate(OnData):
+    """Print the ELBO, its parts and bits per dimension, with standard errors."""
+
+    k: Annotated[int, at_least(0)] = 0
+    """Importance samples for the log-likelihood; 0 leaves it out."""
+    out: str = ""
+    """File for the numbers as well: .json."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """Evaluate a run of `vae-jax train` on its test images and write its page anew."""
+
+    run: Annotated[Positional[str], arg(metavar="RUN")]
+    """Directory of the run: what --out was in training."""
+    which: Literal["best", "last"] = "best"
+    """Parameters with the best validation ELBO, or the last."""
+    k: Annotated[int, at_least(0)] = 500
+    """Importance samples for the test log-likelihood; 0 leaves it out."""
+
+
+def main() -> None:
+    """The command of this process."""
+    name = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if name in ("-h", "--help"):
+        lines = (
+            f"  {command:12} {(options.__doc__ or '').splitlines()[0]}" for command, (options, _) in COMMANDS.items()
+        )
+        print(__doc__, "commands, each with --help:", "", *lines, SELFCHECK, sep="\n")
+    elif name == "selfcheck":
+        from vae_jax.selfcheck import __main__ as selfcheck
+
+        run(selfcheck.Config, lambda config: sys.exit(selfcheck.main(config)), name)
+    elif name in COMMANDS:
+        run(*COMMANDS[name], name)
+    else:
+        sys.exit(f"error: {name} is no command of {publish.COMMAND}: want one of {', '.join(COMMANDS)}, selfcheck")
+
+
+def run(options: type, command: Callable[[Any], Any], name: str) -> None:
+    publish.run(command, options, arguments=sys.argv[2:], prog=f"{publish.COMMAND} {name}")
+
+
+def evaluate(options: Evaluate) -> None:
+    run, (ys, cs) = opened(options)
+    if options.out and not options.out.endswith(".json"):
+        raise ValueError(f"out={options.out}: the numbers are written as JSON, want a name that ends with .json")
+    result = run.evaluate(jax.random.key(options.seed), ys, cs, k=options.k, progress=True)
+    where = f"nats per example, {len(ys)} examples, {result.convention}"
+    rows = [
+        page.Row("ELBO", *mean(result.elbo), f"{where}; higher is better"),
+        page.Row("rate", *mean(result.rate), "nats; ln enc(z|y) - ln pri(z)"),
+        page.Row("distortion", *mean(result.distortion), "nats; -ln gen(y|z), ln Z included"),
+    ]
+    if result.log_likelihood is not None:
+        rows.append(page.Row(f"ln P(y) at least (k={result.k})", *mean(result.log_likelihood), "nats"))
+    if (bits := bits_per_dimension(result)) is not None:
+        rows.append(page.Row("bits/dim at most", *bits, f"from the ELBO; {result.dimensions} dimensions"))
+    print(page.table_text(rows))
+    if options.out:
+        path_of(options.out).write_text(json.dumps(publish.plain_rows(rows), indent=1))
+
+
+def sample(options: Sample) -> None:
+    run = opened_run(options)
+    key, c = jax.random.key(options.seed), conditions_of(run, options.n, options.c)
+    ys = run.sample(key, options.n, c=c, temperature=options.temperature, mean=not options.draw)
+    write(options.out, ys, run)
+
+
+def reconstruct(options: Reconstruct) -> None:
+    run, (ys, cs) = opened(options)
+    again = run.reconstruct(jax.random.key(options.seed), ys, cs)
+    if suffix(options.out) == ".png":
+        drawn = pictures.pairs(images(run, ys / np.float32(255) * run.preprocess.white), images(run, again))
+        write_png(options.out, enlarged(drawn, ys.shape[1]))
+    else:
+        write(options.out, again, run)
+
+
+def encode(options: Encode) -> None:
+    run, (ys, cs) = opened(options)
+    if suffix(options.out) == ".png":
+        raise ValueError(f"out={options.out}: codes are no pictures, want .npz or .csv")
+    write(options.out, run.encode(ys, cs, key=jax.random.key(options.seed) if options.draw else None), run)
+
+
+def interpolate(options: Interpolate) -> None:
+    run, (ys, cs) = opened(options)
+    write(options.out, run.interpolate(ys, cs, steps=options.steps), run, rows=True)
+
+
+def traverse(options: Traverse) -> None:
+    run, (ys, cs) = opened(options)
+    moved = run.traverse(ys, cs, units=options.units, steps=options.steps, reach=options.reach)
+    write(options.out, moved, run, rows=True)
+
+
+def report(options: Report) -> dict[str, Any]:
+    run = open_run(path_of(options.run), which=options.which)
+    made = run.config["recipe"]
+    if made["function"] != f"{train.__name__}:{train.rebuild.__name__}":
+        raise ValueError(f"{options.run} is not a run of {publish.COMMAND} train, whose page can be written anew")
+    fields = {name: value for name, value in made["arguments"].items() if name not in ("shape", "classes", "start")}
+    config = dataclasses.replace(read_back(train.Config, fields), out=str(path_of(options.run)), k=options.k)
+    examples, _, test, source = train.load(config)
+    rows = (to_path(config.out) / "metrics.jsonl").read_text().splitlines()
+    run.history = [json.loads(row) for row in rows]
+    return publish.timed(lambda config: train.report(config, run, test, source, len(examples.ys)))(config)
+
+
+def opened_run(options: Opened) -> Trained:
+    """The run, after making sure that the options are in range, and that the file can be written."""
+    check_numbers(options)
+    if options.out:  # type: ignore[attr-defined]
+        suffix(options.out)  # type: ignore[attr-defined]
+        check_writable(path_of(options.out).parent)  # type: ignore[attr-defined]
+    return open_run(path_of(options.run), which=options.which)
+
+
+def opened(options: OnData) -> tuple[Trained, tuple[np.ndarray, Any]]:
+    """The run, and (ys, cs) of the options."""
+    run = opened_run(options)
+    config = run.config.get("recipe", {}).get("arguments", {})
+    name = options.data or config.get("data")
+    if not name:
+        raise ValueError(f"{options.run} does not say where its data come from: want --data")
+    if name.endswith(".npy"):
+        ys, labels = np.load(path_of(name)), None
+    else:
+        size = tuple(run.y.shape[:2]) if options.data and len(run.y.shape) == 3 else config.get("size")
+        found = (load_whole if options.data else load_test)(name, data_dir=config.get("data_dir"), size=size)
+        ys, labels = found.ys, found.labels
+    ys, labels = (x if x is None or not options.n else x[: options.n] for x in (ys, labels))
+    if run.c is None:
+        return run, (ys, None)
+    if labels is None:
+        raise ValueError(f"{options.run} wants the class of each example, and {name} has no labels")
+    return run, (ys, of_classes(run, labels))
+
+
+def of_classes(run: Trained, labels: np.ndarray) -> np.ndarray:
+    """Classes as the model wants them: whole numbers, or one-hot vectors."""
+    if run.c.shape == ():
+        return labels
+    if len(run.c.shape) != 1 or labels.min() < 0 or labels.max() >= run.c.shape[0]:
+        got = f"the classes {labels.min()} .. {labels.max()}"
+        raise ValueError(f"{run.name} was trained with conditions of shape {run.c.shape}; got {got}")
+    return np.eye(run.c.shape[0], dtype=np.float32)[labels]
+
+
+def conditions_of(run: Trained, n: int, c: int | None) -> Any:
+    """The conditions of n samples: of one class, or of all in turn."""
+    if run.c is None and c is None:
+        return None
+    if run.c is None:
+        raise ValueError(f"{run.name} knows no classes: leave out --c")
+    if c is not None:
+        return of_classes(run, np.full(n, c))
+    if run.model.classes:
+        return np.arange(n) % run.model.classes
+    return in_turn(np.zeros((1, *run.c.shape)), n)
+
+
+def suffix(out: str) -> str:
+    """The end of a file's name, one that can be written."""
+    end = Path(out).suffix.lower()
+    if end not in (".png", ".npz", ".csv", ".json"):
+        raise ValueError(f"out={out}: what is written follows from the name's end, want .png, .npz or .csv")
+    return end
+
+
+def write(out: str, found: Any, run: Trained, *, rows: bool = False) -> None:
+    """Arrays (n, ...), or (rows, columns, ...), in the file's own way; one line says what."""
+    end, leaves = suffix(out), jax.tree.leaves(found)
+    if end == ".png":
+        ys = found.reshape(-1, *found.shape[2:]) if rows else found
+        drawn = pictures.grid(images(run, ys), found.shape[1] if rows else COLUMNS)
+        return write_png(out, enlarged(drawn, ys.shape[1]))
+    if end == ".npz":
+        names = ["z" if run.y is None else "values"] if len(leaves) == 1 else [f"level_{i}" for i in range(len(leaves))]
+        np.savez(path_of(out), **dict(zip(names, leaves, strict=True)))
+    else:
+        table = np.concatenate([np.reshape(x, (len(x), -1)) for x in leaves], axis=1)
+        np.savetxt(path_of(out), table, delimiter=",", fmt="%d" if table.dtype.kind in "iu" else "%.8g")
+    print(f"{out}: {', '.join(f'{x.dtype}{list(x.shape)}' for x in leaves)}")
+
+
+def images(run: Trained, ys: Any) -> np.ndarray:
+    """Examples as pictures in [0, 1]."""
+    if np.ndim(ys) != 4 or ys.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"a .png shows images (h, w, 1 or 3), and these examples have the shape {np.shape(ys)[1:]}: .npz"
+        )
+    return show(run.preprocess, ys)
+
+
+def write_png(out: str, data: bytes) -> None:
+    path_of(out).write_bytes(data)
+    print(f"{out}: a picture")
+
+
+COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
+    "train": (train.Config, train.main),
+    "evaluate": (Evaluate, evaluate),
+    "sample": (Sample, sample),
+    "reconstruct": (Reconstruct, reconstruct),
+    "encode": (Encode, encode),
+    "interpolate": (Interpolate, interpolate),
+    "traverse": (Traverse, traverse),
+    "report": (Report, report),
+}
+SELFCHECK = "  selfcheck    Compare the library with numbers that are known exactly."
