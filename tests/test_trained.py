@@ -9,12 +9,12 @@ import numpy as np
 import optax
 import pytest
 
-from vae_jax import bernoulli, evaluate, fit, gaussian, l2, nets, open_run, standard_normal, vae
+from vae_jax import bernoulli, em, evaluate, fit, gaussian, l2, nets, open_run, standard_normal, vae
 from vae_jax.core import labelled, lift
 from vae_jax.data import dynamic_binarisation
 from vae_jax.parts.flows import coupling_flow
 from vae_jax.selfcheck.solvable import affine, affine_normal
-from vae_jax.training import recipe
+from vae_jax.training import recipe, save_run
 
 KEY = jax.random.key(0)
 YS = np.random.default_rng(0).integers(0, 256, (47, 6)).astype(np.uint8)
@@ -196,6 +196,22 @@ def test_damaged_parameters_are_named_and_older_ones_used(fitted, tmp_path):
     with pytest.warns(UserWarning, match=f"{newest.name}: manifest.json does not read"):
         opened = open_run(tmp_path / "run", which="last")
     assert opened.step == 5
+
+
+def test_parameters_trained_otherwise_are_kept_the_same_way(run, tmp_path):
+    """A mixture by EM, whose z is a class; saved twice, the second time another one."""
+    ys = np.concatenate([YS[:20] % 7, 250 + YS[:20] % 5]).astype(np.float32)
+    for components in (3, 2):
+        made = recipe(em.mixture_of_gaussians, size=6, components=components)
+        fitted = em.fit_em(em.mixture_of_gaussians(6, components), ys, key=KEY, iterations=20)
+        save_run(tmp_path, made, fitted.params, ys[0])
+    opened = open_run(tmp_path)
+    jax.tree.map(np.testing.assert_array_equal, opened.params, fitted.params)
+    codes = opened.encode(ys)
+    assert set(codes[:20]) | set(codes[20:]) == {0, 1} and len(set(codes[:20])) == len(set(codes[20:])) == 1
+    np.testing.assert_allclose(opened.decode(codes)[[0, 39]], [ys[:20].mean(axis=0), ys[20:].mean(axis=0)], rtol=1e-3)
+    with pytest.raises(TypeError, match="are classes or codes, with nothing between them: no interpolate"):
+        opened.interpolate(ys)
 
 
 def flow():

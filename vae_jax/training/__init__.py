@@ -11,9 +11,10 @@ from vae_jax.training.processes import pod
 from vae_jax.training.recipes import Recipe, recipe
 from vae_jax.training.sharding import fsdp, shardings
 from vae_jax.training.step import TrainState, Turns, init_state, lagging, make_scan, make_train_step
-from vae_jax.training.trained import Trained, open_run
+from vae_jax.training.trained import Trained, open_run, save_run
 
 __all__ = [
     "Fitted", "Preempted", "Recipe", "TrainState", "Trained", "Turns", "batch_sharding", "fit", "fsdp", "init_state",
-    "lagging", "make_scan", "make_train_step", "open_run", "pod", "recipe", "replicated", "shardings",
+    "lagging", "make_scan", "make_train_step", "open_run", "pod", "recipe", "replicated", "save_run",
+    "shardings",
 ]  # fmt: skip

@@ -194,7 +194,7 @@ def restore_params(directory: PathLike, like: Any, *, which: Literal["last", "be
 
     def chosen(there: dict[str, str]) -> Any:
         averaged = any(name.startswith("state.ema") for name in there)
-        return _Parameters(ema=like) if averaged else _Parameters(params=like)
+        return Parameters(ema=like) if averaged else Parameters(params=like)
 
     restored = _restore(directory, which, chosen, others=True)
     if restored is None:
@@ -203,7 +203,7 @@ def restore_params(directory: PathLike, like: Any, *, which: Literal["last", "be
     return restored._replace(state=state.params if state.ema is None else state.ema)
 
 
-class _Parameters(NamedTuple):
+class Parameters(NamedTuple):
     """The fields of a `TrainState` that hold parameters."""
 
     params: Any = None

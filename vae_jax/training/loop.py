@@ -5,7 +5,6 @@ is resumed ends with the same parameters, bit for bit: the place in the data and
 """
 
 import contextlib
-import dataclasses
 import datetime
 import os
 import time
@@ -34,9 +33,8 @@ from vae_jax.training.description import describe
 from vae_jax.training.feed import Feed, fed, most_steps, resident
 from vae_jax.training.plan import Clock, Plan, check_length, plan_of
 from vae_jax.training.preemption import Preempted, Preemption
-from vae_jax.training.recipes import Recipe, check_recipe, example_to_json
+from vae_jax.training.recipes import Recipe, check_recipe, config_of
 from vae_jax.training.run import Row, Run
-from vae_jax.training.run_directory import FORMAT
 from vae_jax.training.sharding import Rule, check_divides, check_placement, gathering, shardings
 from vae_jax.training.step import (
     Order,
@@ -198,10 +196,8 @@ def fit(
     def whole_config():
         decisive = {"model": model, "optimizer": optimizer, "preprocess": preprocess, "order": order, **step_options}
         numbers = {"epochs": epochs, "steps": steps, "batch_size": batch_size}
-        kept = {"format": FORMAT, "example": {"y": example_to_json(y), "c": example_to_json(c)}}
-        if recipe is not None:
-            kept["recipe"] = dataclasses.asdict(recipe)
-        return _full_config({**(config or {}), **kept}, key, (ys, cs), validation, numbers | decisive)
+        kept = {**(config or {}), **config_of(recipe, y, c)}
+        return _full_config(kept, key, (ys, cs), validation, numbers | decisive)
 
     def validate(params):
         return {} if validation is None else _validate(model, params, k_valid, validation, preprocess, mesh)

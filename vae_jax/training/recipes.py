@@ -12,6 +12,7 @@ import numpy as np
 from vae_jax.core.model import Conditional, Model, Params, lift
 from vae_jax.data.check import differing, leaves_by_path
 from vae_jax.data.preprocess import Preprocess, identity
+from vae_jax.training.run_directory import FORMAT
 
 
 class Built(NamedTuple):
@@ -114,6 +115,12 @@ def _imported(name: str) -> Callable[..., Any]:
             "PYTHONPATH"
         ) from error
     return found
+
+
+def config_of(recipe: Recipe | None, y: Any, c: Any) -> dict[str, Any]:
+    """What config.json keeps for `open_run`."""
+    kept = {"format": FORMAT, "example": {"y": example_to_json(y), "c": example_to_json(c)}}
+    return kept if recipe is None else {**kept, "recipe": dataclasses.asdict(recipe)}
 
 
 # An example as JSON: its tree, shapes and types

@@ -64,7 +64,7 @@ class Run:
                 self.best = chosen.params if chosen.ema is None else chosen.ema
             if jax.process_index() == 0:
                 self._write_rows(self.history)
-                self._note_start()
+                note_start(self.directory, int(self.state.step))
             self.writer = held.enter_context(checkpoint.Writer(self.directory))
             self.held = held.pop_all()
 
@@ -78,24 +78,6 @@ class Run:
                 "there is none. Put the folder checkpoints back, or choose another directory"
             )
         warnings.warn(f"{self.metrics.parent} has no checkpoint yet: the run starts at its beginning", stacklevel=5)
-
-    def _note_start(self) -> None:
-        """made.json: for each start of the run, when, by what command, with which versions and devices."""
-        assert self.directory is not None
-        file, versions = self.directory / "made.json", {}
-        for name in ("vae_jax", "jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy"):
-            with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-                versions[name] = importlib.metadata.version(name)
-        start = {
-            "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-            "step": int(self.state.step),
-            "command": shlex.join(sys.argv),
-            "versions": {"python": platform.python_version(), **versions},
-            "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
-            "processes": jax.process_count(),
-        }
-        before = json.loads(file.read_text()) if file.exists() else []
-        write_whole(file, json.dumps([*before, start], indent=1))
 
     def record(self, state: TrainState, history: list[Row], *, best: bool, **meta: Any) -> None:
         """Saves a checkpoint, and adds the last row of `history` to the metrics when it is complete.
@@ -153,6 +135,24 @@ class Run:
         if self.directory is None:
             return "No checkpoint was kept (directory=None)"
         return f"{self.directory / 'checkpoints'} holds the last good checkpoints, one for each complete epoch"
+
+
+def note_start(directory: epath.Path, step: int) -> None:
+    """made.json: for each start of the run, when, from which step, by what command, with which versions and devices."""
+    file, versions = directory / "made.json", {}
+    for name in ("vae_jax", "jax", "jaxlib", "flax", "optax", "numpyro", "orbax-checkpoint", "numpy"):
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    start = {
+        "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
+        "step": step,
+        "command": shlex.join(sys.argv),
+        "versions": {"python": platform.python_version(), **versions},
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "processes": jax.process_count(),
+    }
+    before = json.loads(file.read_text()) if file.exists() else []
+    write_whole(file, json.dumps([*before, start], indent=1))
 
 
 def _best_state(directory: epath.Path, last: TrainState) -> TrainState:

@@ -24,8 +24,9 @@ from vae_jax.data.preprocess import Preprocess
 from vae_jax.data.sources import is_source
 from vae_jax.evaluation.whole_split import Evaluation, evaluate, over_split
 from vae_jax.training import checkpoint
-from vae_jax.training.recipes import Recipe, example_from_json, params_of
-from vae_jax.training.run_directory import FORMAT, PathLike, load_config, to_path
+from vae_jax.training.recipes import Recipe, check_recipe, config_of, example_from_json, params_of
+from vae_jax.training.run import note_start
+from vae_jax.training.run_directory import FORMAT, PathLike, claim, load_config, to_json, to_path, write_whole
 
 BATCH = 100
 
@@ -315,6 +316,38 @@ def open_run(directory: PathLike, *, which: Literal["best", "last"] = "best", re
         history=found.meta["history"],
         numbers=json.loads(numbers.read_text()) if numbers.exists() else None,
     )
+
+
+def save_run(
+    directory: PathLike,
+    recipe: Recipe,
+    params: Params,
+    y: Any,
+    c: Any = None,
+    *,
+    config: dict[str, Any] | None = None,
+    history: Sequence[dict[str, Any]] = (),
+) -> None:
+    """Makes a run directory of parameters that `fit` did not train into one (but EM, or in stages), for `open_run`.
+
+    What was saved there before is replaced.
+
+    Args:
+        y, c: one example, as it is stored.
+        config, history: what else is known of the training, plain JSON.
+
+    Raises:
+        ValueError: the recipe builds another model.
+        FileExistsError: the directory holds something else than a run.
+        OSError: it cannot be written.
+    """
+    check_recipe(recipe, params, y, c)
+    kept = {**(config or {}), **config_of(recipe, y, c)}
+    with claim(directory, kept, resume=True, ignore=kept):
+        if jax.process_index() == 0:
+            write_whole(to_path(directory) / "config.json", to_json("config", kept))
+            note_start(to_path(directory), 0)
+        checkpoint.save(directory, 0, checkpoint.Parameters(params), {"history": list(history)}, best=True)
 
 
 def _described(tree: Any) -> str:
