@@ -149,7 +149,7 @@ def _is_function_of_rngs(net: Any) -> bool:
     def bare(f):  # nnx hides the arguments of a class behind those of its metaclass
         if isinstance(f, functools.partial):
             return functools.partial(bare(f.func), *f.args, **f.keywords)
-        return functools.partial(f.__init__, None) if isinstance(f, type) else f
+        return functools.partial(f.__init__, None) if isinstance(f, type) else f  # type: ignore[misc]
 
     try:
         arguments = inspect.signature(bare(net)).parameters
