@@ -44,15 +44,16 @@ def compiled(name: str, training: Training, topology: str, sharding: str, dtype:
     start = time.perf_counter()
     run = jax.jit(step, donate_argnums=0, out_shardings=(of_state, whole_there)).lower(*arguments).compile()
     seconds = time.perf_counter() - start
-    facts: Any = run  # its methods may give None, but not those of compiled programs
-    work, memory = read(facts.as_text(), mesh.size), facts.memory_analysis()
-    other = facts.cost_analysis().get("flops", 0.0) - (work.products - work.repeated)
+    text, memory, costs = run.as_text(), run.memory_analysis(), run.cost_analysis()
+    assert text is not None and memory is not None and costs is not None
+    work = read(text, mesh.size)
+    other = max(costs.get("flops", 0.0) - (work.products - work.repeated), 0.0)
+    arguments_and_temporaries = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return Row(
         *(name, topology, mesh.size, sharding, dtype, training.batch),
-        memory=sum((memory.argument_size_in_bytes, memory.temp_size_in_bytes, memory.output_size_in_bytes))
-        - memory.alias_size_in_bytes,
-        flops=work.products + max(other, 0.0),
-        passes=work.passes + max(other, 0.0),
+        memory=arguments_and_temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes,
+        flops=work.products + other,
+        passes=work.passes + other,
         hbm=work.hbm,
         collectives=work.collectives,
         seconds=seconds,
@@ -66,16 +67,13 @@ def traced(training: Training, chips: int, gather: Callable[[Any], Any]) -> tupl
     key, n = jax.random.key(0), chips * training.batch
     examples = (training.y,) if training.c is None else (training.y, training.c)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), examples)
-    if not isinstance(training.model, Model):
-        model = training.model
-        return (
-            make_em_step(model, decay=0.0),
-            jax.eval_shape(lambda *data: init_em(model, *data, key=key), *batch),
-            batch,
-        )
+    model = training.model
+    if not isinstance(model, Model):
+        start_em = functools.partial(init_em, model, key=key)
+        return make_em_step(model, decay=0.0), jax.eval_shape(start_em, *batch), batch
     optimizer = optax.adam(1e-3)
     step = make_train_step(
-        training.model,
+        model,
         optimizer,
         objective=training.objective,
         preprocess=training.preprocess,
@@ -86,12 +84,12 @@ def traced(training: Training, chips: int, gather: Callable[[Any], Any]) -> tupl
 
     def start(key):
         y = training.preprocess.apply(key, jnp.asarray(training.y))
-        return init_state(training.model, optimizer, key, y, training.c, ema=training.ema_decay is not None)
+        return init_state(model, optimizer, key, y, training.c, ema=training.ema_decay is not None)
 
     return step, jax.eval_shape(start, key), batch
 
 
-def placed(shapes: Any, sharding: Any) -> Any:
-    """Shapes with their places on the mesh; `sharding` is one for all, or a tree of them."""
-    every = jax.tree.map(lambda _: sharding, shapes) if isinstance(sharding, NamedSharding) else sharding
-    return jax.tree.map(lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s), shapes, every)
+def placed(shapes: Any, where: Any) -> Any:
+    """Shapes with their places on the mesh: one for all, or a tree of them."""
+    places = jax.tree.map(lambda _: where, shapes) if isinstance(where, NamedSharding) else where
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)

@@ -148,11 +148,11 @@ def turns(condition: Computation) -> int | None:
 def product(op: Op, here: Computation) -> float:
     """Floating-point operations of a matrix product or a convolution; 0 of all else. Padding is not counted."""
     if op.kind == "dot":
-        axes = [int(n) for n in _found(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)[0].split(",")]
+        axes = [int(n) for n in _found(r"lhs_contracting_dims=\{([\d,]*)\}", op.rest)[1].split(",")]
         return 2.0 * math.prod(shape(op.type)) * math.prod(shape(here[op.operands[0]].type)[i] for i in axes)
     if op.kind != "convolution":
         return 0.0
-    lhs, rhs, out = _found(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest)
+    lhs, rhs, out = _found(r"dim_labels=(\w+)_(\w+)->(\w+)", op.rest).groups()
     sizes = [dict(zip(*each, strict=True)) for each in zip((lhs, rhs, out), _shapes(op, here), strict=True)]
     window = dict(re.findall(r"(\w+)=([\dx_\-]+)", (re.search(r"window=\{([^}]*)\}", op.rest) or [""])[0]))
     pairs = math.prod(
@@ -176,6 +176,13 @@ def _pairs(lhs: int, rhs: int, out: int, window: dict[str, str]) -> int:
     return sum(place % spread == 0 and 0 <= place // spread < lhs for place in places)
 
 
+def _found(pattern: str, text: str) -> re.Match[str]:
+    found = re.search(pattern, text)
+    if found is None:
+        raise ValueError(f"the program has no {pattern} in {text[:200]}")
+    return found
+
+
 def _precision(op: Op) -> str:
     found = re.search(r"operand_precision=\{(\w+)", op.rest)
     return found[1] if found else ""
@@ -194,15 +201,7 @@ def arrays(type_: str) -> list[tuple[int, bool]]:
 
 
 def shape(type_: str) -> list[int]:
-    return _numbers(_found(r"\[([\d,]*)\]", type_)[0])
-
-
-def _found(pattern: str, text: str) -> tuple[str, ...]:
-    """What the groups of a pattern have matched."""
-    match = re.search(pattern, text)
-    if match is None:
-        raise ValueError(f"the program has an operation that is not known here: no {pattern} in {text[:200]}")
-    return match.groups()
+    return _numbers(_found(r"\[([\d,]*)\]", type_)[1])
 
 
 def _numbers(text: str) -> list[int]:

@@ -61,7 +61,7 @@ class Training(NamedTuple):
         batch: examples on one chip.
     """
 
-    model: Any
+    model: Model | Conditional
     y: Any
     batch: int = 128
     preprocess: Preprocess = identity()
@@ -163,8 +163,11 @@ def unet(dtype: Any) -> Training:
 def latent_diffusion(dtype: Any) -> Training:
     """Encoder, diffusion and generator together."""
     denoise = df.denoiser(nets.DenoisingMLP(256, (20,), 3, dtype=dtype), (20,), df.linear(-9.0, 5.0))
-    spread = df.spread_times(lambda times: classic(dtype, df.diffusion(denoise, times=times)).model)
-    return classic(dtype, df.diffusion(denoise), objective=spread, ema_decay=0.999)
+
+    def at(times: df.times.Times) -> Model:
+        return vae(encoder(dtype), df.diffusion(denoise, times=times), generator(dtype))
+
+    return on_pixels(at(df.times.uniform), objective=df.spread_times(at), ema_decay=0.999)
 
 
 def on_labels(dtype: Any) -> Training:

@@ -385,8 +385,7 @@ def _json_digest(value: dict[str, Any]) -> str:
 
 def _write_arrays(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
     try:
-        with _silence_of_absl(), _checkpointer() as checkpointer:
-            checkpointer.save(path, args=_orbax().args.PyTreeSave(_as_orbax_takes(arrays)))
+        _save(path, arrays)
         back = _read_arrays(path, arrays)
     except OSError:
         raise
@@ -415,17 +414,35 @@ def _silence_of_absl() -> Iterator[None]:
         logger.removeFilter(of_others)
 
 
-def _as_orbax_takes(arrays: dict[str, np.ndarray]) -> dict[str, Any]:
-    """Of numpy arrays it writes those of process 0 alone, without a word; the others' as arrays of jax, on their CPU."""
-    return arrays if jax.process_index() == 0 else jax.device_put(arrays, jax.local_devices(backend="cpu")[0])
-
-
 def _read_arrays(path: epath.Path, keys: Iterable[str]) -> dict[str, np.ndarray]:
+    if path.name != "0":
+        return {key: np.asarray(_opened(path, key).read().result()) for key in keys}
     names, ocp = dict.fromkeys(keys, 0), _orbax()
     as_numpy = dict.fromkeys(names, ocp.RestoreArgs(restore_type=np.ndarray))
     with _checkpointer() as checkpointer:
         asked = ocp.args.PyTreeRestore(names, restore_args=as_numpy, partial_restore=True)
         return checkpointer.restore(path, args=asked)
+
+
+def _save(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
+    """By Orbax; in its store, without it, where this is not process 0: Orbax 0.12 then writes no array of numpy, and no
+    array of jax that other processes do not hold as well. To go when it does."""
+    if path.name == "0":
+        with _silence_of_absl(), _checkpointer() as checkpointer:
+            checkpointer.save(path, args=_orbax().args.PyTreeSave(arrays))
+        return
+    path.mkdir(parents=True)
+    transaction = _tensorstore().Transaction()
+    for name, array in arrays.items():
+        store = _opened(path, name, create=True, dtype=array.dtype, shape=array.shape, transaction=transaction)
+        store.write(array).result()
+    transaction.commit_sync()
+
+
+def _opened(path: epath.Path, name: str, **options: Any) -> Any:
+    base = f"file://{path}/" if is_local(path) else f"{path}/"
+    kvstore = {"driver": "ocdbt", "base": base, "path": f"{name}/"}
+    return _tensorstore().open({"driver": "zarr", "kvstore": kvstore}, **options).result()
 
 
 def _checkpointer() -> Any:
@@ -441,6 +458,13 @@ def _orbax() -> ModuleType:
     import orbax.checkpoint
 
     return orbax.checkpoint
+
+
+def _tensorstore() -> ModuleType:
+    """Orbax's own store."""
+    import tensorstore
+
+    return tensorstore
 
 
 # Leaves
