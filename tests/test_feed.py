@@ -4,6 +4,8 @@ import datetime
 import os
 import re
 import signal
+import threading
+import time
 from types import SimpleNamespace
 
 import jax
@@ -141,6 +143,10 @@ def test_a_run_that_gets_sigterm_is_continued_bit_for_bit(tmp_path, at):
     )
     assert reads and message and 0 < int(message[1]) < 18
     assert signal.getsignal(signal.SIGTERM) is here
+    end = time.monotonic() + 5
+    while any(thread.name.startswith("grain") for thread in threading.enumerate()):
+        assert time.monotonic() < end, "something reads on"
+        time.sleep(0.01)
     rest = run(Items(), directory=tmp_path, resume=True, **options)
     assert_same_bits(rest.state, whole.state)
     assert without_speed(rest.history) == without_speed(whole.history)

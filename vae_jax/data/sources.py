@@ -255,7 +255,7 @@ def batches(source: Source, places: Any, *, start: int = 0) -> Generator[tuple[A
             # What workers hand over lies in memory that they share, and that goes when grain's array does.
             yield _in_jax_types(jax.tree.map(np.array, raw) if source.workers else raw)
     finally:
-        pass
+        iterator.close()
 
 
 def _without_accelerator(worker: int, workers: int) -> None:

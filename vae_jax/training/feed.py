@@ -28,11 +28,11 @@ class Feed(NamedTuple):
 
     Fields:
         trace: `(abstract state, steps)` makes sure, without compiling, that a call of so many steps is possible.
-        begin: `(first step, steps of each call that may come) -> Advance`.
+        begin: `(first step, steps of each call that may come)` -> a context with the `Advance`, which ends reading.
     """
 
     trace: Callable[[Any, int], Any]
-    begin: Callable[[int, Sequence[int]], Advance]
+    begin: Callable[[int, Sequence[int]], contextlib.AbstractContextManager[Advance]]
 
 
 def resident(train_step: TrainStep, ys: Any, cs: Any, key: Array, *, batch_size: int, order: Order) -> Feed:
@@ -44,7 +44,7 @@ def resident(train_step: TrainStep, ys: Any, cs: Any, key: Array, *, batch_size:
 
     def begin(first, sizes):
         on_device = jax.tree.map(jnp.asarray, (ys, cs))
-        return lambda state, size: scan(size)(state, key, *on_device)
+        return contextlib.nullcontext(lambda state, size: scan(size)(state, key, *on_device))
 
     return Feed(lambda state, size: jax.eval_shape(scan(size), state, key, ys, cs), begin)
 
@@ -77,18 +77,20 @@ def fed(
         chunk = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, batch_size, *x.shape), x.dtype), example)
         return jax.eval_shape(scan, state, key, *chunk)
 
+    @contextlib.contextmanager
     def begin(first, sizes):
         rows = np.arange(batch_size) if mesh is None else rows_here(mesh, batch_size)
         epochs = places_by_epoch(key, first, first + sum(sizes), len(data), batch_size=batch_size, order=order)
         chunks = _chunks(data, (places[:, rows] for places in epochs), sizes)
-        ahead = [send(chunk) for chunk in itertools.islice(chunks, 1)]
+        with contextlib.closing(chunks):
+            ahead = [send(chunk) for chunk in itertools.islice(chunks, 1)]
 
-        def advance(state, size):
-            after = scan(state, key, *ahead.pop())
-            ahead.extend(send(chunk) for chunk in itertools.islice(chunks, 1))  # while the device computes
-            return after
+            def advance(state, size):
+                after = scan(state, key, *ahead.pop())
+                ahead.extend(send(chunk) for chunk in itertools.islice(chunks, 1))  # while the device computes
+                return after
 
-        return advance
+            yield advance
 
     return Feed(trace, begin)
 
@@ -112,13 +114,14 @@ def places_by_epoch(
         yield places[max(0, first - begin) : last - begin]
 
 
-def _chunks(data: Source, epochs: Iterator[np.ndarray], sizes: Sequence[int]) -> Iterator[Any]:
+def _chunks(data: Source, epochs: Iterator[np.ndarray], sizes: Sequence[int]) -> Generator[Any, None, None]:
     """The batches of each call, stacked: (steps, rows, *example)."""
-    steps = itertools.chain.from_iterable(_closed(batches(data, list(places))) for places in epochs)
-    for size in sizes:
-        yield jax.tree.map(lambda *each: np.stack(each), *itertools.islice(steps, size))
 
+    def batch_by_batch():
+        for places in epochs:
+            with contextlib.closing(batches(data, list(places))) as read:
+                yield from read
 
-def _closed(read: Generator[Any, None, None]) -> Iterator[Any]:
-    with contextlib.closing(read):
-        yield from read
+    with contextlib.closing(batch_by_batch()) as steps:
+        for size in sizes:
+            yield jax.tree.map(lambda *each: np.stack(each), *itertools.islice(steps, size))

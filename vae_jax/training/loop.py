@@ -230,9 +230,9 @@ def _train(
     state, history = run.state, run.history
     best = jax.tree.map(jnp.copy, run.best)  # the state's own buffers are given away to the first step
     calls = list(plan.calls(int(state.step)))
-    advance = feed.begin(int(state.step), [size for size, _ in calls])
+    sizes = [size for size, _ in calls]
     since, clock = _Since(run.meta.get("since_the_record")), Clock(habits.record_every)
-    with _bar(state, plan, habits) as bar:
+    with feed.begin(int(state.step), sizes) as advance, _bar(state, plan, habits) as bar:
         for number, (size, ends) in enumerate(calls):
             if _out_of_patience(history, habits.patience):
                 break
