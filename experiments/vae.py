@@ -8,7 +8,6 @@ The three distributions of the lecture are three lines of `build`; all else is d
 """
 
 import dataclasses
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -238,7 +237,7 @@ def main(config: Config) -> dict[str, Any]:
         ),
         table=vae_report.table(result, fitted, len(test.ys)),
         sections=vae_report.sections(
-            pictured, fitted, result, jax.random.fold_in(key, 2), test, source.label_names, Path(config.out)
+            pictured, fitted, result, jax.random.fold_in(key, 2), test, source.label_names, config.out
         ),
     )
 

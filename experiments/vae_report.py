@@ -1,7 +1,6 @@
 """What the report of `experiments.vae` shows: the table of numbers, and pictures of what the model makes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -13,6 +12,7 @@ from experiments.shared.results import over_batch
 from vae_jax import Evaluation, Fitted, core
 from vae_jax.evaluation import active_units, bits_per_dimension, mean
 from vae_jax.report import page, pictures
+from vae_jax.training.run_directory import to_path
 
 
 def table(result: Evaluation, fitted: Fitted, n: int) -> list[page.Row]:
@@ -47,7 +47,7 @@ def sections(
     key: jax.Array,
     test: Split,
     label_names: Sequence[str] | None,
-    directory: Path,
+    directory: str,
 ) -> list[page.Section]:
     """The pictures of the report; `overview.png`, the run in one picture, is also written to the directory."""
     k_samples, k_pairs, k_lines, k_map, k_overview = jax.random.split(key, 5)
@@ -58,7 +58,7 @@ def sections(
     lines = draw_interpolations(pictured, fitted.params, k_lines, test)
     overview = draw_overview(pictured, fitted.params, k_overview, test)
     if jax.process_index() == 0:
-        (directory / "overview.png").write_bytes(enlarged(overview, height))
+        (to_path(directory) / "overview.png").write_bytes(enlarged(overview, height))
 
     return [
         learning_curve(fitted),

@@ -180,6 +180,7 @@ def test_an_experiment(cache, tmp_path):
         first, second = ended = ends(children, tmp_path)
     well(ended)
     assert "test ELBO" in first.out and "report: here" in first.out and "ELBO" not in second.out + second.errors
+    assert "evaluating" in first.errors and "evaluating" not in second.errors
     assert {path.name for path in (tmp_path / "here").glob("*.*")} >= {"report.html", "overview.png", "metrics.jsonl"}
     assert len(list((tmp_path / "profile").rglob("*.xplane.pb"))) == 1
 
