@@ -208,6 +208,11 @@ LATER = {
 # Of these `.ci/run` runs what `make test-all` is not left with, after `make test`: no commit goes without them. The
 # experiments train and write their report, as test_experiment has the first of them do in `make test`.
 AFTERWARDS = {
+    "test_buckets.py": (
+        "test_killed_and_resumed_equals_uninterrupted",
+        "test_two_processes_write_and_go_on",
+        "test_an_experiment",
+    ),
     "test_chorales_experiment.py": ("test_chorales",),
     "test_collapse_experiments.py": ("test_collapse", "test_text_vae"),
     "test_diffusion_experiments.py": ("test_diffusion", "test_latent_diffusion"),
