@@ -3,15 +3,21 @@
 import contextlib
 import json
 import signal
+import sys
 from urllib.parse import unquote, urlsplit
 
+import numpy as np
 import pytest
 from etils import epath
 from etils.epath.backend import fsspec_backend
+from pod_state import numbers
 from processes import HERE, ends, free_port, go, run, started, well
 from test_checkpoint import assert_is_step, save_steps, state_at
-from test_pods import ROUNDING, VAE, of, rows, same
+from test_pods import ROUNDING, of, rows, same
 
+from experiments import vae
+from experiments.shared import publish
+from experiments.shared.config import Run
 from vae_jax.training import checkpoint
 from vae_jax.training.run_directory import check_writable, claim, files_under
 
@@ -28,8 +34,8 @@ def bucket():
 
         def end_headers(self):
             name = unquote(urlsplit(self.path).path.rpartition("/o/")[2])
-            if name in self.storage.objects["bucket"]:
-                self.send_header("x-goog-generation", self.storage.objects["bucket"][name]["generation"])
+            if (found := self.storage.objects.get("bucket", {}).get(name)) is not None:
+                self.send_header("x-goog-generation", found["generation"])
             super().end_headers()
 
     port = free_port()
@@ -112,30 +118,30 @@ def test_a_directory_takes_one_configuration(directory):
         claim(directory.parent / "other", {}, resume=False)
 
 
-def test_a_bucket_that_is_not_there(bucket):
+def test_a_bucket_that_is_not_there(bucket, monkeypatch):
     check_writable("gs://bucket/nothing/yet")
     says = "^gs://another/run cannot be reached: there is no gs://another; usually the bucket or the credentials are"
     with pytest.raises(OSError, match=says):
         check_writable("gs://another/run")
     with pytest.raises(OSError, match=says):
         claim("gs://another/run", {}, resume=False)
+    monkeypatch.setattr(sys, "argv", ["experiment", "--out", "gs://another/run"])
+    with pytest.raises(SystemExit, match=says.replace("^", "^error: ")):
+        publish.run(lambda options: None, Run)
 
 
 @contextlib.contextmanager
-def when(bucket, method, part, happens):
-    """Before the bucket does `method` with the first file that has this part in its name, something happens."""
-    done, do = [], getattr(bucket, method)
+def watched(bucket, method, see):
+    """`see` is told the name of each file, before the bucket does `method` with it."""
+    do = getattr(bucket, method)
 
-    def watched(where, name, *others):
-        if not done and part in name:
-            done.append(happens())
+    def told(where, name, *others):
+        see(name)
         return do(where, name, *others)
 
-    setattr(bucket, method, watched)
-    try:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(bucket, method, told)
         yield
-    finally:
-        setattr(bucket, method, do)
 
 
 def test_killed_and_resumed_equals_uninterrupted(bucket, directory, tmp_path, cache, whole):
@@ -149,7 +155,7 @@ def test_killed_and_resumed_equals_uninterrupted(bucket, directory, tmp_path, ca
         folder = tmp_path / method
         with (
             started(folder, HERE / "pod_run.py", 1, json.dumps(options), cache=cache) as [child],
-            when(bucket, method, part, child.kill),
+            watched(bucket, method, lambda name, part=part, child=child: part in name and child.kill()),
         ):
             go([child], folder)
             [killed] = ends([child], folder)
@@ -165,24 +171,34 @@ def test_killed_and_resumed_equals_uninterrupted(bucket, directory, tmp_path, ca
         assert f"{name}: unfinished" in ended[0].errors
 
 
-def test_two_processes_write_and_go_on(directory, tmp_path, cache, whole):
-    for epochs in (1, EPOCHS):
-        options = of(tmp_path, [1, 2], directory=str(directory), sharding="fsdp", epochs=epochs)
-        well(run(tmp_path / str(epochs), 2, cache=cache, **options))
+def test_two_processes_write_one_checkpoint(bucket, directory, tmp_path, cache):
+    """Each reads its rows of it again, and one process all. None writes a file more often than a bucket takes it."""
+    written = []
+    with (
+        started(tmp_path, HERE / "pod_state.py", 2, str(directory), cache=cache) as children,
+        watched(bucket, "create_file", written.append),
+    ):
+        go(children, tmp_path)
+        well(ends(children, tmp_path))
+    index = f"{directory}/checkpoints/000001-step-7/arrays/1/manifest.ocdbt"
+    assert 0 < written.count(index.removeprefix("gs://bucket/")) <= 2
+    found = checkpoint.restore(directory, {name: np.zeros_like(array) for name, array in numbers().items()})
+    for name, array in numbers().items():
+        np.testing.assert_array_equal(found.state[name], array)
+
+
+def test_a_run_of_two_processes(directory, tmp_path, cache, whole):
+    options = of(tmp_path, [1, 2], directory=str(directory), epochs=EPOCHS, sharding="fsdp")
+    well(run(tmp_path, 2, cache=cache, **options))
     same(tmp_path, whole, ROUNDING, directory)
 
 
-def test_an_experiment(directory, tmp_path, cache):
+@pytest.mark.usefixtures("quickly_compiled")
+def test_an_experiment(directory, monkeypatch, capsys):
     small = ["--smoke", "--hidden", "8", "--latent", "2", "--k", "0", "--epochs", "1", "--batch-size", "32", "--out"]
-    with started(tmp_path, VAE, 1, *small, str(directory), cache=cache) as children:
-        ended = ends(children, tmp_path)
-    well(ended)
-    assert f"report: {directory}/report.html" in ended[0].out
+    monkeypatch.setattr(sys, "argv", ["vae.py", *small, str(directory)])
+    publish.run(vae.main, vae.Config)
+    assert f"report: {directory}/report.html" in capsys.readouterr().out
     assert (directory / "report.html").read_text().startswith("<!doctype html>")
     assert (directory / "overview.png").read_bytes().startswith(b"\x89PNG")
     assert len(rows(directory)) == 1
-    with started(tmp_path, VAE, 1, *small, "gs://another", cache=cache) as children:
-        [ended] = ends(children, tmp_path)
-    assert ended.code == 1
-    assert ended.errors.startswith("error: gs://another cannot be reached: there is no gs://another; usually ")
-    assert len(ended.errors.splitlines()) == 1
