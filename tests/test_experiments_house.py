@@ -252,6 +252,7 @@ def test_where_a_run_trains_is_no_part_of_it():
 def test_homes_in_out_are_expanded(monkeypatch):
     monkeypatch.setenv("HOME", "/home/someone")
     assert checked(vae.Config(out="~/runs")).out == "/home/someone/runs"
+    assert checked(vae.Config(out="gs://bucket/run")).out == "gs://bucket/run"
     with pytest.raises(FileNotFoundError, match="'~nobody_here/x' does not exist: no user"):
         checked(vae.Config(out="~nobody_here/x"))
 

@@ -25,7 +25,7 @@ from vae_jax.core.extras import extra
 from vae_jax.report import page
 from vae_jax.training import Preempted, pod
 from vae_jax.training.checkpoint import DamagedError
-from vae_jax.training.run_directory import check_writable
+from vae_jax.training.run_directory import check_writable, to_path
 
 SMOKE = (
     "A smoke run: few examples, few passes over them, small models, to see that all works. Its numbers are those of "
@@ -65,7 +65,7 @@ def write(
     if jax.process_index() != 0:
         return numbers
     path = page.write(
-        Path(config.out) / "report.html",
+        to_path(config.out) / "report.html",
         title=title,
         lead=lead,
         table=table,
@@ -75,7 +75,7 @@ def write(
         notice=SMOKE if config.smoke else "",
         foot=made(time.perf_counter() - _began.get(), resumed=getattr(config, "resume", False)),
     )
-    (Path(config.out) / "numbers.json").write_text(json.dumps(plain_rows(table), indent=1))
+    (to_path(config.out) / "numbers.json").write_text(json.dumps(plain_rows(table), indent=1))
     print(page.table_text(table))
     if config.smoke:
         print(f"\n{SMOKE}")
