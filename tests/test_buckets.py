@@ -10,14 +10,14 @@ import numpy as np
 import pytest
 from etils import epath
 from etils.epath.backend import fsspec_backend
-from experiments.shared.config import Run
 from pod_state import numbers
 from processes import HERE, ends, free_port, go, run, started, well
 from test_checkpoint import assert_is_step, save_steps, state_at
 from test_pods import ROUNDING, of, rows, same
 
 from experiments import vae
-from experiments.shared import publish
+from vae_jax.command import publish
+from vae_jax.command.config import Run
 from vae_jax.training import checkpoint
 from vae_jax.training.run_directory import check_writable, claim, files_under
 

@@ -9,7 +9,7 @@ import jax.experimental
 import jax.numpy as jnp
 
 # jax 0.8 has it at the top, 0.9 there alone.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # type: ignore[attr-defined]
 
 
 def shutdown_timeout(seconds: int) -> dict[str, Any]:
