@@ -1,6 +1,7 @@
 """A run directory is opened again: the same model, the same numbers, and what can be asked of its z."""
 
 import json
+import re
 import shutil
 
 import jax
@@ -10,11 +11,14 @@ import optax
 import pytest
 
 from vae_jax import bernoulli, em, evaluate, fit, gaussian, l2, nets, open_run, standard_normal, vae
+from vae_jax.command.publish import plain_rows
+from vae_jax.command.results import rows_of
 from vae_jax.core import labelled, lift
-from vae_jax.data import dynamic_binarisation
+from vae_jax.data import dynamic_binarisation, load
 from vae_jax.parts.flows import coupling_flow
 from vae_jax.selfcheck.solvable import affine, affine_normal
 from vae_jax.training import recipe, save_run
+from vae_jax.training.trained import CARRIED
 
 KEY = jax.random.key(0)
 YS = np.random.default_rng(0).integers(0, 256, (47, 6)).astype(np.uint8)
@@ -212,6 +216,24 @@ def test_parameters_trained_otherwise_are_kept_the_same_way(run, tmp_path):
     np.testing.assert_allclose(opened.decode(codes)[[0, 39]], [ys[:20].mean(axis=0), ys[20:].mean(axis=0)], rtol=1e-3)
     with pytest.raises(TypeError, match="are classes or codes, with nothing between them: no interpolate"):
         opened.interpolate(ys)
+
+
+@pytest.mark.parametrize("name", ["fashion_vae", "fashion_vq_vae", "fashion_mixture"])
+def test_models_that_the_package_carries(name):
+    """Their numbers are those that they are published with, to the rounding of another machine."""
+    run, test = open_run(f"carried/{name}"), load("fashion_mnist_mini", "test")
+    ks = [int(found[1]) for row in run.numbers if (found := re.search(r"\(k=(\d+)\)", row["name"]))]
+    rows = rows_of(run.evaluate(KEY, test.ys, k=sum(ks)), "test ELBO", f"{len(test.ys)} test images")
+    assert [row.name for row in rows] == [row["name"] for row in run.numbers]
+    for row, published in zip(plain_rows(rows), run.numbers, strict=True):
+        assert row["value"] == pytest.approx(published["value"], rel=1e-4)
+        assert (row["standard_error"] or 0) == pytest.approx(published["standard_error"] or 0, rel=1e-3)
+    for shown in (run.reconstruct(KEY, test.ys[:2]), run.sample(KEY, 2)):
+        assert shown.shape == (2, 28, 28, 1) and len(np.unique(shown)) > 2  # means, no draws
+
+
+def test_the_carried_models_are_small():
+    assert sum(file.stat().st_size for file in CARRIED.rglob("*")) < 2e6
 
 
 def flow():

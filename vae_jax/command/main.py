@@ -22,10 +22,10 @@ from vae_jax import Trained, open_run
 from vae_jax.command import publish, train
 from vae_jax.command.config import Range, at_least, check_numbers, read_back
 from vae_jax.command.image_report import enlarged, in_turn, show
+from vae_jax.command.results import rows_of
 from vae_jax.core.extras import extra
 from vae_jax.data.datasets import load, load_whole
 from vae_jax.data.local import path_of
-from vae_jax.evaluation import bits_per_dimension, mean
 from vae_jax.report import page, pictures
 from vae_jax.training.run_directory import check_writable, to_path
 
@@ -171,16 +171,7 @@ def run(options: type, command: Callable[[Any], Any], name: str) -> None:
 def evaluate(options: Evaluate) -> None:
     run, (ys, cs) = opened(options, ends=(".json",))
     result = run.evaluate(jax.random.key(options.seed), ys, cs, k=options.k, progress=True)
-    where = f"nats per example, {len(ys)} examples, {result.convention}"
-    rows = [
-        page.Row("ELBO", *mean(result.elbo), f"{where}; higher is better"),
-        page.Row("rate", *mean(result.rate), "nats; ln enc(z|y) - ln pri(z)"),
-        page.Row("distortion", *mean(result.distortion), "nats; -ln gen(y|z), ln Z included"),
-    ]
-    if result.log_likelihood is not None:
-        rows.append(page.Row(f"ln P(y) at least (k={result.k})", *mean(result.log_likelihood), "nats"))
-    if (bits := bits_per_dimension(result)) is not None:
-        rows.append(page.Row("bits/dim at most", *bits, f"from the ELBO; {result.dimensions} dimensions"))
+    rows = rows_of(result, "ELBO", f"{len(ys)} examples")
     print(page.table_text(rows))
     if options.out:
         path_of(options.out).write_text(json.dumps(publish.plain_rows(rows), indent=1))
@@ -228,8 +219,10 @@ def report(options: Report) -> dict[str, Any]:
     fields = {name: value for name, value in made["arguments"].items() if name not in ("shape", "classes", "start")}
     config = dataclasses.replace(read_back(train.Config, fields), out=str(path_of(options.run)), k=options.k)
     examples, _, test, source = train.load(config)
-    rows = (to_path(config.out) / "metrics.jsonl").read_text().splitlines()
-    run.history = [json.loads(row) for row in rows]
+    metrics = to_path(config.out) / "metrics.jsonl"
+    if not metrics.exists():
+        raise ValueError(f"{options.run} has no metrics.jsonl, which its page shows: only its model is kept")
+    run.history = [json.loads(row) for row in metrics.read_text().splitlines()]
     return publish.timed(lambda config: train.report(config, run, test, source, len(examples.ys)))(config)
 
 

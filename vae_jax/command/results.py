@@ -1,11 +1,15 @@
-"""From what was trained to numpy: a function of every example of a batch, a number of every epoch of a run, points in
-a plane counted."""
+"""From what was trained to numpy and to tables: a function of every example of a batch, the numbers of an evaluation, a
+number of every epoch of a run, points in a plane counted."""
 
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import numpy as np
+
+from vae_jax import Evaluation
+from vae_jax.evaluation import active_units, bits_per_dimension, mean
+from vae_jax.report.page import Row
 
 
 def over_batch(
@@ -18,6 +22,25 @@ def over_batch(
     cuts = [slice(i, i + size) for i in range(0, len(keys), size)]
     parts = [compiled(params, keys[cut], *(None if x is None else x[cut] for x in batch)) for cut in cuts]
     return jax.tree.map(lambda *xs: np.concatenate(xs), *map(jax.device_get, parts))
+
+
+def rows_of(result: Evaluation, name: str, where: str) -> list[Row]:
+    """The numbers of an evaluation, the first of this name, with what they mean."""
+    rows = [
+        Row(name, *mean(result.elbo), f"nats per example, {where}, {result.convention}; higher is better"),
+        Row("rate", *mean(result.rate), "nats; ln enc(z|y) - ln pri(z)"),
+        Row("distortion", *mean(result.distortion), "nats; -ln gen(y|z), ln Z included"),
+    ]
+    if result.log_likelihood is not None:
+        of = f"ln P(y) at least (k={result.k})"
+        rows.append(Row(of, *mean(result.log_likelihood), "nats; importance-weighted bound"))
+    if (bits := bits_per_dimension(result)) is not None:
+        rows.append(Row("bits/dim at most", *bits, f"from the ELBO; {result.dimensions} dimensions"))
+    active = active_units(result)
+    if active is not None and result.unit_variance is not None:
+        units = len(result.unit_variance)
+        rows.append(Row("active units", active, None, f"of {units}; variance of the posterior mean > 0.01"))
+    return rows
 
 
 def by_epoch(history: Iterable[dict[str, Any]], name: str, sign: int = 1) -> tuple[np.ndarray, np.ndarray]:

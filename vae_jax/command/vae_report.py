@@ -9,7 +9,7 @@ import numpy as np
 from vae_jax import Evaluation, Trained
 from vae_jax.command.image_report import enlarged, in_turn, learning_curve, of_classes, picture, show
 from vae_jax.command.images import Split
-from vae_jax.evaluation import active_units, bits_per_dimension, mean
+from vae_jax.command.results import rows_of
 from vae_jax.report import page, pictures
 from vae_jax.training.run_directory import to_path
 
@@ -18,29 +18,12 @@ ENCODED = 2000  # test images that say which units of z vary, and how far
 
 def table(result: Evaluation, history: Sequence[dict[str, Any]], n: int) -> list[page.Row]:
     """The numbers of the run, with what they mean."""
-    where = f"nats per image, {n} test images, {result.convention}"
-    rows = [
-        page.Row("test ELBO", *mean(result.elbo), f"{where}; higher is better"),
-        page.Row("rate", *mean(result.rate), "nats; ln enc(z|y) - ln pri(z)"),
-        page.Row("distortion", *mean(result.distortion), "nats; -ln gen(y|z), ln Z included"),
-    ]
-    if result.log_likelihood is not None:
-        rows.append(
-            page.Row(
-                f"ln P(y) at least (k={result.k})", *mean(result.log_likelihood), "nats; importance-weighted bound"
-            )
-        )
-    bits = bits_per_dimension(result)
-    if bits is not None:
-        rows.append(page.Row("bits/dim at most", *bits, f"from the ELBO; {result.dimensions} dimensions"))
-    active = active_units(result)
-    if active is not None and result.unit_variance is not None:
-        units = len(result.unit_variance)
-        rows.append(page.Row("active units", active, None, f"of {units}; variance of the posterior mean > 0.01"))
     speeds = [row["images_per_second"] for row in history[1:]]
     speed = float(np.median(speeds)) if speeds else float("nan")
-    rows.append(page.Row("training speed", speed, None, "images/s, median epoch after the first"))
-    return rows
+    return [
+        *rows_of(result, "test ELBO", f"{n} test images"),
+        page.Row("training speed", speed, None, "images/s, median epoch after the first"),
+    ]
 
 
 def sections(

@@ -234,9 +234,12 @@ class DiscretisedLogistic(dist.Distribution):
         return jnp.arange(self.levels).reshape((-1,) + (1,) * len(self.batch_shape))
 
 
+_MEANS_OF_CLASSES = (dist.CategoricalLogits.mean, dist.CategoricalProbs.mean)  # NaN; levels have means of their own
+
+
 def mean_of(distribution: dist.Distribution) -> Array | None:
     """The mean, where the values are numbers: classes have none."""
-    if isinstance(getattr(distribution, "base_dist", distribution), dist.CategoricalLogits | dist.CategoricalProbs):
+    if getattr(type(getattr(distribution, "base_dist", distribution)), "mean", None) in _MEANS_OF_CLASSES:
         return None
     try:
         return distribution.mean

@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,8 +62,11 @@ def recipe(function: Callable[..., Any], /, **arguments: Any) -> Recipe:
         TypeError: arguments that are not plain JSON.
         ValueError: a function that cannot be imported by its name.
     """
-    name = f"{function.__module__}:{function.__qualname__}"
-    if function.__module__ == "__main__" or "<" in function.__qualname__:
+    module = function.__module__
+    if module == "__main__" and sys.modules["__main__"].__spec__ is not None:  # python -m module
+        module = sys.modules["__main__"].__spec__.name
+    name = f"{module}:{function.__qualname__}"
+    if module == "__main__" or "<" in function.__qualname__:
         raise ValueError(
             f"a recipe is imported again by its name, and {name} cannot be: define the function at the top of a module "
             "(a file of its own)"

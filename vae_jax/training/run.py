@@ -8,6 +8,7 @@ import datetime
 import importlib.metadata
 import importlib.util
 import json
+import os
 import platform
 import shlex
 import sys
@@ -146,13 +147,20 @@ def note_start(directory: epath.Path, step: int) -> None:
     start = {
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "step": step,
-        "command": shlex.join(sys.argv),
+        "command": _command(),
         "versions": {"python": platform.python_version(), **versions},
         "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
         "processes": jax.process_count(),
     }
     before = json.loads(file.read_text()) if file.exists() else []
     write_whole(file, json.dumps([*before, start], indent=1))
+
+
+def _command() -> str:
+    """This process's command line, without the folders that its program lies in."""
+    module = getattr(sys.modules["__main__"], "__spec__", None)
+    called = f"python -m {module.name.removesuffix('.__main__')}" if module else os.path.basename(sys.argv[0])
+    return f"{called} {shlex.join(sys.argv[1:])}".strip()
 
 
 def _best_state(directory: epath.Path, last: TrainState) -> TrainState:

@@ -10,6 +10,7 @@ stored, as `fit` did, and computes in batches: an example has its number whateve
 import functools
 import json
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -29,6 +30,7 @@ from vae_jax.training.run import note_start
 from vae_jax.training.run_directory import FORMAT, PathLike, claim, load_config, to_json, to_path, write_whole
 
 BATCH = 100
+CARRIED = Path(__file__).parents[1] / "carried"  # models that come with the package
 
 
 class Trained:
@@ -269,7 +271,8 @@ def open_run(directory: PathLike, *, which: Literal["best", "last"] = "best", re
     """The trained model of a run directory: that of any experiment, or of `fit(..., recipe=...)`.
 
     Args:
-        directory: local, or `gs://bucket/run`. It may be in use: nothing is written.
+        directory: local, or `gs://bucket/run`. It may be in use: nothing is written. "carried/fashion_vae",
+            "carried/fashion_vq_vae" and "carried/fashion_mixture" come with the package.
         which: the parameters with the best validation ELBO, or the last; without validation they are the same.
         recipe: how to build the model, in place of what the run says.
 
@@ -281,6 +284,8 @@ def open_run(directory: PathLike, *, which: Literal["best", "last"] = "best", re
         DamagedError: no checkpoint is whole. (Damaged ones are named in a warning, and an older one is used.)
     """
     root = to_path(directory)
+    if not root.exists() and len(root.parts) == 2 and root.parent.name == CARRIED.name:
+        root = to_path(CARRIED / root.name)
     if not (root / "config.json").exists():
         raise FileNotFoundError(
             f"{root} is no run directory: it has no config.json. Want what was given to fit(directory=...) or --out"
