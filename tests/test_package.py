@@ -99,3 +99,8 @@ def test_the_installed_wheel_works_from_another_directory(wheel, tmp_path):
     run(*PIP, "install", "--quiet", "--no-deps", "--no-index", "--target", site, wheel)
     environment = {**os.environ, "PYTHONPATH": str(site)}
     assert run("-c", ONE_STEP, site, cwd=elsewhere, env=environment) == "done\n"
+    small = ("--smoke", "--hidden", "8", "--latent", "2", "--k", "0", "--out", "run")
+    assert "report: run/report.html" in run("-m", "vae_jax", "train", *small, cwd=elsewhere, env=environment)
+    for name in ("run", "carried/fashion_vq_vae"):
+        sampled = run("-m", "vae_jax", "sample", name, "--n", "3", "--out", "s.npz", cwd=elsewhere, env=environment)
+        assert sampled == "s.npz: float32[3, 28, 28, 1]\n"
