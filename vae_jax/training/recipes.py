@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -61,8 +62,9 @@ def recipe(function: Callable[..., Any], /, **arguments: Any) -> Recipe:
         TypeError: arguments that are not plain JSON.
         ValueError: a function that cannot be imported by its name.
     """
-    name = f"{function.__module__}:{function.__qualname__}"
-    if function.__module__ == "__main__" or "<" in function.__qualname__:
+    module = module_of(function)
+    name = f"{module}:{function.__qualname__}"
+    if module == "__main__" or "<" in function.__qualname__:
         raise ValueError(
             f"a recipe is imported again by its name, and {name} cannot be: define the function at the top of a module "
             "(a file of its own)"
@@ -72,6 +74,12 @@ def recipe(function: Callable[..., Any], /, **arguments: Any) -> Recipe:
     except (TypeError, ValueError) as error:
         raise TypeError(f"the arguments of the recipe {name} must be plain JSON values: {error}") from error
     return Recipe(name, plain)
+
+
+def module_of(thing: Any) -> str:
+    """The module that a function or class is imported from; of `python -m package.module`, that is its name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if thing.__module__ == "__main__" and spec is not None else thing.__module__
 
 
 def check_recipe(recipe: Any, params: Params, y: Any, c: Any) -> None:
