@@ -10,13 +10,9 @@ import numbers
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal, NamedTuple, TypeVar, get_args, get_type_hints
 
-import jax
-
 from vae_jax.command.cosine_adam import Training
 from vae_jax.command.placement import Placed, mesh_of
 from vae_jax.data.local import path_of
-from vae_jax.training.recipes import module_of
-from vae_jax.training.run_directory import check_free, load_config, to_path
 
 
 class Range(NamedTuple):
@@ -108,25 +104,12 @@ def checked(config: Config) -> Config:
     """The configuration, with ~ in `out` expanded.
 
     Raises:
-        ValueError: a number is not finite or out of its range, or there is no such mesh of devices; the directory holds
-            the run of another experiment.
-        OSError: the directory cannot be written, or holds other things than a run.
+        ValueError: a number is not finite or out of its range, or there is no such mesh of devices.
     """
     if isinstance(config, Placed):
         mesh_of(config)
     check_numbers(config)
-    config = dataclasses.replace(config, out=str(path_of(config.out)))
-    if jax.process_index() == 0:
-        _check_out(config)
-    return config
-
-
-def _check_out(config: Run) -> None:
-    check_free(config.out)
-    file = to_path(config.out) / "config.json"
-    function = load_config(file).get("recipe", {}).get("function") if file.exists() else None
-    if function and function.partition(":")[0] != module_of(type(config)):
-        raise ValueError(f"{config.out} holds a run of {function.partition(':')[0]}: choose another directory")
+    return dataclasses.replace(config, out=str(path_of(config.out)))
 
 
 def check_numbers(config: Any) -> None:
