@@ -2,7 +2,6 @@
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -17,6 +16,7 @@ from vae_jax.command.results import over_batch
 from vae_jax.data import Preprocess
 from vae_jax.evaluation import bits_per_dimension, mean
 from vae_jax.report import page, pictures
+from vae_jax.training.run_directory import to_path
 
 SHOWN = 10  # moments of a trajectory
 
@@ -62,7 +62,7 @@ def sections(
     names = of_classes(label_names, test.cs)
     samples = picture(_shown(denoiser, drawn.y), columns, "samples from the model", above=names)
     if jax.process_index() == 0:
-        (Path(directory) / "samples.png").write_bytes(samples.data)
+        (to_path(directory) / "samples.png").write_bytes(samples.data)
     originals = test.ys[: 4 * columns] / np.float32(255)
     of_class = "" if test.cs is None else ", a column for each class"
     return [

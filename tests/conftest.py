@@ -29,7 +29,7 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
         "--xla_cpu_parallel_codegen_split_count=1",
         # Its elder compiles the same in a third of the time. jaxlib 0.12 has it no more, and takes no unknown flag.
-        *metadata.version("jaxlib").startswith("0.10.") * ["--xla_cpu_use_fusion_emitters=false"],
+        *metadata.version("jaxlib").startswith(("0.7.", "0.10.")) * ["--xla_cpu_use_fusion_emitters=false"],
     ]
 )
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(Path(__file__).parents[1] / ".jax_cache"))
@@ -82,7 +82,9 @@ def pytest_collection_modifyitems(items):
 @pytest.fixture
 def x64():
     """Double precision for one test."""
-    with jax.enable_x64(True):
+    from vae_jax.core.older_jax import enable_x64  # not before the import hook
+
+    with enable_x64(True):
         yield
 
 

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import numpyro.distributions as dist
+from flax import nnx
 from jax.scipy.special import logsumexp
 
 from vae_jax import (
@@ -526,6 +527,13 @@ SYSTEMS: dict[str, System] = {
     ),
     "MLP": latent(
         gaussian(nets.MLP((5,), 2, **SMOOTH)), standard_normal(1), bernoulli(nets.MLP((5,), 3, **SMOOTH)), BITS, LINE
+    ),
+    "nnx": latent(
+        gaussian(functools.partial(nnx.Linear, 3, 2)),
+        standard_normal(1),
+        bernoulli(functools.partial(nnx.Linear, 1, 3)),
+        BITS,
+        LINE,
     ),
     "convolutional": latent(
         gaussian(nets.ConvEncoder((4,), 2, **SMOOTH)),

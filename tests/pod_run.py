@@ -1,6 +1,6 @@
 """A small run in several processes, for tests/test_pods.py: python pod_run.py OPTIONS, which are JSON.
 
-    directory  of the run; {} in it is this process's number
+    directory  of the run, or gs://; {} in it is this process's number
     result     file for the result's leaves, which process 0 writes
     mesh       sizes of the axes data and fsdp
     kill       [process, where]: that process kills itself there, with SIGKILL; "step", "evaluation" or "write"
@@ -17,7 +17,6 @@ import signal
 import sys
 import threading
 import time
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +28,7 @@ from jax.experimental.multihost_utils import process_allgather
 from vae_jax import bernoulli, fit, gaussian, standard_normal, vae
 from vae_jax.data import dynamic_binarisation
 from vae_jax.training import Preempted, pod
+from vae_jax.training.run_directory import to_path
 
 STEPS, BATCH = 60, 16  # of an epoch
 
@@ -45,14 +45,16 @@ class Watched:
     """Examples that are read one by one; at a read after the run's first epoch, something happens."""
 
     def __init__(self, items, run, happens=None):
-        self.items, self.metrics, self.happens = items, run / "metrics.jsonl", happens
+        self.items, self.metrics, self.happens, self.begun = items, run / "metrics.jsonl", happens, False
 
     def __len__(self):
         return len(self.items)
 
     def __getitem__(self, place):
-        if self.happens is not None and self.metrics.exists() and self.metrics.stat().st_size:
-            self.happens()
+        if self.happens is not None and (self.begun or place % BATCH == 0):  # a bucket is slow to say
+            self.begun = self.begun or bool(self.metrics.exists() and self.metrics.stat().length)
+            if self.begun:
+                self.happens()
         return self.items[place]
 
 
@@ -91,7 +93,7 @@ def main(options):
     me, (killed, where) = jax.process_index(), options.get("kill", (None, ""))
     rng = np.random.default_rng(0)
     levels = np.clip(128 + 40 * rng.normal(size=(1_200, 2)) @ rng.normal(size=(2, 12)), 0, 255).astype(np.uint8)
-    run = Path(options["directory"].format(me))
+    run = to_path(options["directory"].format(me))
     in_step = {killed: die if where == "step" else None, options.get("fail"): fail}
     in_step |= dict.fromkeys(options.get("stop", ()), stop)
     train = Watched(levels[200 : 200 + STEPS * BATCH], run, in_step.get(me))

@@ -6,7 +6,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from vae_jax import Model, Trained, open_run
+from vae_jax import Trained, open_run
+from vae_jax.command.placement import Placed
 
 
 def evaluations(monkeypatch, module: Any, name: str = "evaluate_on") -> list[tuple[Any, ...]]:
@@ -15,7 +16,7 @@ def evaluations(monkeypatch, module: Any, name: str = "evaluate_on") -> list[tup
 
     def spy(*arguments, **options):
         result = evaluate(*arguments, **options)
-        _, *rest = arguments[not isinstance(arguments[0], Model) :]
+        _, *rest = arguments[isinstance(arguments[0], Placed) :]  # without the model
         seen.append((rest, {name: x for name, x in options.items() if name != "preprocess"}, result))
         return result
 

@@ -1,4 +1,4 @@
-"""`python -m experiments.vae`: every option trains, evaluates and reports; what is mistyped is an error in one line."""
+"""`vae-jax train`, which is `experiments.vae`: every option trains; what is mistyped is an error in one line."""
 
 import dataclasses
 import html
@@ -17,10 +17,10 @@ import pytest
 import tyro
 from PIL import Image
 
-from experiments.vae import Config, build, build_objective, build_optimizer, main
 from vae_jax import init_state, make_train_step
 from vae_jax.command.images import load_splits
 from vae_jax.command.placement import WHERE
+from vae_jax.command.train import Config, build, build_objective, build_optimizer, main
 from vae_jax.data.check import check_data
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -149,7 +149,7 @@ def check_page(page, config, numbers, printed):
         (shown,) = re.findall(rf"^{re.escape(name)}  +(\S+)", printed, re.MULTILINE)
         assert float(shown) == pytest.approx(value, rel=0.06) or np.isnan(value)
         assert page.words[page.words.index(name) + 1] == shown.replace("-", "−")
-    for title in ("Learning curve", "Samples", "Reconstructions", "Interpolations", "Latent map"):
+    for title in ("Learning curve", "Samples", "Reconstructions", "Interpolations", "Traversals", "Latent map"):
         assert title in page.words
     for field in dataclasses.fields(Config):
         assert field.name in page.words, field.name
@@ -161,14 +161,14 @@ def test_builds(options, tmp_path):
     """The training step in the abstract: scalars for a batch, and a state of the same form."""
     config = config_of(options, tmp_path)
     train, *_ = load_splits(config.data, conditional=config.conditional, smoke=config.smoke)
-    model, pictured = build(config, train)
-    check_data(model, train.ys, train.cs, pictured.preprocess)
+    model, prepare = build(config, train)
+    check_data(model, train.ys, train.cs, prepare)
     optimizer, key = build_optimizer(config, 10), jax.random.key(0)
     step = make_train_step(
         model,
         optimizer,
         objective=build_objective(config, 5),
-        preprocess=pictured.preprocess,
+        preprocess=prepare,
         parts=config.train_parts,
     )
     state = jax.eval_shape(lambda key: init_state(model, optimizer, key, jnp.zeros((8, 8, 1))), key)

@@ -12,6 +12,7 @@ from scipy.special import logsumexp
 
 from vae_jax import bernoulli, gaussian, init_state, l2, make_train_step, sampled, standard_normal, sticking, vae
 from vae_jax.core import importance_weighted_bound, lift
+from vae_jax.core.older_jax import enable_x64
 from vae_jax.em import mixture_of_gaussians
 from vae_jax.parts.flows import Flow, autoregressive_flow, coupling_flow, inverse_autoregressive_flow
 from vae_jax.parts.flows.masked import init_net, log_scale_and_shift, made_masks
@@ -335,7 +336,7 @@ def test_one_flow_in_both_precisions(kind):
         return jax.value_and_grad(lambda params: flow.dist(params).log_prob(x))(params)
 
     single, _ = jax.jit(of)(params, x.astype(np.float32))
-    with jax.enable_x64(True):
+    with enable_x64(True):
         double, gradient = jax.jit(of)(jax.tree.map(lambda p: np.asarray(p, np.float64), params), x)
     assert single.dtype == jnp.float32 and double.dtype == gradient["layers"][0]["bias"].dtype == jnp.float64
     assert float(single) == pytest.approx(float(double), abs=1e-4)

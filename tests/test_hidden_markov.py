@@ -13,6 +13,7 @@ from scipy.stats import multivariate_normal
 
 from vae_jax import Conditional, fixed_encoder, vae
 from vae_jax.core import lift
+from vae_jax.core.older_jax import enable_x64
 from vae_jax.data import load_table
 from vae_jax.em import (
     categorical_hmm,
@@ -497,7 +498,7 @@ def test_float32_is_safe_on_5000_steps():
     """Relative error 1e-5 of ln P, 1e-3 of expected moves, 1e-4 of marginals."""
     ys, model = np.tile(geyser(), (17, 1))[None, :5000], gaussian_hmm(2, 3, 5000)
     _, start = gaussian_peer("full", 0, ys, [5000])
-    with jax.enable_x64(True):
+    with enable_x64(True):
         exact = jax.tree.map(np.asarray, counted(model, jitted(start), ys))
     single = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), (start, ys))
     log_p, stats, later = counted(model, *single)
@@ -511,7 +512,7 @@ def test_parallel_equals_sequential():
     ys, counts = geyser()[:80].reshape(2, 40, 2), np.array([33, 40])
     _, start = gaussian_peer("diag", 0, ys, [80])
     for bits, tolerance in ((64, 1e-10), (32, 2e-4)):
-        with jax.enable_x64(bits == 64):
+        with enable_x64(bits == 64):
             given = jax.tree.map(lambda x, dtype=f"float{bits}": jnp.asarray(x, dtype), (start, ys))
             models = [gaussian_hmm(2, 3, 40, "diagonal", parallel=parallel) for parallel in (False, True)]
             one, other = (jax.jit(model.em.expect)(*given, counts) for model in models)

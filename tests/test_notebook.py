@@ -1,5 +1,8 @@
 """The notebooks run, compute nothing themselves, and are committed without outputs."""
 
+import subprocess
+import sys
+from importlib import metadata
 from pathlib import Path
 
 import nbformat
@@ -48,6 +51,22 @@ def test_it_runs(name, monkeypatch):
     for words in PRINTS[name]:
         assert words in printed
     print(printed)
+
+
+def test_a_notebook_installs_beside_the_jax_that_is_there(monkeypatch, capsys):
+    """It names that to pip, which does not run here, and prints it with the device."""
+    ran = []
+
+    def run(command):
+        ran.append(command)
+        return subprocess.CompletedProcess(command, 0)
+
+    monkeypatch.setattr(subprocess, "run", run)
+    exec(code_cells(nbformat.read(FOLDER / NOTEBOOKS[0], as_version=4))[0].source, {})
+    ((python, *pip, wanted, jax_there, jaxlib_there),) = ran
+    assert (python, pip) == (sys.executable, ["-m", "pip", "install", "--quiet"]) and wanted.startswith("vae_jax[")
+    assert {jax_there, jaxlib_there} == {f"{package}=={metadata.version(package)}" for package in ("jax", "jaxlib")}
+    assert capsys.readouterr().out == f"jax {metadata.version('jax')} on cpu\n"
 
 
 def test_a_notebook_that_cannot_be_installed_stops_and_says_where_the_package_comes_from(monkeypatch, tmp_path):

@@ -4,11 +4,13 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 import zipfile
 from email import message_from_string
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
 
 import vae_jax
 
@@ -77,6 +79,18 @@ def test_the_metadata_name_the_licence_and_the_dependencies(wheel):
     assert {"jax", "flax", "optax", "numpyro", "tensorflow-datasets", "importlib_resources", "pillow"} <= names
     assert not {"tensorflow", "torch", "pytest", "tyro", "matplotlib", "diffrax", "tokenizers", "tensorboardx"} & names
     assert metadata.get_payload().startswith("# vae_jax")
+
+
+def test_pip_leaves_alone_what_colab_has():
+    """A bound above it would have pip replace it, and with jax what Colab's GPUs and TPUs have plugins for."""
+    lines = [line for line in (REPOSITORY / "colab" / "versions.txt").read_text().splitlines() if line[0] != "#"]
+    has = [(wanted.name.replace("_", "-"), next(iter(wanted.specifier)).version) for wanted in map(Requirement, lines)]
+    project = tomllib.loads((REPOSITORY / "pyproject.toml").read_text())["project"]
+    extras = [text for name, texts in project["optional-dependencies"].items() if name != "test" for text in texts]
+    bounds = {bound.name.replace("_", "-"): bound for bound in map(Requirement, project["dependencies"] + extras)}
+    held = [(bounds[name], version) for name, version in has if name in bounds]
+    assert {"jax", "flax", "optax", "orbax-checkpoint", "numpy", "grain"} <= {bound.name for bound, _ in held}
+    assert [f"{bound}: Colab has {version}" for bound, version in held if version not in bound.specifier] == []
 
 
 def test_the_installed_wheel_works_from_another_directory(wheel, tmp_path):

@@ -164,6 +164,7 @@ FIRST_OF = {
 LATER = {
     "test_annealed.py": ("test_default_interval_contains_ln_p",),  # test_certify: the interval contains the likelihood
     "test_bounds.py": ("test_all_report_the_elbo",),  # test_objectives: the reported bound does not change
+    "test_buckets.py": ("test_a_run_of_two_processes",),  # a checkpoint of two, and a run of one
     "test_certify.py": (
         "test_data_have_the_noise_that_evaluate_gives_them",  # an example has its number whatever the batches
         "test_conditions_follow_their_examples",
@@ -208,6 +209,12 @@ LATER = {
 # Of these `.ci/run` runs what `make test-all` is not left with, after `make test`: no commit goes without them. The
 # experiments train and write their report, as test_experiment has the first of them do in `make test`.
 AFTERWARDS = {
+    "test_buckets.py": (
+        "test_checkpoints_are_whole_or_named",
+        "test_killed_and_resumed_equals_uninterrupted",
+        "test_two_processes_write_one_checkpoint",
+        "test_an_experiment",
+    ),
     "test_chorales_experiment.py": ("test_chorales",),
     "test_collapse_experiments.py": ("test_collapse", "test_text_vae"),
     "test_diffusion_experiments.py": ("test_diffusion", "test_latent_diffusion"),

@@ -37,7 +37,8 @@ class Run:
     seed: Annotated[int, Range("from 0 to 4294967295", lambda x: 0 <= x < 2**32)] = 0
     """Seed of everything random."""
     out: str = "runs"
-    """Directory of the report, and of the checkpoints, metrics and TensorBoard events of a run that keeps them."""
+    """Directory of the report, and of the checkpoints, metrics and TensorBoard events of a run that keeps them; local,
+    or gs://bucket/path."""
     smoke: bool = False
     """About a minute in place of many: few examples, one or two epochs, small networks. To see that all works. A second
     one into the same `out` goes on from there."""
@@ -109,7 +110,7 @@ def checked(config: Config) -> Config:
     if isinstance(config, Placed):
         mesh_of(config)
     check_numbers(config)
-    return dataclasses.replace(config, out=str(path_of(config.out)))
+    return config if "://" in config.out else dataclasses.replace(config, out=str(path_of(config.out)))
 
 
 def check_numbers(config: Any) -> None:

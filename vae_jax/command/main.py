@@ -11,7 +11,7 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -46,6 +46,8 @@ class Opened:
     """Parameters with the best validation ELBO, or the last."""
     seed: Annotated[int, Range("from 0 to 4294967295", lambda x: 0 <= x < 2**32)] = 0
     """Seed of everything random."""
+    out: str = ""
+    """File."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -167,9 +169,7 @@ def run(options: type, command: Callable[[Any], Any], name: str) -> None:
 
 
 def evaluate(options: Evaluate) -> None:
-    run, (ys, cs) = opened(options)
-    if options.out and not options.out.endswith(".json"):
-        raise ValueError(f"out={options.out}: the numbers are written as JSON, want a name that ends with .json")
+    run, (ys, cs) = opened(options, ends=(".json",))
     result = run.evaluate(jax.random.key(options.seed), ys, cs, k=options.k, progress=True)
     where = f"nats per example, {len(ys)} examples, {result.convention}"
     rows = [
@@ -196,7 +196,7 @@ def sample(options: Sample) -> None:
 def reconstruct(options: Reconstruct) -> None:
     run, (ys, cs) = opened(options)
     again = run.reconstruct(jax.random.key(options.seed), ys, cs)
-    if suffix(options.out) == ".png":
+    if options.out.endswith(".png"):
         drawn = pictures.pairs(images(run, ys / np.float32(255) * run.preprocess.white), images(run, again))
         write_png(options.out, enlarged(drawn, ys.shape[1]))
     else:
@@ -204,10 +204,9 @@ def reconstruct(options: Reconstruct) -> None:
 
 
 def encode(options: Encode) -> None:
-    run, (ys, cs) = opened(options)
-    if suffix(options.out) == ".png":
-        raise ValueError(f"out={options.out}: codes are no pictures, want .npz or .csv")
-    write(options.out, run.encode(ys, cs, key=jax.random.key(options.seed) if options.draw else None), run)
+    run, (ys, cs) = opened(options, ends=(".npz", ".csv"))
+    zs = run.encode(ys, cs, key=jax.random.key(options.seed) if options.draw else None)
+    write(options.out, zs, run, name="z")
 
 
 def interpolate(options: Interpolate) -> None:
@@ -234,18 +233,18 @@ def report(options: Report) -> dict[str, Any]:
     return publish.timed(lambda config: train.report(config, run, test, source, len(examples.ys)))(config)
 
 
-def opened_run(options: Opened) -> Trained:
+def opened_run(options: Opened, ends: Sequence[str] = (".png", ".npz", ".csv")) -> Trained:
     """The run, after making sure that the options are in range, and that the file can be written."""
     check_numbers(options)
-    if options.out:  # type: ignore[attr-defined]
-        suffix(options.out)  # type: ignore[attr-defined]
-        check_writable(path_of(options.out).parent)  # type: ignore[attr-defined]
+    if options.out and Path(options.out).suffix not in ends:
+        raise ValueError(f"out={options.out}: the end of the name says what is written, want {' or '.join(ends)}")
+    check_writable(path_of(options.out).parent)
     return open_run(path_of(options.run), which=options.which)
 
 
-def opened(options: OnData) -> tuple[Trained, tuple[np.ndarray, Any]]:
+def opened(options: OnData, **ends: Any) -> tuple[Trained, tuple[np.ndarray, Any]]:
     """The run, and (ys, cs) of the options."""
-    run = opened_run(options)
+    run = opened_run(options, **ends)
     config = run.config.get("recipe", {}).get("arguments", {})
     name = options.data or config.get("data")
     if not name:
@@ -256,12 +255,12 @@ def opened(options: OnData) -> tuple[Trained, tuple[np.ndarray, Any]]:
         size = tuple(run.y.shape[:2]) if options.data and len(run.y.shape) == 3 else config.get("size")
         found = (load_whole if options.data else load_test)(name, data_dir=config.get("data_dir"), size=size)
         ys, labels = found.ys, found.labels
-    ys, labels = (x if x is None or not options.n else x[: options.n] for x in (ys, labels))
+    first = slice(options.n or None)
     if run.c is None:
-        return run, (ys, None)
+        return run, (ys[first], None)
     if labels is None:
         raise ValueError(f"{options.run} wants the class of each example, and {name} has no labels")
-    return run, (ys, of_classes(run, labels))
+    return run, (ys[first], of_classes(run, labels[first]))
 
 
 def of_classes(run: Trained, labels: np.ndarray) -> np.ndarray:
@@ -287,23 +286,18 @@ def conditions_of(run: Trained, n: int, c: int | None) -> Any:
     return in_turn(np.zeros((1, *run.c.shape)), n)
 
 
-def suffix(out: str) -> str:
-    """The end of a file's name, one that can be written."""
-    end = Path(out).suffix.lower()
-    if end not in (".png", ".npz", ".csv", ".json"):
-        raise ValueError(f"out={out}: what is written follows from the name's end, want .png, .npz or .csv")
-    return end
+def write(out: str, found: Any, run: Trained, *, name: str = "y", rows: bool = False) -> None:
+    """Arrays (n, ...), or (rows, columns, ...), in the file's own way; one line says what.
 
-
-def write(out: str, found: Any, run: Trained, *, rows: bool = False) -> None:
-    """Arrays (n, ...), or (rows, columns, ...), in the file's own way; one line says what."""
-    end, leaves = suffix(out), jax.tree.leaves(found)
-    if end == ".png":
+    In .npz they have this name, and several (the levels of a ladder) a number each.
+    """
+    leaves = jax.tree.leaves(found)
+    if out.endswith(".png"):
         ys = found.reshape(-1, *found.shape[2:]) if rows else found
         drawn = pictures.grid(images(run, ys), found.shape[1] if rows else COLUMNS)
         return write_png(out, enlarged(drawn, ys.shape[1]))
-    if end == ".npz":
-        names = ["z" if run.y is None else "values"] if len(leaves) == 1 else [f"level_{i}" for i in range(len(leaves))]
+    if out.endswith(".npz"):
+        names = [name] if len(leaves) == 1 else [f"{name}_{i}" for i in range(len(leaves))]
         np.savez(path_of(out), **dict(zip(names, leaves, strict=True)))
     else:
         table = np.concatenate([np.reshape(x, (len(x), -1)) for x in leaves], axis=1)

@@ -20,10 +20,14 @@ import jax
 import numpy as np
 
 import vae_jax
+from vae_jax.command.config import Run
 from vae_jax.core.extras import extra
+from vae_jax.data.local import path_of
 from vae_jax.report import page
 from vae_jax.training import Preempted, pod, recipe, save_run
 from vae_jax.training.checkpoint import DamagedError
+from vae_jax.training.recipes import module_of
+from vae_jax.training.run_directory import check_free, load_config, to_path
 
 SMOKE = (
     "A smoke run: few examples, few passes over them, small models, to see that all works. Its numbers are those of "
@@ -34,10 +38,12 @@ _began: ContextVar[float] = ContextVar("_began")
 
 
 def timed(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`main` of an experiment, whose report says how long it took."""
+    """`main` of an experiment, whose report says how long it took; what cannot be written in the end is said before."""
 
     @functools.wraps(main)
     def wrapped(config: Any) -> Any:
+        if isinstance(config, Run) and jax.process_index() == 0:
+            check_out(config)
         token = _began.set(time.perf_counter())
         try:
             return main(config)
@@ -45,6 +51,16 @@ def timed(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
             _began.reset(token)
 
     return wrapped
+
+
+def check_out(config: Run) -> None:
+    """Raise an OSError for a directory `out` that holds other things than a run, a ValueError for another's run."""
+    root = to_path(config.out if "://" in config.out else path_of(config.out))
+    check_free(root)
+    file = root / "config.json"
+    function = load_config(file).get("recipe", {}).get("function", "") if file.exists() else ""
+    if function and function.partition(":")[0] != module_of(type(config)):
+        raise ValueError(f"{root} holds a run of {function.partition(':')[0]}: choose another directory")
 
 
 def write(
@@ -63,7 +79,7 @@ def write(
     if jax.process_index() != 0:
         return numbers
     path = page.write(
-        Path(config.out) / "report.html",
+        to_path(config.out) / "report.html",
         title=title,
         lead=lead,
         table=table,
@@ -73,7 +89,7 @@ def write(
         notice=SMOKE if config.smoke else "",
         foot=made(time.perf_counter() - _began.get(), resumed=getattr(config, "resume", False)),
     )
-    (Path(config.out) / "numbers.json").write_text(json.dumps(plain_rows(table), indent=1))
+    (to_path(config.out) / "numbers.json").write_text(json.dumps(plain_rows(table), indent=1))
     print(page.table_text(table))
     if config.smoke:
         print(f"\n{SMOKE}")
@@ -103,7 +119,7 @@ def save(
     if isinstance(history, np.ndarray):
         history = [{"iteration": i, "log_p": float(x)} for i, x in enumerate(history)]
     made = recipe(rebuild, **arguments, **fields(config))
-    save_run(Path(config.out) / folder, made, params, y, c, config=fields(config), history=history)
+    save_run(to_path(config.out) / folder, made, params, y, c, config=fields(config), history=history)
 
 
 def save_all(

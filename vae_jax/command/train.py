@@ -5,7 +5,6 @@ The three distributions of the lecture are three lines of `build`; all else is d
 
 import dataclasses
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import jax
@@ -252,5 +251,5 @@ def report(config: Config, run: vae_jax.Trained, test: Split, source: Dataset, e
             f"{run.history[-1]['epoch']} epochs. Data: {source.source}."
         ),
         table=vae_report.table(result, run.history, len(test.ys)),
-        sections=vae_report.sections(run, result, k_pictures, test, source.label_names, Path(config.out)),
+        sections=vae_report.sections(run, result, k_pictures, test, source.label_names, config.out),
     )

@@ -1,7 +1,6 @@
 """What the report of a VAE of images shows: the table of numbers, and pictures of what the model makes."""
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,6 +11,7 @@ from vae_jax.command.image_report import enlarged, in_turn, learning_curve, of_c
 from vae_jax.command.images import Split
 from vae_jax.evaluation import active_units, bits_per_dimension, mean
 from vae_jax.report import page, pictures
+from vae_jax.training.run_directory import to_path
 
 ENCODED = 2000  # test images that say which units of z vary, and how far
 
@@ -49,7 +49,7 @@ def sections(
     key: jax.Array,
     test: Split,
     label_names: Sequence[str] | None,
-    directory: Path,
+    directory: str,
 ) -> list[page.Section]:
     """The pictures of the report; `overview.png`, the run in one picture, is also written to the directory."""
     k_samples, k_pairs, k_overview = jax.random.split(key, 3)
@@ -57,7 +57,7 @@ def sections(
     columns = 10 if test.cs is None else test.cs.shape[1]
     drawn = overview(run, k_overview, test)
     if jax.process_index() == 0:
-        (directory / "overview.png").write_bytes(enlarged(drawn, height))
+        (to_path(directory) / "overview.png").write_bytes(enlarged(drawn, height))
     return [
         learning_curve(run.history),
         page.Section(

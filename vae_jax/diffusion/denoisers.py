@@ -140,7 +140,7 @@ def denoiser(
     """A network that denoises, with the noise that it is made for.
 
     Args:
-        net: flax linen module, `Network` or `(init, apply)` pair, called with (z, gamma) or (z, gamma, c): z of
+        net: flax module, `Network` or `(init, apply)` pair, called with (z, gamma) or (z, gamma, c): z of
             `shape`, gamma = -ln SNR, a number from about -13 to 5. It gives the shape of z.
         shape: of one example.
         schedule: `linear()` (the default), `cosine()`, `ddpm()`, `table(...)`, `learned()` or `schedule(function)`.

@@ -209,7 +209,7 @@ def over_split(
     here = slice(None) if mesh is None else rows_here(mesh, batch_size)
     starts: Iterable[int] = range(0, n, batch_size)
     places = [np.minimum(np.arange(start, start + batch_size), n - 1)[here] for start in starts]
-    if progress:
+    if progress and jax.process_index() == 0:
         with extra("cli", "a progress bar"):
             from tqdm import tqdm
         starts = tqdm(starts, desc=doing, leave=False)

@@ -14,6 +14,7 @@ from jax import Array
 from jaxtyping import Float, Shaped
 
 from vae_jax.core.conditions import quantities
+from vae_jax.core.older_jax import linear
 from vae_jax.core.sentences import lengths
 from vae_jax.nets.mlp import Batch, Shape, check_layers, flat, head, output
 from vae_jax.nets.product import dot_general, rows_times_matrix
@@ -222,7 +223,7 @@ def _run_lstm_jvp(primals, tangents):
     to_c = g * i * (1 - i), c_before * f * (1 - f), i * (1 - g**2)
     to_h = tanh_c * o * (1 - o), o * (1 - tanh_c**2)
 
-    def linear(carry, inputs):
+    def step(carry, inputs):
         d_h, d_c = carry
         d_gates, f, (c_i, c_f, c_g), (h_o, h_c) = inputs
         d_i, d_f, d_g, d_o = jnp.split(d_gates + rows_times_matrix(d_h, kernel), 4, axis=-1)
@@ -231,7 +232,12 @@ def _run_lstm_jvp(primals, tangents):
         return (d_h, d_c), d_h
 
     d_gates = d_gates + rows_times_matrix(h_before, d_kernel)
-    return hs, jax.lax.scan(linear, (d_h, d_c), (d_gates, f, to_c, to_h))[1]
+
+    def scan(tangents):
+        d_gates, *start = tangents
+        return jax.lax.scan(step, tuple(start), (d_gates, f, to_c, to_h))[1]
+
+    return hs, linear(scan, (d_gates, d_h, d_c))
 
 
 def shifted(y: Tokens, begin: int) -> Shaped[Array, "n t"]:

@@ -31,7 +31,7 @@ def conditional(net: Any, make: Callable[[Any], dist.Distribution]) -> Condition
     """P(x|c) = make(net(c)): any network with any numpyro distribution.
 
     Args:
-        net: flax linen module, `Network` or `(init, apply)` pair, for one example.
+        net: flax module, `Network` or `(init, apply)` pair, for one example.
         make: from the network's output (float32 at least) to the distribution of ONE example, whose `log_prob` is a
             scalar: `conditional(net, lambda rate: dist.Poisson(jnp.exp(rate)).to_event(1))`.
 

@@ -27,7 +27,7 @@ def l2(net: Any, sigma: Sigma = "learned") -> Conditional:
     """The L2 generator; the network gives yhat in the shape of one example.
 
     Args:
-        net: flax linen module, `Network` or `(init, apply)` pair.
+        net: flax module, `Network` or `(init, apply)` pair.
         sigma: a positive number (fixed); "learned": one parameter; "learned_per_dimension": one for each number of
             an example; "predicted": the network gives (yhat, raw log_std) as `gaussian` wants; "optimal": after each
             training step, the root mean squared error of its batch.

@@ -9,10 +9,10 @@ import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from html import escape
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+from etils import epath
 
 Number = float | int | np.integer | np.floating
 LONG = 24  # characters, from which on a cell of a table of text may be broken into lines
@@ -89,7 +89,7 @@ def table_text(rows: Sequence[Row]) -> str:
 
 
 def write(
-    path: str | Path,
+    path: str | os.PathLike[str],
     *,
     title: str,
     lead: str,
@@ -99,13 +99,13 @@ def write(
     command: str,
     notice: str = "",
     foot: str = "",
-) -> Path:
+) -> epath.Path:
     """Writes the report as one HTML file and returns its path.
 
     An older file is replaced whole or not at all.
 
     Args:
-      path: the HTML file; missing folders are made.
+      path: the HTML file, local or `gs://`; missing folders are made.
       title, lead: the heading, and a paragraph that says what was done.
       table: the numbers.
       sections: pictures and tables of text, in order.
@@ -118,7 +118,7 @@ def write(
       ValueError: for a picture that is neither PNG nor SVG or has no `alt`, and for a row of a
         text table of another length than its columns.
     """
-    path = Path(path)
+    file = epath.Path(path)
     parts = [
         f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>",
         f"<p class=notice role=note>{escape(notice)}</p>" if notice else "",
@@ -128,14 +128,14 @@ def write(
         f"<footer>{escape(foot)}</footer>" if foot else "",
     ]
     page = _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(filter(None, parts)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         partial.write_text(page, encoding="utf-8")
-        os.replace(partial, path)
+        partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
-    return path
+    return file
 
 
 def _cells(row: Row) -> tuple[str, str]:

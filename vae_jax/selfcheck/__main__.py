@@ -21,6 +21,7 @@ import numpy as np
 
 from vae_jax._version import __version__
 from vae_jax.core.extras import extra
+from vae_jax.core.older_jax import enable_x64
 from vae_jax.selfcheck import (
     checks_bayes,
     checks_bounds,
@@ -76,7 +77,7 @@ def main(config: Config, checks: Sequence[Check] = CHECKS) -> int:
 def verdicts(config: Config, check: Check) -> list[Verdict] | Exception:
     """What comes out of a check; or what it raises, so that the others still run."""
     try:
-        with jax.enable_x64(config.x64), jax.default_matmul_precision(PRECISION):
+        with enable_x64(config.x64), jax.default_matmul_precision(PRECISION):
             return [compare(row, check.atol64 if config.x64 else check.atol32) for row in check.run()]
     except Exception as error:
         return error

@@ -468,11 +468,12 @@ def _save(path: epath.Path, arrays: dict[str, np.ndarray]) -> None:
             checkpointer.save(path, args=_orbax().args.PyTreeSave(arrays))
         return
     path.mkdir(parents=True)
-    transaction = _tensorstore().Transaction()
+    # In one context all arrays have one writer, and its index is written once: a bucket takes a file once a second.
+    together = {"context": _tensorstore().Context(), "transaction": _tensorstore().Transaction()}
     for name, array in arrays.items():
-        store = _opened(path, name, create=True, dtype=array.dtype, shape=array.shape, transaction=transaction)
+        store = _opened(path, name, create=True, dtype=array.dtype, shape=array.shape, **together)
         store.write(array).result()
-    transaction.commit_sync()
+    together["transaction"].commit_sync()
 
 
 def _opened(path: epath.Path, name: str, **options: Any) -> Any:

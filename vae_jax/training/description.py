@@ -46,6 +46,8 @@ def _describe(value: Any, seen: dict[int, Any]) -> Any:
         return str(value)
     if isinstance(value, jax.Array | np.ndarray | np.generic):
         return _array(value)
+    if isinstance(value, jax.ShapeDtypeStruct):
+        return f"{value.dtype}{list(value.shape)}"
     if isinstance(value, type | types.BuiltinFunctionType | types.ModuleType):
         return getattr(value, "__qualname__", value.__name__)
     if type(value) in (tuple, frozenset, set):
@@ -70,6 +72,10 @@ def _describe(value: Any, seen: dict[int, Any]) -> Any:
     if dataclasses.is_dataclass(value):
         fields = [field.name for field in dataclasses.fields(value) if field.init]
         return _named(kind, {name: getattr(value, name, None) for name in fields}, seen)
+    nnx = sys.modules.get("flax.nnx")
+    if nnx is not None and isinstance(value, nnx.Module):
+        own = {name: each for name, each in vars(value).items() if not name.startswith("_pytree__")}
+        return _named(kind, own, seen)
     leaves = jax.tree.leaves(value)
     if any(leaf is value for leaf in leaves):
         return f"{kind.__module__}.{kind.__qualname__} (not compared)"

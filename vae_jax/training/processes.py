@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from vae_jax.core.older_jax import shutdown_timeout
 from vae_jax.training.preemption import Preempted
 
 LOST_AFTER = 30  # seconds
@@ -57,7 +58,7 @@ def pod(lost_after: int = LOST_AFTER) -> Iterator[None]:
             None if count is None else int(count),
             None if number is None else int(number),
             heartbeat_timeout_seconds=lost_after,
-            shutdown_timeout_seconds=AT_THE_END,
+            **shutdown_timeout(AT_THE_END),
         )
     except ValueError as error:
         raise ValueError(

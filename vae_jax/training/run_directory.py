@@ -94,10 +94,13 @@ def check_writable(directory: PathLike) -> None:
 
 
 def _check_reachable(root: epath.Path) -> None:
+    """Of a bucket that is not there, `exists` only says that nothing is in it."""
+    bucket = "/".join(str(root).split("/")[:3])
     try:
-        root.exists()
+        fsspec_backend.fs(root).ls(bucket, max_results=1)
     except Exception as error:  # of the libraries for it, each has its own
-        why = str(error).partition("\n")[0]
+        missing = isinstance(error, FileNotFoundError)
+        why = f"there is no {bucket}" if missing else str(error).partition("\n")[0]
         raise OSError(f"{root} cannot be reached: {why}; usually the bucket or the credentials are others") from error
 
 
