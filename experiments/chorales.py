@@ -11,6 +11,7 @@ what is read and where chorales are to be had.
 A phrase of two bars is an array (16, 4) of whole numbers: a rest, a note held, or a pitch that starts. In raster order,
 soprano first, P(y) = prod_t P(y_t|y_<t) is exact; a VAE's decoder is the same network, given z. Training phrases start
 at every bar and are moved up and down by up to two semitones; test phrases do not overlap and stay where they are.
+`vae_jax.open_run` opens the last of the ways in `out`, the others in `out`/WAY.
 
 Expected of a short run, `--epochs 2 --hidden 128 --k 20` on 397 chorales (about ten minutes on two cores):
 
@@ -33,7 +34,7 @@ import vae_jax
 from experiments.phrases import SCALES, Phrases, load_phrases, roll
 from vae_jax import Conditional, Evaluation, Fitted, Model, core, nets
 from vae_jax.command import publish
-from vae_jax.command.config import SHARE, Adam, at_least, checked, fitting
+from vae_jax.command.config import SHARE, Adam, at_least, checked, fitting, read_back
 from vae_jax.command.placement import Placed, evaluate_on, fit_on
 from vae_jax.command.results import by_epoch
 from vae_jax.core import objectives
@@ -98,6 +99,11 @@ def build(config: Config, levels: int) -> tuple[Conditional, dict[str, Way]]:
         "VAE": Way(latent(decoder), objectives.of(lambda step: latent(noisy)), encoder),
         "VAE, free bits": Way(latent(decoder), objectives.of(lambda step: latent(noisy), free), encoder),
     }
+
+
+def rebuild(*, name: str, levels: int, **fields: Any) -> Model:
+    """One of the ways, for `vae_jax.open_run`."""
+    return build(read_back(Config, fields), levels)[1][name].model
 
 
 def train(config: Config, way: Way, phrases: Phrases, key: jax.Array) -> tuple[Fitted, Evaluation]:
@@ -202,6 +208,8 @@ def main(config: Config) -> dict[str, Any]:
     for name in config.ways:
         print(name)
         results[name] = train(config, ways[name], phrases, k_train)
+    trained = {name: fitted for name, (fitted, _) in results.items()}
+    publish.save_all(config, rebuild, trained, phrases.train[0], main=config.ways[-1], levels=phrases.levels)
     lines = {name: by_epoch(fitted.history, "valid_elbo", -1) for name, (fitted, _) in results.items()}
     curves = pictures.curves({name: (x, y / config.rows) for name, (x, y) in lines.items()}, y="nats per eighth note")
     caption = "-ELBO on the validation phrases."

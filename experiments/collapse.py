@@ -6,7 +6,7 @@
 With L2 distortion z has to specify y up to sigma: each direction of the data whose variance exceeds sigma^2 is sent
 through z, the others collapse, exactly where theory says (`vae_jax.evaluation.collapse`). An autoregressive generator
 can compute P(y) from the pixels before each pixel, without z: the encoder may ignore y, unless something keeps it from
-it.
+it. `vae_jax.open_run` opens the VAE with this generator and the last cure in `out`, with the others in `out`/CURE.
 """
 
 import dataclasses
@@ -20,7 +20,7 @@ import vae_jax
 from experiments.shared.linear import constant_std, downwards, eigenvalues_of, linear_vae
 from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax.command import publish
-from vae_jax.command.config import Images, at_least, checked
+from vae_jax.command.config import Images, at_least, checked, read_back
 from vae_jax.command.cosine_adam import Training
 from vae_jax.command.images import load_both
 from vae_jax.command.placement import Placed, evaluate_on, fit_on
@@ -136,6 +136,21 @@ def ways(config: Config, steps: int) -> dict[str, dict[str, Any]]:
     }
 
 
+def autoregressive_vae(config: Config, encoder: Any = None, dropped: float = 0.0) -> vae_jax.Model:
+    """The encoder with the autoregressive generator, from which in training some of the pixels may be hidden."""
+    encoder = vae_jax.gaussian(encoder_net(config)) if encoder is None else encoder
+    generator = autoregressive(nets.LSTM(config.levels, 16, config.hidden), (SIDE**2,), config.levels)
+    if dropped:
+        generator = in_training(generator, word_dropout=dropped, unknown=0)
+    return vae_jax.vae(encoder, vae_jax.standard_normal(config.latent), generator, estimator=vae_jax.analytic)
+
+
+def rebuild(*, name: str, **fields: Any) -> vae_jax.Model:
+    """The model of one of the `ways`, for `vae_jax.open_run`."""
+    config = read_back(Config, fields)
+    return autoregressive_vae(config, ways(config, 1)[name].get("encoder"))
+
+
 def autoregressively(
     config: Config,
     key: jax.Array,
@@ -146,13 +161,9 @@ def autoregressively(
     **options: Any,
 ) -> Cured:
     """Train with the autoregressive generator, in one of the `ways`; reported after the last epoch."""
-    encoder = vae_jax.gaussian(encoder_net(config)) if encoder is None else encoder
-    prior = vae_jax.standard_normal(config.latent)
-    generator = autoregressive(nets.LSTM(config.levels, 16, config.hidden), (SIDE**2,), config.levels)
-    model = vae_jax.vae(encoder, prior, generator, estimator=vae_jax.analytic)
+    model = autoregressive_vae(config, encoder)
     if dropped:
-        hiding = in_training(generator, word_dropout=dropped, unknown=0)
-        trained = vae_jax.vae(encoder, prior, hiding, estimator=vae_jax.analytic)
+        trained = autoregressive_vae(config, encoder, dropped)
         options["objective"] = objectives.of(lambda step: trained)
     k_fit, k_evaluate = jax.random.split(key)
     fitted = fit_on(
@@ -167,7 +178,8 @@ def autoregressively(
         clip_norm=5.0,
         **options,
     )
-    return Cured(fitted, evaluate_on(config, model, fitted.state.params, k_evaluate, test, samples=4))
+    fitted = fitted._replace(params=fitted.state.params)
+    return Cured(fitted, evaluate_on(config, model, fitted.params, k_evaluate, test, samples=4))
 
 
 def table(points: list[Point], cured: dict[str, Cured], n: int) -> list[page.Row]:
@@ -255,6 +267,8 @@ def main(config: Config) -> dict[str, Any]:
             continue
         print(name)
         cured[name] = autoregressively(config, k_ways, train_ys, test_ys, **options)
+    trained = {name: one.fitted for name, one in cured.items()}
+    publish.save_all(config, rebuild, trained, train_ys[0], main=list(cured)[-1])
     return publish.write(
         "collapse",
         config,

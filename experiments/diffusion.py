@@ -15,22 +15,25 @@ pictures of the training data; the bound of test images is then far from any use
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+import vae_jax
 from experiments import diffusion_report
 from vae_jax import diffusion as df
 from vae_jax import nets
 from vae_jax.command import publish
-from vae_jax.command.config import SHARE, Adam, Images, Resumable, at_least, checked, fitting
+from vae_jax.command.config import SHARE, Adam, Images, Resumable, at_least, checked, fitting, read_back
 from vae_jax.command.cosine_adam import warm_cosine
 from vae_jax.command.images import load_splits
 from vae_jax.command.placement import WHERE, Placed, evaluate_on, fit_on
 from vae_jax.core import objectives
 from vae_jax.data import preprocess
+from vae_jax.training import recipe
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,6 +166,25 @@ def build_sampler(config: Config) -> df.Sampler:
     return make(config.sampler_steps)
 
 
+def bound(config: Config, denoiser: df.Denoiser) -> vae_jax.Model:
+    """The model whose bound validates and is reported; the objective trains at times of its own.
+
+    In continuous time the bound does not depend on the schedule between its ends, and along a line its estimate has the
+    least variance of those that are fixed.
+    """
+    if config.steps is None and config.schedule == "cosine":
+        denoiser = denoiser._replace(schedule=df.linear())
+    return df.diffusion(denoiser, times=df.times.stratified(config.evaluated_times))
+
+
+def rebuild(*, shape: Sequence[int], **fields: Any) -> tuple[vae_jax.Model, preprocess.Preprocess]:
+    """The trained model with its way back from noise, for `vae_jax.open_run`."""
+    config = read_back(Config, fields)
+    denoiser, prepare = build(config, tuple(shape))
+    drawn = df.diffusion(denoiser, sampler=build_sampler(config), guidance=config.guidance)
+    return bound(config, denoiser)._replace(sample=drawn.sample), prepare
+
+
 def build_objective(config: Config, denoiser: df.Denoiser) -> objectives.Objective:
     """The weighted loss, at times spread over the batch."""
     weighting = {
@@ -197,12 +219,7 @@ def main(config: Config) -> dict[str, Any]:
     config = fitting(config, len(ys), config.batch_size if asked.batch_size == 0 else None)
     steps = max(1, config.epochs * (len(ys) // config.batch_size))
     k_fit, k_evaluate, k_pictures = jax.random.split(jax.random.key(config.seed), 3)
-    # The objective trains at times of its own. For validation and test: in continuous time the bound does not depend on
-    # the schedule between its ends, and along a line its estimate has the least variance of those that are fixed.
-    along = (
-        denoiser._replace(schedule=df.linear()) if config.steps is None and config.schedule == "cosine" else denoiser
-    )
-    model = df.diffusion(along, times=df.times.stratified(config.evaluated_times))
+    model = bound(config, denoiser)
     fitted = fit_on(
         config,
         model,
@@ -215,8 +232,9 @@ def main(config: Config) -> dict[str, Any]:
         preprocess=prepare,
         validation=(valid.ys, valid.cs),
         validate_every=max(1, config.epochs // 20),
-        directory=f"{config.out}/run",
+        directory=config.out,
         config=publish.fields(config, NOT_THE_RUN),
+        recipe=recipe(rebuild, shape=train.ys.shape[1:], **publish.fields(config)),
         resume=config.resume or config.smoke,
         objective=build_objective(config, denoiser),
         clip_norm=1.0,

@@ -7,20 +7,22 @@
 The model is a mixture of Bernoullis with an encoder, so that everything is known exactly. Expected test ln P in nats,
 each ± 2.6: EM -209.7, exact enumeration -255.6, Gumbel-softmax -242.2 at temperature 1 and -236.7 while it falls,
 straight-through -260.4, score function -291.7 and with a baseline -260.5, leave one out -261.0, VIMCO -251.1. Routes
-along a gradient end where classes have died out, the exact one too.
+along a gradient end where classes have died out, the exact one too, which is what `vae_jax.open_run` opens.
 """
 
 import dataclasses
 import itertools
+from collections.abc import Sequence
 from typing import Annotated, Any, NamedTuple
 
 import jax
 import numpy as np
 
+import vae_jax
 from experiments import discrete_routes as routes
 from experiments.shared import ascent
 from vae_jax.command import publish
-from vae_jax.command.config import CosineAdam, at_least, checked, fitting
+from vae_jax.command.config import CosineAdam, at_least, checked, fitting, read_back
 from vae_jax.command.images import load_both
 from vae_jax.em.algorithm import em_of
 from vae_jax.evaluation import Mean, mean
@@ -82,6 +84,12 @@ class Result(NamedTuple):
     weights: np.ndarray
 
 
+def rebuild(*, shape: Sequence[int], **fields: Any) -> vae_jax.Model:
+    """The model, which is one on all routes, for `vae_jax.open_run`."""
+    config = read_back(Config, fields)
+    return routes.build(config.classes, config.hidden, tuple(shape)).model(vae_jax.enumerated)
+
+
 def run(config: Config, train: np.ndarray, test: np.ndarray) -> dict[str, Result]:
     """Every route from one start; gradients are measured where two epochs of the exact route have led."""
     parts = routes.build(config.classes, config.hidden, train.shape[1:])
@@ -101,6 +109,8 @@ def run(config: Config, train: np.ndarray, test: np.ndarray) -> dict[str, Result
     paths = {routes.EM: path} | {name: {"pri": e.path["pri"], "gen": e.path["gen"]} for name, e in ended.items()}
     curves = ascent.along(mixture, paths, train)
     log_p, elbo = jax.jit(lambda params: em_of(mixture).expect(params, test)[0]), routes.exact_elbo(parts, test)
+
+    publish.save(config, rebuild, ended[routes.EXACT].at(-1), train[0], shape=train.shape[1:])
 
     def result(name):
         last = jax.tree.map(lambda x: x[-1], paths[name])

@@ -12,6 +12,8 @@ For an accelerator, the convolutional ladder on all of Fashion-MNIST:
 Expected with the default settings (1,000 test images, dynamic binarisation): test ELBO and bound with 100 samples,
 -250.8 and -245.5 (each ± 2.4 nats) with one layer, -246.3 and -241.8 with two, -244.9 and -243.1 with the ladder of 2,
 -244.4 and -242.7 with that of 5. The last level carries all 11 nats of a ladder's rate: only its 20 units limit it.
+
+`vae_jax.open_run` opens the last ladder in `out`, the other models in `out`/NAME, the headings of the report.
 """
 
 import dataclasses
@@ -26,7 +28,7 @@ import optax
 import vae_jax
 from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax.command import publish
-from vae_jax.command.config import SHARE, Adam, Images, at_least, checked, fitting
+from vae_jax.command.config import SHARE, Adam, Images, at_least, checked, fitting, read_back
 from vae_jax.command.image_report import picture
 from vae_jax.command.images import load_splits
 from vae_jax.command.placement import Placed, evaluate_on, fit_on
@@ -116,6 +118,12 @@ def build(config: Config, shape: tuple[int, ...]) -> list[Candidate]:
 
     layers = [two_layers] if config.smoke else [one_layer, two_layers]
     return [*(make(config, shape) for make in layers), *map(ladder_of, depths)]
+
+
+def rebuild(*, name: str, shape: Sequence[int], **fields: Any) -> tuple[vae_jax.Model, preprocess.Preprocess]:
+    """One of the models, for `vae_jax.open_run`."""
+    candidates = build(read_back(Config, fields), tuple(shape))
+    return next(one.model for one in candidates if one.name == name), preprocess.dynamic_binarisation()
 
 
 def _ladder(name: str, rungs: Sequence[Rung], generator: vae_jax.Conditional, remat: bool) -> Candidate:
@@ -276,6 +284,8 @@ def main(config: Config) -> dict[str, Any]:
     keys = jax.random.split(key, len(candidates))
     results = [train(config, candidate, k, splits, prepare) for candidate, k in zip(candidates, keys, strict=True)]
     test = splits[-1].ys
+    fitted = {result.candidate.name: result.fitted for result in results}
+    publish.save_all(config, rebuild, fitted, test[0], main=candidates[-1].name, shape=test.shape[1:])
     return publish.write(
         "hierarchical",
         config,

@@ -13,11 +13,14 @@ Every ln P is a density of the series in its own units, in nats per step. Expect
 | geyser | 3 | -3.959 / -4.562 | -3.99 / -4.54 | 0.552 ± 0.099 |
 | sp500 | 2 | -1.418 / -1.489 | -1.158 / -1.242 | 0.084 ± 0.009 |
 | sp500 | 3 | -1.372 / -1.474 | -1.090 / -1.218 | 0.128 ± 0.021 |
+
+`vae_jax.open_run` opens the last model in `out`, the others in `out`/"2 states" and so on: models of whole series.
 """
 
 import dataclasses
 import functools
 import itertools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -28,6 +31,7 @@ from experiments.series import Series, load_series
 from vae_jax import Conditional
 from vae_jax.command import publish
 from vae_jax.command.config import Run, checked
+from vae_jax.data import Preprocess
 from vae_jax.em import FittedEM, fit_em, gaussian_hmm, gaussians, mixture_of_gaussians
 from vae_jax.em.algorithm import em_of
 from vae_jax.evaluation import Mean, mean
@@ -92,6 +96,16 @@ def compare(config: Config, series: Series, states: int, key: jax.Array) -> Comp
     share = infer(model, fitted.params, zs).marginals.mean(axis=0)
     fitted = fitted._replace(params=in_order(fitted.params, jnp.argsort(-share)))
     return Comparison(model, fitted, *whole, *(values[first:] for values in early))
+
+
+def rebuild(
+    *, name: str, steps: int, mean: Sequence[float], std: Sequence[float], **fields: Any
+) -> tuple[Conditional, Preprocess]:
+    """The model with so many states, of the whole series in its own units, for `vae_jax.open_run`."""
+    del fields
+    middle, scale = np.array([mean], np.float32), np.array([std], np.float32)
+    prepare = Preprocess(lambda key, ys: (ys - middle) / scale, "each column standardised", None)
+    return gaussian_hmm(len(mean), int(name.split()[0]), steps), prepare
 
 
 class Inferred(NamedTuple):
@@ -257,6 +271,9 @@ def main(config: Config) -> dict[str, Any]:
     comparisons = {
         states: compare(config, series, states, jax.random.fold_in(k_fits, states)) for states in config.states
     }
+    trained = {f"{states} states": found.fitted for states, found in comparisons.items()}
+    scale = {"mean": series.mean.tolist(), "std": series.std.tolist()}
+    publish.save_all(config, rebuild, trained, series.ys, main=list(trained)[-1], steps=len(series.ys), **scale)
     return publish.write(
         "hmm",
         config,

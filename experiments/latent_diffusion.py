@@ -9,6 +9,7 @@ the encoder's rate and the steps of the diffusion. The same test codes with N(0,
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import jax
@@ -20,12 +21,13 @@ from experiments.shared.two_stages import FirstStage
 from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax import diffusion as df
 from vae_jax.command import publish
-from vae_jax.command.config import Range, checked
+from vae_jax.command.config import Range, checked, read_back
 from vae_jax.command.cosine_adam import Training
 from vae_jax.command.image_report import Pictured, draw_samples
 from vae_jax.command.images import load_splits
 from vae_jax.command.placement import evaluate_on
 from vae_jax.command.results import by_epoch, over_batch
+from vae_jax.data import Preprocess
 from vae_jax.evaluation import mean
 from vae_jax.report import page, pictures
 
@@ -52,6 +54,25 @@ class Config(FirstStage):
     times: int = 32
     """Times at which the bound of each test image is estimated."""
     out: str = "runs/latent_diffusion"
+
+
+def denoiser_of(config: Config) -> df.Denoiser:
+    """Of codes."""
+    net = nets.DenoisingMLP(config.width, config.latent, config.blocks)
+    return df.denoiser(net, (config.latent,), df.linear(config.start, 5.0))
+
+
+def prior_of(config: Config) -> vae_jax.Model:
+    """The diffusion as it is evaluated and drawn from."""
+    times, sampler = df.times.stratified(config.times), df.dpm_solver(config.steps)
+    return df.diffusion(denoiser_of(config), times=times, sampler=sampler)
+
+
+def rebuild(*, shape: Sequence[int], **fields: Any) -> tuple[vae_jax.Model, Preprocess]:
+    """For `vae_jax.open_run`."""
+    config = read_back(Config, fields)
+    model, pictured = two_stages.build(config, tuple(shape), prior_of(config))
+    return model, pictured.preprocess
 
 
 def table(before: Evaluation | None, after: Evaluation, n: int) -> list[page.Row]:
@@ -89,9 +110,7 @@ def main(config: Config) -> dict[str, Any]:
     train, valid, test, source = load_splits(config.data, smoke=config.smoke)
     k_vae, k_prior, k_evaluate, k_pictures, k_codes, k_draws = jax.random.split(jax.random.key(config.seed), 6)
 
-    denoiser = df.denoiser(
-        nets.DenoisingMLP(config.width, config.latent, config.blocks), (config.latent,), df.linear(config.start, 5.0)
-    )
+    denoiser, diffused = denoiser_of(config), prior_of(config)
     standard = vae_jax.standard_normal(config.latent)
 
     def with_prior(prior: Any) -> tuple[vae_jax.Model, Pictured]:
@@ -101,7 +120,7 @@ def main(config: Config) -> dict[str, Any]:
         return with_prior(df.diffusion(denoiser, times=times))[0]
 
     spread = df.spread_times(at)
-    model, pictured = with_prior(df.diffusion(denoiser, sampler=df.dpm_solver(config.steps)))
+    model, pictured = with_prior(diffused)
     prepare = pictured.preprocess
 
     def train_all(model: vae_jax.Model, **options: Any) -> Fitted:
@@ -119,13 +138,11 @@ def main(config: Config) -> dict[str, Any]:
         second = core.start_from(model, {part: trained.params[part] for part in ("enc", "gen")})
         fitted = train_all(second, parts=("pri",))
         before = evaluate_on(config, start, trained.params, k_evaluate, test.ys, preprocess=prepare, samples=4)
-    after = evaluate_on(
-        config, at(df.times.stratified(config.times)), fitted.params, k_evaluate, test.ys, preprocess=prepare, samples=4
-    )
+    publish.save(config, rebuild, fitted.params, train.ys[0], history=fitted.history, shape=train.ys.shape[1:])
+    after = evaluate_on(config, model, fitted.params, k_evaluate, test.ys, preprocess=prepare, samples=4)
 
     codes = two_stages.codes_of(pictured, fitted.params, k_codes, train, 1)
     keys = jax.random.split(k_draws, len(codes))
-    diffused = df.diffusion(denoiser, sampler=df.dpm_solver(config.steps))
     drawn = {
         "codes": codes,
         "N(0, I)": over_batch(core.lift(standard).sample, {}, keys),

@@ -15,7 +15,7 @@ import optax
 
 import vae_jax
 from experiments.shared.ascent import epoch_by_epoch
-from experiments.shared.linear import linear_vae
+from experiments.shared.linear import Parts, linear_vae
 from vae_jax import evaluate
 from vae_jax.command.cosine_adam import Training
 from vae_jax.core import objectives
@@ -56,6 +56,7 @@ class Ways(NamedTuple):
         gap: ln P(y) in closed form less the ELBO of the trained VAE, over the examples.
         loadings: way -> (size, latent) W.
         sigma: way -> sigma.
+        params: of the trained VAE.
     """
 
     top: float
@@ -64,6 +65,18 @@ class Ways(NamedTuple):
     gap: Mean
     loadings: dict[str, np.ndarray]
     sigma: dict[str, float]
+    params: Any
+
+
+def trained(size: int, latent: int) -> Parts:
+    """The VAE of the three ways, sigma learned."""
+    return linear_vae(size, latent, "learned")
+
+
+def evaluated(size: int, latent: int) -> vae_jax.Model:
+    """The same, all terms at one sample: at the optimum, where enc is the posterior, the ELBO has no noise."""
+    _, encoder, generator = trained(size, latent)
+    return vae_jax.vae(encoder, vae_jax.standard_normal(latent), generator)
 
 
 def three_ways(ys: np.ndarray, latent: int, key: jax.Array, how: Training) -> Ways:
@@ -72,10 +85,9 @@ def three_ways(ys: np.ndarray, latent: int, key: jax.Array, how: Training) -> Wa
     model = ppca(ys.shape[1], latent)
     closed = ppca_closed_form(ys, latent)
     em = fit_em(model, ys, key=k_em, iterations=how.epochs, tolerance=None)
-    parts = linear_vae(ys.shape[1], latent, "learned")
+    parts = trained(ys.shape[1], latent)
     *_, (params, _) = path = list(train(parts.model, ys, k_vae, how))
-    # All terms at the same sample: at the optimum, where enc is the posterior, the ELBO has no noise.
-    exact = vae_jax.vae(parts.encoder, vae_jax.standard_normal(latent), parts.generator)
+    exact = evaluated(ys.shape[1], latent)
     log_p = np.asarray(em_of(model).expect(closed.params, jnp.asarray(ys))[0])
     gap = mean(log_p - evaluate(exact, params, k_gap, ys, batch_size=1000).elbo)
     in_closed_form, by_em = (
@@ -89,6 +101,7 @@ def three_ways(ys: np.ndarray, latent: int, key: jax.Array, how: Training) -> Wa
         gap=gap,
         loadings={CLOSED: np.asarray(in_closed_form[0]), EM: np.asarray(by_em[0]), VAE: loadings},
         sigma={CLOSED: float(np.exp(in_closed_form[1])), EM: float(np.exp(by_em[1])), VAE: sigma},
+        params=params,
     )
 
 

@@ -6,9 +6,11 @@
 
 With an L2 generator of fixed sigma a VAE at weight beta of the rate describes each direction of the data down to the
 variance beta sigma^2, and lets all directions below that collapse (see `vae_jax.evaluation.linear_theory`).
+`vae_jax.open_run` opens the VAE of the smallest beta in `out`, the others in `out`/"beta = 1" and so on.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -17,9 +19,9 @@ import numpy as np
 
 import vae_jax
 from experiments.shared.linear import Parts, downwards, eigenvalues_of, linear_vae, with_l2
-from vae_jax import Evaluation, core, nets
+from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax.command import publish
-from vae_jax.command.config import CosineAdam, Images, checked, fitting
+from vae_jax.command.config import CosineAdam, Images, checked, fitting, read_back
 from vae_jax.command.image_report import picture
 from vae_jax.command.images import load_both
 from vae_jax.command.placement import Placed, evaluate_on
@@ -58,6 +60,7 @@ class Point(NamedTuple):
     active: int
     theory: Collapse
     shown: np.ndarray  # means for some test images
+    fitted: Fitted
 
 
 def build(config: Config, shape: tuple[int, ...]) -> Parts:
@@ -66,6 +69,12 @@ def build(config: Config, shape: tuple[int, ...]) -> Parts:
         return linear_vae(shape, config.latent, config.sigma)
     encoder = vae_jax.gaussian(nets.MLP(config.hidden, 2 * config.latent))
     return with_l2(encoder, nets.MLP(config.hidden[::-1], shape), config.latent, config.sigma)
+
+
+def rebuild(*, name: str, shape: Sequence[int], **fields: Any) -> tuple[vae_jax.Model, preprocess.Preprocess]:
+    """The model, which is one at all betas, for `vae_jax.open_run`."""
+    del name
+    return build(read_back(Config, fields), tuple(shape)).model, preprocess.dequantisation()
 
 
 def squared_error(result: Evaluation, sigma: float) -> Mean:
@@ -104,7 +113,7 @@ def measure(
 
     shown = jax.jit(jax.vmap(reconstruct))(jax.random.split(k_shown, len(test[:10])), jnp.asarray(test[:10]))
     images = np.clip(np.asarray(shown), 0, 1)
-    point = Point(beta, rates[0], errors[0], rates[1], errors[1], active or 0, theory, images)
+    point = Point(beta, rates[0], errors[0], rates[1], errors[1], active or 0, theory, images, fitted)
     return point, fitted.params
 
 
@@ -193,6 +202,8 @@ def main(config: Config) -> list[Point]:
         return measure(config, beta, key, train_ys, test_ys, parts, start)
 
     points = downwards("beta", config.betas, jax.random.key(config.seed), at)
+    trained = {f"beta = {point.beta:g}": point.fitted for point in points}
+    publish.save_all(config, rebuild, trained, train_ys[0], main=next(iter(trained)), shape=train_ys.shape[1:])
     eigenvalues = eigenvalues_of(train_ys)
     rows = table(points, eigenvalues, len(train_ys))
     publish.write(

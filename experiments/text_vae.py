@@ -6,7 +6,8 @@
     python -m experiments.text_vae --help                         # every option
 
 -ELBO, the importance-weighted bound on -ln P(y) and the perplexity count the end of the sentence; all on the whole test
-set. Ways to train: `WAYS`.
+set. Ways to train: `WAYS`. `vae_jax.open_run` opens the best cure, which the report pictures, in `out`, other ways in
+`out`/WAY.
 """
 
 import dataclasses
@@ -18,10 +19,10 @@ import numpy as np
 import optax
 
 import vae_jax
-from experiments.text_vae_report import LANGUAGE_MODEL, Trained, sections, table
+from experiments.text_vae_report import LANGUAGE_MODEL, Trained, best_cure, latent, sections, table
 from vae_jax import Conditional, Fitted, Model, core, nets, text
 from vae_jax.command import publish
-from vae_jax.command.config import SHARE, Adam, at_least, checked
+from vae_jax.command.config import SHARE, Adam, at_least, checked, read_back
 from vae_jax.command.placement import Placed, fit_on
 from vae_jax.core import objectives
 from vae_jax.evaluation import rate_split
@@ -158,6 +159,17 @@ def models(way: Way | None, parts: Parts, levels: int, *, training: bool) -> Cal
     return lambda length: vae_jax.vae(parts.encoder, parts.prior, generator(length), estimator=vae_jax.analytic)
 
 
+def rebuild(*, name: str, levels: int, length: int, **fields: Any) -> Model:
+    """The model of one way, of sentences as long as the longest, for `vae_jax.open_run`."""
+    config, way = read_back(Config, fields), WAYS[name]
+    return models(way, parts_of(config, way, levels), levels, training=False)(length)
+
+
+def parts_of(config: Config, way: Way | None, levels: int) -> Parts:
+    """The language model has the plain decoder."""
+    return plain(config, levels) if way is None else way.parts(config, levels)
+
+
 def bins(ys: np.ndarray) -> tuple[int, ...]:
     """Lengths to cut batches to: a few quantiles of the sentences' lengths, and the longest."""
     quantiles = np.quantile(np.asarray(text.lengths(ys)), [0.5, 0.85, 0.98])
@@ -169,7 +181,7 @@ def train(config: Config, name: str, way: Way | None, corpus: text.Text, key: ja
     ys, levels = corpus.train, len(corpus.vocabulary)
     lengths, batch = bins(ys), min(config.batch_size, len(ys))
     steps = config.epochs * (len(ys) // batch)
-    parts = plain(config, levels) if way is None else way.parts(config, levels)
+    parts = parts_of(config, way, levels)
     model, trained = (models(way, parts, levels, training=training) for training in (False, True))
     k_first, k_fit, k_evaluate, k_split = jax.random.split(key, 4)
 
@@ -200,7 +212,7 @@ def train(config: Config, name: str, way: Way | None, corpus: text.Text, key: ja
     result = text.evaluate_by_length(model, params, k_evaluate, corpus.test, lengths, k=k, samples=4, at_once=512)
     if way is None:
         print(f"{name}: {-result.elbo.mean():.2f} nats")
-        return Trained(None, generator, {}, params, fitted.history, result, None, None)
+        return Trained(None, generator, {}, params, params, fitted.history, result, None, None)
     assert result.log_likelihood is not None
     print(f"{name}: at most {-result.log_likelihood.mean():.2f} nats, rate {result.rate.mean():.2f}")
     split = rate_split(parts.encoder, parts.prior, params, k_split, corpus.test)
@@ -211,7 +223,7 @@ def train(config: Config, name: str, way: Way | None, corpus: text.Text, key: ja
         return core.lift(parts.generator(length))
 
     alone = -text.evaluate_by_length(decoder_alone, gen, k_evaluate, corpus.test, lengths, zeros).elbo
-    return Trained(parts.encoder, generator, params["enc"], gen, fitted.history, result, split, alone)
+    return Trained(parts.encoder, generator, params["enc"], gen, params, fitted.history, result, split, alone)
 
 
 @publish.timed
@@ -235,6 +247,9 @@ def main(config: Config) -> dict[str, Any]:
     k_train, k_report = jax.random.split(jax.random.key(config.seed))
     wanted = [name for name in WAYS if not config.ways or name in config.ways or name == LANGUAGE_MODEL]
     results = {name: train(config, name, WAYS[name], corpus, k_train) for name in wanted}
+    length, levels = corpus.train.shape[1], len(corpus.vocabulary)
+    chosen = best_cure(results) if latent(results) else LANGUAGE_MODEL
+    publish.save_all(config, rebuild, results, corpus.train[0], main=chosen, levels=levels, length=length)
     return publish.write(
         "text_vae",
         config,

@@ -29,6 +29,7 @@ class Trained(NamedTuple):
         enc, gen: their parameters.
         history: one row for each epoch.
         evaluation: of the whole.
+        params: of the whole.
         split, alone: the parts of the rate, and (n,) -ln P_gen(y|z) at z = 0, the decoder as a language model; None
             where there is no z.
     """
@@ -37,6 +38,7 @@ class Trained(NamedTuple):
     generator: Conditional
     enc: Any
     gen: Any
+    params: Any
     history: list[dict[str, Any]]
     evaluation: Evaluation
     split: RateSplit | None

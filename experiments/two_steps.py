@@ -15,6 +15,8 @@ Expected with the default settings, in nats, the entropy being 1.121 ± 0.001; b
     chain, fixed encoders       1.138 ± 0.014      0.829 ± 0.013      importance-weighted
     diffusion                   0.021 ± 0.011      0.018 ± 0.003      exact, by the flow's ODE
     the exact denoiser          0.000 ± 0.011
+
+`vae_jax.open_run` opens the diffusion in `out`, the others in `out`/"one VAE" and so on.
 """
 
 import dataclasses
@@ -34,7 +36,7 @@ from experiments import two_steps_report
 from experiments.two_steps_report import Result, Shown, rates_by_time
 from vae_jax import Fitted, core, diffusion, evaluate, nets
 from vae_jax.command import publish
-from vae_jax.command.config import CosineAdam, Range, at_least, checked
+from vae_jax.command.config import CosineAdam, Range, at_least, checked, read_back
 from vae_jax.command.placement import Placed, evaluate_on
 from vae_jax.core import objectives
 from vae_jax.diffusion import weightings as diffusion_objectives
@@ -141,6 +143,32 @@ def noising_steps(config: Config) -> list[Step]:
     ]
 
 
+def chains_of(config: Config) -> dict[str, tuple[list[Step], dict[str, Any]]]:
+    """By name: the steps, and options of the chain."""
+    return {
+        "one VAE": (trained_steps(config, 1), {}),
+        "chain, trained encoders": (trained_steps(config, len(config.noise)), {}),
+        "chain, fixed encoders": (noising_steps(config), {"estimator": vae_jax.fixed_encoder}),
+    }
+
+
+def diffusion_of(config: Config) -> tuple[diffusion.Denoiser, vae_jax.Model]:
+    """The denoiser, and the model as it is evaluated and drawn from."""
+    net, schedule = trained_denoiser(config), diffusion.linear(FIRST, LAST)
+    d = diffusion.denoiser(net, (2,), schedule, prediction=diffusion.predict_velocity)
+    times, sampler = diffusion.times.stratified(config.times), diffusion.dpm_solver(config.steps)
+    return d, diffusion.diffusion(d, times=times, sampler=sampler)
+
+
+def rebuild(*, name: str, **fields: Any) -> vae_jax.Model:
+    """One of the models, for `vae_jax.open_run`."""
+    config = read_back(Config, fields)
+    if name == "diffusion":
+        return diffusion_of(config)[1]
+    steps, options = chains_of(config)[name]
+    return chain(steps, vae_jax.standard_normal(2), **options)
+
+
 def train(config: Config, model: vae_jax.Model, key: Array, ys: np.ndarray, objective: objectives.Objective) -> Fitted:
     """The parameters are the moving average."""
     return config.training.fit(config, model, ys, key, clip_norm=10.0, objective=objective, ema_decay=0.999)
@@ -181,7 +209,7 @@ def of_chain(
     drawn = draw(jax.random.split(k_down, len(seen)))
     assert result.log_likelihood is not None
     by = f"importance-weighted, k = {config.k}"
-    found = Result(result, result.log_likelihood, by, True, np.asarray(drawn[0]), fitted.history)
+    found = Result(result, result.log_likelihood, by, True, np.asarray(drawn[0]), fitted.params, fitted.history)
     return found, np.stack([encoded, drawn])
 
 
@@ -190,18 +218,18 @@ def of_diffusion(
 ) -> tuple[Result, diffusion.Denoiser, Any]:
     """Train a diffusion; what came of it, its denoiser and parameters."""
     k_fit, k_test, k_draw = jax.random.split(key, 3)
-    net, schedule = trained_denoiser(config), diffusion.linear(FIRST, LAST)
-    d = diffusion.denoiser(net, (2,), schedule, prediction=diffusion.predict_velocity)
+    d, model = diffusion_of(config)
     spread = diffusion_objectives.spread_times(lambda times: diffusion.diffusion(d, times=times))
     fitted = train(config, diffusion.diffusion(d), k_fit, ys, spread)
-    model = diffusion.diffusion(
-        d, times=diffusion.times.stratified(config.times), sampler=diffusion.dpm_solver(config.steps)
-    )
     result = evaluate_on(config, model, fitted.params, k_test, test, samples=4)
     draw = jax.jit(jax.vmap(functools.partial(model.sample, fitted.params)))
     draws = np.asarray(draw(jax.random.split(k_draw, min(20_000, len(ys)))))
     log_p = flow_log_p(d, fitted.params, test)
-    return Result(result, log_p, "exact, by the flow's ODE", False, draws, fitted.history), d, fitted.params
+    return (
+        Result(result, log_p, "exact, by the flow's ODE", False, draws, fitted.params, fitted.history),
+        d,
+        fitted.params,
+    )
 
 
 def flow_log_p(d: diffusion.Denoiser, params: Any, ys: np.ndarray) -> np.ndarray:
@@ -240,14 +268,10 @@ def main(config: Config) -> dict[str, Any]:
 
     results: dict[str, Result] = {}
     marginals: dict[str, np.ndarray] = {}
-    chains: list[tuple[str, list[Step], dict[str, Any]]] = [
-        ("one VAE", trained_steps(config, 1), {}),
-        ("chain, trained encoders", trained_steps(config, len(config.noise)), {}),
-        ("chain, fixed encoders", noising_steps(config), {"estimator": vae_jax.fixed_encoder}),
-    ]
-    for (name, steps, options), key in zip(chains, keys[:3], strict=True):
+    for (name, (steps, options)), key in zip(chains_of(config).items(), keys[:3], strict=True):
         results[name], marginals[name] = of_chain(config, steps, key, ys, test, **options)
     results["diffusion"], d, params = of_diffusion(config, keys[3], ys, test)
+    publish.save_all(config, rebuild, results, ys[0], main="diffusion")
 
     ideal = diffusion.denoiser(exact_denoiser(config), (2,), diffusion.linear(FIRST, LAST))
     nothing = ideal.init(keys[3])

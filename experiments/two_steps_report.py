@@ -26,7 +26,7 @@ class Result(NamedTuple):
         by: how ln p was found, in words.
         bounded: whether it is a bound from below.
         draws: (n, 2)
-        history: of its training.
+        params, history: of its training.
     """
 
     evaluation: Evaluation
@@ -34,6 +34,7 @@ class Result(NamedTuple):
     by: str
     bounded: bool
     draws: np.ndarray
+    params: Any
     history: Sequence[dict[str, Any]]
 
 

@@ -7,9 +7,11 @@
 
 Stage one trains encoder, codebook and generator under the uniform prior, whose rate is a constant. Stage two trains an
 autoregressive prior on the stored codes. The bound of the whole is counted in bits with both priors, image by image.
+`vae_jax.open_run` opens the whole, with the trained prior.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 import flax.linen as nn
@@ -20,7 +22,7 @@ import numpy as np
 import vae_jax
 from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax.command import publish
-from vae_jax.command.config import Images, at_least, checked
+from vae_jax.command.config import Images, at_least, checked, read_back
 from vae_jax.command.cosine_adam import Training
 from vae_jax.command.image_report import picture
 from vae_jax.command.images import load_splits
@@ -93,12 +95,9 @@ def grid_of(shape: tuple[int, ...]) -> Size:
     return halved(halved((shape[0], shape[1])))
 
 
-def build(config: Config, train: np.ndarray, prepare: preprocess.Preprocess):
-    """(P_gen(y|z), the quantiser, the model given its prior and generator)."""
-    shape = train.shape[1:]
+def build(config: Config, shape: tuple[int, ...], start: Any = None):
+    """(P_gen(y|z), the quantiser, the model given its prior and generator); the codes start on images `start`."""
     generator = vae_jax.l2(GridDecoder(config.channels, shape), "optimal")
-    first = jnp.asarray(train[:512])
-    start = jax.vmap(prepare.apply)(jax.random.split(jax.random.key(config.seed), len(first)), first)
     quantiser = codebook(config.codes, config.dimensions)
 
     def model(prior: Any, generator: Any) -> vae_jax.Model:
@@ -114,6 +113,13 @@ def prior_of(config: Config, grid: Size) -> vae_jax.Conditional:
     else:
         net = nets.Transformer(config.codes, config.width, config.depth, heads=4, max_length=grid[0] * grid[1])
     return autoregressive(net, grid, config.codes)
+
+
+def rebuild(*, shape: Sequence[int], **fields: Any) -> tuple[vae_jax.Model, preprocess.Preprocess]:
+    """The model with the prior of stage two, for `vae_jax.open_run`."""
+    config = read_back(Config, fields)
+    generator, _, model_of = build(config, tuple(shape))
+    return model_of(prior_of(config, grid_of(tuple(shape))), generator), preprocess.dequantisation()
 
 
 def over_images(function: Any, params: Any, key: jax.Array, ys: np.ndarray) -> Any:
@@ -240,7 +246,9 @@ def main(config: Config) -> dict[str, Any]:
     prepare = preprocess.dequantisation()
     k_first, k_codes, k_prior, k_evaluate, k_pictures = jax.random.split(jax.random.key(config.seed), 5)
     grid = grid_of(train.ys.shape[1:])
-    generator, quantiser, model_of = build(config, train.ys, prepare)
+    some = jnp.asarray(train.ys[:512])
+    start = jax.vmap(prepare.apply)(jax.random.split(jax.random.key(config.seed), len(some)), some)
+    generator, quantiser, model_of = build(config, train.ys.shape[1:], start)
     uniform, prior = uniform_codes(config.codes, grid), prior_of(config, grid)
 
     def how(epochs: int) -> Training:
@@ -261,6 +269,7 @@ def main(config: Config) -> dict[str, Any]:
         config, core.lift(prior), codes["training"], k_prior, validation=(valid_codes, None)
     )
     params = {**stage_one.params, "pri": stage_two.params}
+    publish.save(config, rebuild, params, train.ys[0], history=stage_one.history, shape=train.ys.shape[1:])
     before, after = (  # the same key: the same codes
         evaluate_on(config, model, chosen, k_evaluate, test.ys, preprocess=prepare)
         for model, chosen in ((first, stage_one.params), (model_of(prior, generator), params))

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from reopened import check_reopened, evaluations
 
 from experiments import chorales, phrases
 from experiments.phrases import HELD, LOWEST, REST
@@ -25,7 +26,10 @@ def test_chorales(tmp_path, monkeypatch):
     """A smoke run needs no file."""
     monkeypatch.chdir(tmp_path)
     config = chorales.Config(ways=("autoregressive", "VAE, free bits"), out=str(tmp_path), smoke=True)
+    seen = evaluations(monkeypatch, chorales)
     numbers = chorales.main(config)
+    check_reopened(tmp_path, seen)
+    check_reopened(tmp_path / "autoregressive", seen)
     assert np.isfinite(list(numbers.values())).all()
     assert list(numbers) == [
         "autoregressive: -ln P(y)",

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reopened import check_reopened, evaluations, reopened, same
 from reported import check_report
 
 from experiments import collapse, text_vae, text_vae_report
@@ -12,9 +13,11 @@ from vae_jax import Evaluation, text
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-def test_collapse(tmp_path):
+def test_collapse(tmp_path, monkeypatch):
     config = collapse.Config(out=str(tmp_path), smoke=True)
+    seen = evaluations(monkeypatch, collapse)
     numbers = collapse.main(config)
+    assert check_reopened(tmp_path, seen).config["recipe"]["arguments"]["name"] == "free bits"
     check_report(tmp_path, config, numbers, ("What z carries", "Units"))
     wanted = ["L2, sigma = 0.05", "L2, sigma = 0.1", "autoregressive, no cure", "autoregressive, free bits"]
     assert [name.removesuffix(": rate") for name in numbers] == wanted
@@ -37,12 +40,21 @@ def test_collapse_refuses(options, message, tmp_path):
         collapse.main(collapse.Config(**{"smoke": True, "out": str(tmp_path), "sigmas": (1.0,), **options}))
 
 
-def test_text_vae(tmp_path):
+def test_text_vae(tmp_path, monkeypatch):
     config = text_vae.Config(out=str(tmp_path), ways=("free bits",), smoke=True)
+    seen = evaluations(monkeypatch, text, "evaluate_by_length")
     numbers = text_vae.main(config)
+    check_text(reopened(tmp_path), seen)
     titles = ("What a sentence costs", "Collapse and cures", "Reconstructions", "Samples", "Between two sentences")
     check_report(tmp_path, config, numbers, titles)
     assert list(numbers) == ["language model: -ln P(y)", "free bits: -ln P(y) at most"]
+
+
+def check_text(run, seen):
+    """In batches of like length the numbers are those of the whole width, but for rounding."""
+    (_, key, ys, *_), options, result = next(each for each in seen if same(each[0][0], run.params))
+    again = run.evaluate(key, ys, **options)
+    np.testing.assert_allclose(again.elbo, result.elbo, rtol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["plain", "committed rate", "skip connections", "bag of words"])
@@ -62,7 +74,7 @@ def test_every_way_is_a_model_with_the_same_parameters_in_training(name):
 def trained(nats: float, rate: float, encoder: object = "there") -> text_vae_report.Trained:
     ones = np.ones(4)
     evaluation = Evaluation(-(nats + rate) * ones, rate * ones, nats * ones, -nats * ones, 5, *[None] * 3, 1, "", None)
-    return text_vae_report.Trained(encoder, None, {}, {}, [], evaluation, None, None)
+    return text_vae_report.Trained(encoder, None, {}, {}, {}, [], evaluation, None, None)
 
 
 def test_the_best_cure_is_the_cheapest_that_carries_something():

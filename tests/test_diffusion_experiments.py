@@ -1,6 +1,7 @@
 """`python -m experiments.diffusion` and `experiments.latent_diffusion`: they run, report, and refuse what cannot be."""
 
 import pytest
+from reopened import check_reopened, evaluations
 from reported import check_report
 
 from experiments import diffusion, latent_diffusion
@@ -33,9 +34,11 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
         },
     ],
 )
-def test_diffusion(tmp_path, options):
+def test_diffusion(tmp_path, options, monkeypatch):
     config = diffusion.Config(out=str(tmp_path), smoke=True, **options)
+    seen = evaluations(monkeypatch, diffusion)
     numbers = diffusion.main(config)
+    check_reopened(tmp_path, seen, config.keep)
     check_report(tmp_path, config, numbers, ("Samples", "The denoising chain", "The fixed encoder", "Learning curve"))
     assert (tmp_path / "samples.png").stat().st_size > 1000
     parts = numbers["diffusion"] + numbers["prior"] + numbers["reconstruction"]
@@ -55,10 +58,12 @@ def test_a_size_that_the_u_net_cannot_halve(tmp_path):
 
 
 @pytest.mark.parametrize("joint", [False, True])
-def test_latent_diffusion(tmp_path, joint):
+def test_latent_diffusion(tmp_path, joint, monkeypatch):
     """Two stages leave encoder and generator alone: what changes is the rate."""
     config = latent_diffusion.Config(out=str(tmp_path), smoke=True, joint=joint)
+    seen = evaluations(monkeypatch, latent_diffusion)
     numbers = latent_diffusion.main(config)
+    check_reopened(tmp_path, seen)
     check_report(tmp_path, config, numbers, ("Samples", "Codes and priors", "Learning curve"))
     parts = numbers["of it at z"] + numbers["of it diffusion"] + numbers["of it the end"]
     assert numbers["rate"] == pytest.approx(parts, rel=1e-4)

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reopened import check_reopened, evaluations
 from reported import check_report
 
 from experiments import em_mixture, em_routes, gmm_prior
@@ -13,18 +14,22 @@ from vae_jax.data import unit_scale
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-def test_em_mixture(tmp_path):
+def test_em_mixture(tmp_path, monkeypatch):
     config = em_mixture.Config(data="fashion_mnist_mini", out=str(tmp_path), smoke=True)
+    seen = evaluations(monkeypatch, em_mixture, "evaluate")
     numbers = em_mixture.main(config)
+    check_reopened(tmp_path, seen)
     check_report(tmp_path, config, numbers, ("The climb", "Components", "Samples", "Four routes to one mixture"))
     assert numbers["test ln p"] > numbers["test ln p of one Gaussian"]  # by 4.5 nats, 10 standard errors
     assert 0.3 < numbers["class purity"] <= 1  # chance: 0.1
 
 
-def test_gmm_prior(tmp_path):
+def test_gmm_prior(tmp_path, monkeypatch):
     """Encoder and generator are the same, so the distortion is, and all that is gained is rate."""
     config = gmm_prior.Config(out=str(tmp_path), smoke=True)
+    seen = evaluations(monkeypatch, gmm_prior)
     numbers = gmm_prior.main(config)
+    check_reopened(tmp_path, seen)
     check_report(tmp_path, config, numbers, ("Samples", "Codes and priors", "The climb of EM"))
     assert numbers["gain"] > 0  # by 6.8 nats, 12 standard errors
     assert numbers["distortion after"] == pytest.approx(numbers["distortion before"], rel=1e-6)

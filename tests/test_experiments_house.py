@@ -5,6 +5,7 @@ import dataclasses
 import importlib
 import inspect
 import itertools
+import json
 import math
 import os
 import re
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import typing
 from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ import pytest
 from experiments import diffusion
 from vae_jax.command import publish
 from vae_jax.command import train as vae
-from vae_jax.command.config import checked, fitting
+from vae_jax.command.config import checked, fitting, read_back
 from vae_jax.command.images import load_splits
 from vae_jax.command.placement import Placed, mesh_of
 from vae_jax.training import Preempted
@@ -247,6 +249,42 @@ def test_where_a_run_trains_is_no_part_of_it():
     there, here = vae.Config(mesh="data=4", sharding="fsdp", distributed=True, profile="x"), vae.Config()
     assert vae.run_config(there) == vae.run_config(here)
     assert {"mesh", "sharding", "distributed", "profile"} <= set(diffusion.NOT_THE_RUN)
+
+
+def another(value: Any, hint: Any) -> Any:
+    """Another value of an option."""
+    chosen = [x for kind in (hint, *typing.get_args(hint)) if typing.get_origin(kind) is Literal
+              for x in typing.get_args(kind)]  # fmt: skip
+    if isinstance(value, tuple):
+        return tuple(another(x, None) for x in value) or ((7, 8) if "int" in str(hint) else ("some", "ways"))
+    if value is None:
+        return (3, 4) if "tuple" in str(hint) else next(x for x in (0.25, 3, "x") if type(x).__name__ in str(hint))
+    if isinstance(value, str):
+        return next((x for x in chosen if x != value), f"{value}, \u00e4nother")
+    return not value if isinstance(value, bool) else value + 1
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_config_json_reads_back_into_the_same_config(name):
+    """The defaults, and a configuration in which every field is another."""
+    config = importlib.import_module(f"experiments.{name}").Config
+    hints = typing.get_type_hints(config)
+    changed = config(**{field: another(getattr(config(), field), hint) for field, hint in hints.items()})
+    for one in (config(), changed):
+        assert read_back(config, json.loads(json.dumps(dataclasses.asdict(one)))) == one
+    assert all(getattr(changed, field) != getattr(config(), field) for field in hints)
+
+
+def test_out_belongs_to_one_experiment(tmp_path):
+    """Said before anything is trained: what is trained is kept there."""
+    main = publish.timed(lambda config: "trained")
+    (tmp_path / "notes.txt").write_text("")
+    with pytest.raises(FileExistsError, match=r"is not a run directory: it holds notes.txt"):
+        main(diffusion.Config(out=str(tmp_path)))
+    (tmp_path / "config.json").write_text('{"recipe": {"function": "experiments.diffusion:rebuild"}}')
+    assert main(diffusion.Config(out=str(tmp_path))) == "trained"
+    with pytest.raises(ValueError, match=r"holds a run of experiments\.diffusion: choose another directory"):
+        main(vae.Config(out=str(tmp_path)))
 
 
 def test_homes_in_out_are_expanded(monkeypatch):

@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from reopened import check_reopened, evaluations
 
 from experiments import flow
 from vae_jax.evaluation import mean
@@ -12,10 +13,13 @@ from vae_jax.evaluation import mean
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
 
 
-def test_flow(tmp_path):
+def test_flow(tmp_path, monkeypatch):
     """A flow, and a VAE with a flow, on the default toy."""
     config = flow.Config(models=("flow", "iaf-encoder"), out=str(tmp_path), smoke=True)
+    seen = evaluations(monkeypatch, flow)
     numbers = flow.main(config)
+    assert check_reopened(tmp_path, seen).model.latent is None
+    check_reopened(tmp_path / "iaf-encoder", seen)
     assert np.isfinite(list(numbers.values())).all()
     assert numbers["iaf-encoder: ELBO"] < numbers["iaf-encoder: IWAE"]
     for name, number in (("flow", "ln p"), ("iaf-encoder", "IWAE")):

@@ -4,6 +4,7 @@ import dataclasses
 
 import numpy as np
 import pytest
+from reopened import check_reopened, evaluations
 
 from experiments import hierarchical
 from vae_jax.report import pictures
@@ -35,7 +36,9 @@ def test_smoke(network, tmp_path, monkeypatch):
     monkeypatch.setattr(pictures, "bars", lambda values, **_: shown.append(values) or b"<svg/>")
     path = save(tmp_path / "images.npz")
     config = hierarchical.Config(data=path, network=network, out=str(tmp_path / "run"), **SMALL, **options)
+    seen = evaluations(monkeypatch, hierarchical)
     numbers = hierarchical.main(config)
+    check_reopened(tmp_path / "run", seen)
     assert np.isfinite(list(numbers.values())).all()
     page = (tmp_path / "run/report.html").read_text()
     for word in ("Learning curves", "Rate by level", f"Samples of the {name}", f"upper levels of the {name} hold"):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reopened import reopened
 
 from experiments import hmm, series
 from vae_jax.data import load_table
@@ -25,6 +26,8 @@ def test_geyser(tmp_path):
     config = hmm.Config(out=str(tmp_path), smoke=True)
     numbers = hmm.main(config)
     ys = load_table("geyser").ys
+    whole = reopened(tmp_path).evaluate(jax.random.key(0), ys[None]).elbo / len(ys) - np.log(ys.std(axis=0)).sum()
+    assert numbers["ln P, 2 states"] == pytest.approx(whole.item(), abs=1e-5)
     options = {"covars_prior": 0, "covars_weight": 1, "n_iter": 100, "tol": 1e-6}
     peer = GaussianHMM(2, "full", init_params="stc", random_state=0, **options)
     means = np.stack([ys[ys[:, 1] > 3].mean(axis=0), ys[ys[:, 1] <= 3].mean(axis=0)])

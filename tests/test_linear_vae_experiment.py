@@ -5,6 +5,7 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
+from reopened import check_reopened, evaluations
 
 from experiments import linear_vae, linear_ways
 from experiments.shared.linear import load_blocks
@@ -25,9 +26,11 @@ def data_with_variances(values, n=1000):
     return (white * np.sqrt(values)[None] @ axes.T).astype(np.float32)
 
 
-def test_smoke(tmp_path, capsys):
+def test_smoke(tmp_path, capsys, monkeypatch):
     config = linear_vae.Config(out=str(tmp_path), smoke=True)
+    seen = evaluations(monkeypatch, linear_ways, "evaluate")
     numbers = linear_vae.main(config)
+    check_reopened(tmp_path, seen)
     assert np.isfinite(list(numbers.values())).all()
     assert abs(numbers["closed form - EM"]) < 1e-3
     assert 0 < numbers["closed form - ELBO"] < 0.3

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from reopened import check_reopened, evaluations
 
+from experiments import rate_distortion
 from experiments.rate_distortion import Config, eigenvalues_of, least_rate, main
 from vae_jax.evaluation import collapse
 
@@ -32,7 +34,7 @@ def save(path, n=120):
 
 
 @pytest.mark.parametrize("network", ["linear", "mlp"])
-def test_smoke(network, tmp_path, capsys):
+def test_smoke(network, tmp_path, capsys, monkeypatch):
     config = Config(
         data=save(tmp_path / "images.npz"),
         network=network,
@@ -43,7 +45,10 @@ def test_smoke(network, tmp_path, capsys):
         out=str(tmp_path / "run"),
         smoke=True,
     )
+    seen = evaluations(monkeypatch, rate_distortion)
     points = main(config)
+    check_reopened(tmp_path / "run", seen)
+    check_reopened(tmp_path / "run/beta = 4", seen)
     printed = capsys.readouterr().out
     assert [point.beta for point in points] == [0.5, 4.0]  # two of them, the smallest first
     page = (tmp_path / "run/report.html").read_text()
@@ -66,7 +71,9 @@ def test_smoke(network, tmp_path, capsys):
 def test_the_linear_model_reaches_the_curve(tmp_path):
     """Two directions, at one beta: the rate is within 5 % of the curve's."""
     path = save(tmp_path / "images.npz", 2000)
-    config = Config(data=path, latent=3, betas=(0.5,), batch_size=20, epochs=30, learning_rate=0.01, out=str(tmp_path))
+    config = Config(
+        data=path, latent=3, betas=(0.5,), batch_size=20, epochs=30, learning_rate=0.01, out=str(tmp_path / "run")
+    )
     (point,) = main(config)
     needed = least_rate(eigenvalues_of(np.load(path)["train_image"]), point.squared_error.value)
     assert point.rate.value == pytest.approx(needed, rel=0.05) and needed > 1

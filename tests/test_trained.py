@@ -3,6 +3,8 @@
 import json
 import re
 import shutil
+import sys
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -162,6 +164,17 @@ def test_what_is_no_run_is_said_in_a_sentence(fitted, tmp_path, recwarn):
         assert not (folder / "lock").exists()
     with pytest.raises(ValueError, match=r"does not fit: state\.\w+\['enc'\].* wanted; usually it is of another model"):
         open_run(directory, recipe=recipe(build, latent=3))
+
+
+def test_a_recipe_of_a_module_that_is_run(monkeypatch):
+    """`python -m package.module`, whose functions say that they are of __main__; a script has no name."""
+    monkeypatch.setattr(not_this, "__module__", "__main__")
+    main = SimpleNamespace(__spec__=SimpleNamespace(name="package.module"))
+    monkeypatch.setitem(sys.modules, "__main__", main)
+    assert recipe(not_this).function == "package.module:not_this"
+    main.__spec__ = None
+    with pytest.raises(ValueError, match="__main__:not_this cannot be: define the function at the top of a module"):
+        recipe(not_this)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from reopened import check_reopened, evaluations
 from reported import check_report
 from scipy.stats import multivariate_normal
 
@@ -75,9 +76,12 @@ def test_what_cannot_be_run_is_an_error_in_words(config, message):
         two_steps.main(config)
 
 
-def test_two_steps(tmp_path, quickly_compiled):
+def test_two_steps(tmp_path, quickly_compiled, monkeypatch):
     config = two_steps.Config(out=str(tmp_path), smoke=True)
+    seen = evaluations(monkeypatch, two_steps)
     numbers = two_steps.main(config)
+    for folder in ("", "chain, fixed encoders"):
+        check_reopened(tmp_path / folder, seen)
     titles = ("Bounds", "Samples", "Marginals", "Diffusion", "Density", "Rates", "Training")
     check_report(tmp_path, config, numbers, titles)
     assert numbers["entropy of the data"] == pytest.approx(np.log(8) + np.log(2 * np.pi * np.e * 0.15**2), abs=0.02)

@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from reopened import check_reopened, evaluations
 from reported import check_report
 
 from experiments import vq_vae
@@ -12,10 +13,12 @@ pytestmark = pytest.mark.usefixtures("quickly_compiled")
 @pytest.mark.parametrize(
     ("data", "prior", "size"), [("fashion_mnist_mini", "transformer", 784), ("emoji_mini", "pixelcnn", None)]
 )
-def test_both_stages(tmp_path, data, prior, size):
+def test_both_stages(tmp_path, data, prior, size, monkeypatch):
     """Stage two leaves the codes alone: what changes is the rate, image by image."""
     config = vq_vae.Config(data=data, prior=prior, out=str(tmp_path), smoke=True)
+    seen = evaluations(monkeypatch, vq_vae)
     numbers = vq_vae.main(config)
+    check_reopened(tmp_path, seen)
     titles = ("Reconstructions", "Samples", "Usage", "Learning curves")
     check_report(tmp_path, config, numbers, titles)
     cells = numbers["rate, uniform prior"] / np.log(32)

@@ -11,7 +11,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -22,10 +22,12 @@ import numpy as np
 import vae_jax
 from vae_jax.command.config import Run
 from vae_jax.core.extras import extra
+from vae_jax.data.local import path_of
 from vae_jax.report import page
-from vae_jax.training import Preempted, pod
+from vae_jax.training import Preempted, pod, recipe, save_run
 from vae_jax.training.checkpoint import DamagedError
-from vae_jax.training.run_directory import check_writable, to_path
+from vae_jax.training.recipes import module_of
+from vae_jax.training.run_directory import check_free, load_config, to_path
 
 SMOKE = (
     "A smoke run: few examples, few passes over them, small models, to see that all works. Its numbers are those of "
@@ -36,10 +38,12 @@ _began: ContextVar[float] = ContextVar("_began")
 
 
 def timed(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """`main` of an experiment, whose report says how long it took."""
+    """`main` of an experiment, whose report says how long it took; what cannot be written in the end is said before."""
 
     @functools.wraps(main)
     def wrapped(config: Any) -> Any:
+        if isinstance(config, Run) and jax.process_index() == 0:
+            check_out(config)
         token = _began.set(time.perf_counter())
         try:
             return main(config)
@@ -47,6 +51,16 @@ def timed(main: Callable[[Any], Any]) -> Callable[[Any], Any]:
             _began.reset(token)
 
     return wrapped
+
+
+def check_out(config: Run) -> None:
+    """Raise an OSError for a directory `out` that holds other things than a run, a ValueError for another's run."""
+    root = to_path(config.out if "://" in config.out else path_of(config.out))
+    check_free(root)
+    file = root / "config.json"
+    function = load_config(file).get("recipe", {}).get("function", "") if file.exists() else ""
+    if function and function.partition(":")[0] != module_of(type(config)):
+        raise ValueError(f"{root} holds a run of {function.partition(':')[0]}: choose another directory")
 
 
 def write(
@@ -81,6 +95,44 @@ def write(
         print(f"\n{SMOKE}")
     print(f"\nreport: {path}")
     return numbers
+
+
+def save(
+    config: Any,
+    rebuild: Callable[..., Any],
+    params: Any,
+    y: Any,
+    c: Any = None,
+    *,
+    history: Any = (),
+    folder: str = "",
+    **arguments: Any,
+) -> None:
+    """Keep a trained model in `config.out`, or in a folder of it, for `vae_jax.open_run`.
+
+    Args:
+        rebuild: from `arguments` and the fields of the configuration, as JSON has them (`read_back`), to the model, or
+            to (model, preprocess); a function at the top of the experiment's module.
+        params, y, c: as `vae_jax.training.save_run` has them.
+        history: rows of `fit`, or the climb of EM.
+    """
+    if isinstance(history, np.ndarray):
+        history = [{"iteration": i, "log_p": float(x)} for i, x in enumerate(history)]
+    made = recipe(rebuild, **arguments, **fields(config))
+    save_run(to_path(config.out) / folder, made, params, y, c, config=fields(config), history=history)
+
+
+def save_all(
+    config: Any, rebuild: Callable[..., Any], trained: Mapping[str, Any], y: Any, *, main: str, **arguments: Any
+) -> None:
+    """`save` each of several models, whose `name` is told to `rebuild`: `main` in `out` itself, others in `out`/NAME.
+
+    Args:
+        trained: what has params and a history, by name.
+    """
+    for name in sorted(trained, key=lambda name: name != main):  # a folder in `out` comes after `out`
+        one, folder = trained[name], "" if name == main else name
+        save(config, rebuild, one.params, y, history=one.history, folder=folder, name=name, **arguments)
 
 
 def plain_rows(table: Sequence[page.Row]) -> list[dict[str, Any]]:
@@ -145,8 +197,6 @@ def _run(main: Callable[[Any], Any], options: Any) -> None:
     """`main` in this process, which prints nothing if it is not the first of several."""
     try:
         first = jax.process_index() == 0
-        if first and isinstance(options, Run):
-            check_writable(options.out)
         with contextlib.nullcontext() if first else contextlib.redirect_stdout(None):
             main(options)
     except (ImportError, ValueError, TypeError, OSError, FloatingPointError, DamagedError) as error:

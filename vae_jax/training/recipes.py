@@ -62,9 +62,7 @@ def recipe(function: Callable[..., Any], /, **arguments: Any) -> Recipe:
         TypeError: arguments that are not plain JSON.
         ValueError: a function that cannot be imported by its name.
     """
-    module = function.__module__
-    if module == "__main__" and sys.modules["__main__"].__spec__ is not None:  # python -m module
-        module = sys.modules["__main__"].__spec__.name
+    module = module_of(function)
     name = f"{module}:{function.__qualname__}"
     if module == "__main__" or "<" in function.__qualname__:
         raise ValueError(
@@ -76,6 +74,12 @@ def recipe(function: Callable[..., Any], /, **arguments: Any) -> Recipe:
     except (TypeError, ValueError) as error:
         raise TypeError(f"the arguments of the recipe {name} must be plain JSON values: {error}") from error
     return Recipe(name, plain)
+
+
+def module_of(thing: Any) -> str:
+    """The module that a function or class is imported from; of `python -m package.module`, that is its name."""
+    spec = getattr(sys.modules["__main__"], "__spec__", None)
+    return spec.name if thing.__module__ == "__main__" and spec is not None else thing.__module__
 
 
 def check_recipe(recipe: Any, params: Params, y: Any, c: Any) -> None:

@@ -61,10 +61,8 @@ def claim(
 
 
 def _claim(root: epath.Path, text: str, resume: bool, ignore: tuple[str, ...], held: contextlib.ExitStack) -> None:
-    check_writable(root)
+    check_free(root)
     file = root / "config.json"
-    if not file.exists():
-        _check_no_others(root)
     root.mkdir(parents=True, exist_ok=True)
     if is_local(root):
         held.enter_context(_locked(root))
@@ -72,6 +70,14 @@ def _claim(root: epath.Path, text: str, resume: bool, ignore: tuple[str, ...], h
         _check_same(root, file, text, resume, ignore)
     else:
         write_whole(file, text)
+
+
+def check_free(directory: PathLike) -> None:
+    """Raise an OSError for a directory in which nothing can be written, or that holds other things than a run."""
+    check_writable(directory)
+    root = to_path(directory)
+    if not (root / "config.json").exists():
+        _check_no_others(root)
 
 
 def check_writable(directory: PathLike) -> None:
