@@ -40,13 +40,25 @@ ONLY = {
     "diffrax": "diffusion",
     "tensorboardX": "training",
     "tokenizers": "text",
+    "flatbuffers": "training",
+    "safetensors": "training",
     "tensorflow": None,
     "torch": None,
     "pickle": None,
     "experiments": None,
     "tests": None,
 }
-LAZY = {"diffrax", "grain", "tensorflow_datasets", "orbax", "matplotlib", "tensorboardX", "tokenizers"}
+LAZY = {
+    "diffrax",
+    "flatbuffers",
+    "grain",
+    "matplotlib",
+    "orbax",
+    "safetensors",
+    "tensorboardX",
+    "tensorflow_datasets",
+    "tokenizers",
+}
 
 
 def imports(file: Path, package: Path) -> list[tuple[str, bool]]:

@@ -8,16 +8,18 @@ import numpy as np
 import optax
 import pytest
 
-from vae_jax import evaluate, fit, gaussian, learned_normal, standard_normal, vae
+from vae_jax import Trained, evaluate, fit, gaussian, learned_normal, standard_normal, vae
 from vae_jax.core import Network, lift
 from vae_jax.core.extras import extra
-from vae_jax.data import source
+from vae_jax.data import identity, source
 from vae_jax.data.sources import batches
 from vae_jax.diffusion import denoiser, log_likelihood
 from vae_jax.report import pictures
 from vae_jax.text import subwords
+from vae_jax.training import export
 
 NOISE = denoiser(Network(lambda key, z, gamma: {}, lambda params, z, gamma: z), (2,))
+TRAINED = Trained(lift(standard_normal(2)), {}, identity(), np.zeros(2, np.float32))
 USES = {
     "matplotlib": ("report", lambda: pictures.curves({"a": (np.arange(2), np.arange(2))})),
     "diffrax": (
@@ -26,6 +28,8 @@ USES = {
     ),
     "grain": ("sources", lambda: next(batches(source([1, 2]), [[0]]))),
     "tokenizers": ("text", lambda: subwords(["a b"])),
+    "flatbuffers": ("export", lambda: export(TRAINED, "never")),
+    "safetensors": ("export", lambda: export(TRAINED, "never")),
     "tqdm": (
         "cli",
         lambda: evaluate(lift(standard_normal(2)), {}, jax.random.key(0), np.zeros((3, 2), np.float32), progress=True),

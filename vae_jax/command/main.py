@@ -27,6 +27,8 @@ from vae_jax.core.extras import extra
 from vae_jax.data.datasets import load, load_whole
 from vae_jax.data.local import path_of
 from vae_jax.report import page, pictures
+from vae_jax.training import exported
+from vae_jax.training.exported import PLATFORMS
 from vae_jax.training.run_directory import check_writable, to_path
 
 with extra("cli", "the command line"):
@@ -37,13 +39,19 @@ load_test = functools.partial(load, split="test")
 
 
 @dataclasses.dataclass(frozen=True)
-class Opened:
-    """A trained model."""
+class Kept:
+    """A run directory."""
 
     run: Annotated[Positional[str], arg(metavar="RUN")]
     """Directory of the run: what --out was in training."""
     which: Literal["best", "last"] = "best"
     """Parameters with the best validation ELBO, or the last."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Opened(Kept):
+    """A trained model."""
+
     seed: Annotated[int, Range("from 0 to 4294967295", lambda x: 0 <= x < 2**32)] = 0
     """Seed of everything random."""
     out: str = ""
@@ -135,15 +143,29 @@ class Evaluate(OnData):
 
 
 @dataclasses.dataclass(frozen=True)
-class Report:
+class Report(Kept):
     """Evaluate a run of `vae-jax train` on its test images and write its page anew."""
 
-    run: Annotated[Positional[str], arg(metavar="RUN")]
-    """Directory of the run: what --out was in training."""
-    which: Literal["best", "last"] = "best"
-    """Parameters with the best validation ELBO, or the last."""
     k: Annotated[int, at_least(0)] = 500
     """Importance samples for the test log-likelihood; 0 leaves it out."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Export(Kept):
+    """Write a folder that opens with jax alone: programs, parameters and a card for the hub of Hugging Face."""
+
+    out: str = "exported"
+    """Folder, a new one."""
+    k: Annotated[int, at_least(0)] = 0
+    """Importance samples of the bound on ln P(y); 0 is the ELBO."""
+    licence: str = "other"
+    """Licence of the parameters, by its name on the hub: mit, apache-2.0, cc-by-4.0."""
+    data: str = ""
+    """What the model was trained on and where that is from, for the card; by default what the run knows."""
+    datasets: tuple[str, ...] = ()
+    """Names that these data have on the hub."""
+    platforms: tuple[Literal["cpu", "cuda", "tpu", "rocm"], ...] = PLATFORMS
+    """Where the programs are to run."""
 
 
 def main() -> None:
@@ -224,6 +246,13 @@ def report(options: Report) -> dict[str, Any]:
         raise ValueError(f"{options.run} has no metrics.jsonl, which its page shows: only its model is kept")
     run.history = [json.loads(row) for row in metrics.read_text().splitlines()]
     return publish.timed(lambda config: train.report(config, run, test, source, len(examples.ys)))(config)
+
+
+def export(options: Export) -> None:
+    check_numbers(options)
+    said = {name: getattr(options, name) for name in ("k", "licence", "data", "datasets", "platforms")}
+    exported.export(open_run(path_of(options.run), which=options.which), path_of(options.out), **said)
+    print(f"{options.out}: what is in it, and how it is opened, says its README.md")
 
 
 def opened_run(options: Opened, ends: Sequence[str] = (".png", ".npz", ".csv")) -> Trained:
@@ -321,5 +350,6 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "interpolate": (Interpolate, interpolate),
     "traverse": (Traverse, traverse),
     "report": (Report, report),
+    "export": (Export, export),
 }
 SELFCHECK = "  selfcheck    Compare the library with numbers that are known exactly."

@@ -89,7 +89,9 @@ def _nearest(rows: Array, centres: Array) -> Array:
 
 def _nearest_in_blocks(rows: Array, centres: Array) -> Array:
     """`_nearest`, with distances that stay in the cache, and without XLA's argmin, which is slow on CPU."""
-    n, k = len(rows), len(centres)
+    n, k = rows.shape[0], len(centres)
+    if not isinstance(n, int):  # in a program for any number of rows, which jax.export makes
+        return _nearest(rows, centres)
     blocks = -(-n // max(1, IN_CACHE // k))
     size = -(-n // blocks)
     which = jnp.arange(k)[:, None]

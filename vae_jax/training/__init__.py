@@ -5,6 +5,7 @@ of several processes where there is a `pod`. `run`, with `checkpoint` and `run_d
 """
 
 from vae_jax.core.mesh import batch_sharding, replicated
+from vae_jax.training.exported import export
 from vae_jax.training.loop import Fitted, fit
 from vae_jax.training.preemption import Preempted
 from vae_jax.training.processes import pod
@@ -14,7 +15,7 @@ from vae_jax.training.step import TrainState, Turns, init_state, lagging, make_s
 from vae_jax.training.trained import Trained, open_run, save_run
 
 __all__ = [
-    "Fitted", "Preempted", "Recipe", "TrainState", "Trained", "Turns", "batch_sharding", "fit", "fsdp", "init_state",
-    "lagging", "make_scan", "make_train_step", "open_run", "pod", "recipe", "replicated", "save_run",
+    "Fitted", "Preempted", "Recipe", "TrainState", "Trained", "Turns", "batch_sharding", "export", "fit", "fsdp",
+    "init_state", "lagging", "make_scan", "make_train_step", "open_run", "pod", "recipe", "replicated", "save_run",
     "shardings",
 ]  # fmt: skip

@@ -45,6 +45,7 @@ class Trained:
         config: config.json, what decided the run.
         history: the rows of metrics.jsonl up to that step, nats.
         numbers: numbers.json, what the run's evaluation said; None where it was not written.
+        made: made.json, a row for each start of the run: when, by what command, with which versions and devices.
     """
 
     def __init__(
@@ -60,9 +61,10 @@ class Trained:
         config: dict[str, Any] | None = None,
         history: Sequence[dict[str, Any]] = (),
         numbers: list[dict[str, Any]] | None = None,
+        made: Sequence[dict[str, Any]] = (),
     ):
         self.model, self.params, self.preprocess, self.y, self.c = model, params, preprocess, y, c
-        self.name, self.step, self.history, self.numbers = name, step, list(history), numbers
+        self.name, self.step, self.history, self.numbers, self.made = name, step, list(history), numbers, list(made)
         self.config = config or {}
         self._programs: dict[Any, Callable[..., Any]] = {}
 
@@ -86,17 +88,9 @@ class Trained:
             raise ValueError(f"sample wants a number of examples n >= 1; got {n}")
         if temperature is not None and not is_number(temperature, 0):
             raise ValueError(f"a temperature multiplies standard deviations, and is at least 0; got {temperature}")
-        latent = self.model.latent if mean else None
-        if temperature is not None and latent is None:
+        if temperature is not None and not (mean and self.model.latent):
             raise ValueError("a temperature is of the prior of z: of a model that has one, with mean=True")
-
-        def one(params, key, y, c):
-            del y
-            if latent is None:
-                return self.model.sample(params, key, c)
-            k_z, k_y = jax.random.split(key)
-            return latent.decode(params, k_y, latent.draw(params, k_z, c, temperature), c)
-
+        one = one_sample(self.model, temperature, mean)
         return self._each(("sample", temperature, mean), one, key, np.zeros(n, np.uint8), self._conditions(c, n))
 
     def encode(self, ys: Any, cs: Any = None, *, key: Array | None = None, noise: Array | None = None) -> Any:
@@ -113,12 +107,12 @@ class Trained:
             TypeError: the model has no z, or z has neither mean nor most probable value (then give a key).
             ValueError: data of another shape than those of training, or outside the likelihood's support.
         """
-        latent, drawn = self.latent, key is not None
+        drawn = key is not None
+        code = one_code(self.latent, self.preprocess, drawn)
         ys, cs = self._data(ys, cs)
 
         def one(params, keys, y, c):
-            k_data, k_z = keys
-            z = latent.encode(params, k_z if drawn else None, self.preprocess.apply(k_data, y), c)
+            z = code(params, keys, y, c)
             if z is None:
                 raise TypeError(f"P_enc(z|y) of {self.name} has no mean: encode(ys, key=key) draws z from it")
             return z
@@ -132,13 +126,8 @@ class Trained:
         Args:
             key: of what is drawn, by default key(0).
         """
-        latent = self.latent
-
-        def one(params, key, z, c):
-            return latent.decode(params, key, z, c)
-
         zs = tuple(zs) if isinstance(zs, list) else zs
-        return self._each("decode", one, jax.random.key(0) if key is None else key, zs, cs)
+        return self._each("decode", self.latent.decode, jax.random.key(0) if key is None else key, zs, cs)
 
     def reconstruct(self, key: Array, ys: Any, cs: Any = None) -> Any:
         """(n, *y): for each y, one z drawn from P_enc(z|y), and the mean of P_gen(y|z)."""
@@ -220,7 +209,7 @@ class Trained:
             shapes, wanted = ([np.shape(x) for x in jax.tree.leaves(tree)] for tree in (xs, like))
             if [shape[1:] for shape in shapes] != wanted:
                 raise ValueError(
-                    f"{self.name} was trained on {name} like {_described(like)}, each, and these {name} are of "
+                    f"{self.name} was trained on {name} like {described(like)}, each, and these {name} are of "
                     f"shape {', '.join(map(str, shapes)) or 'None'}; the first axis is that of the examples"
                 )
         return check_data(self.model, ys, cs, self.preprocess, params=self.params)
@@ -228,7 +217,7 @@ class Trained:
     def _conditions(self, c: Any, n: int) -> Any:
         """(n, *condition), from one for all or one for each."""
         if (c is None) != (self.c is None):
-            wants = "no condition" if self.c is None else f"a condition c like {_described(self.c)}"
+            wants = "no condition" if self.c is None else f"a condition c like {described(self.c)}"
             raise ValueError(f"{self.name} has {wants}; got {'none' if c is None else 'one'}")
         if c is None:
             return None
@@ -237,19 +226,14 @@ class Trained:
             return jax.tree.map(lambda x: np.broadcast_to(x, (n, *x.shape)), c)
         wanted = jax.tree.map(lambda x: (n, *x.shape), self.c)
         if jax.tree.map(np.shape, c) != wanted:
-            raise ValueError(f"c wants one condition like {_described(self.c)}, or {n} of them; got {_described(c)}")
+            raise ValueError(f"c wants one condition like {described(self.c)}, or {n} of them; got {described(c)}")
         return c
 
     def _each(self, name: Any, one: Callable[..., Any], key: Any, ys: Any, cs: Any) -> Any:
         """`one(params, key, y, c)` of every example, compiled once under this name."""
         program = (name, cs is None)
         if program not in self._programs:
-
-            def of_batch(params, keys, indices, ys, cs):
-                own = jax.tree.map(lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(indices), keys)
-                return jax.vmap(one, in_axes=(None, 0, 0, None if cs is None else 0))(params, own, ys, cs)
-
-            self._programs[program] = jax.jit(of_batch)
+            self._programs[program] = jax.jit(of_batch(one))
         size = min(BATCH, len(jax.tree.leaves(ys)[0]))
         run = self._programs[program]
         if isinstance(key, tuple):  # over_split takes one key
@@ -265,6 +249,40 @@ class Trained:
         """(rows, steps, *y) of z and c that lie in (rows, steps, ...)."""
         merged = jax.tree.map(lambda x: x.reshape(-1, *x.shape[2:]), (zs, cs))
         return jax.tree.map(lambda y: y.reshape(-1, steps, *y.shape[1:]), self.decode(*merged))
+
+
+def one_sample(model: Model, temperature: float | None = None, mean: bool = True) -> Callable[..., Any]:
+    """`(params, key, None, c) -> y` of `Trained.sample`."""
+    latent = model.latent if mean else None
+
+    def one(params, key, y, c):
+        del y
+        if latent is None:
+            return model.sample(params, key, c)
+        k_z, k_y = jax.random.split(key)
+        return latent.decode(params, k_y, latent.draw(params, k_z, c, temperature), c)
+
+    return one
+
+
+def one_code(latent: Latent, preprocess: Preprocess, drawn: bool) -> Callable[..., Any]:
+    """`(params, (key of the preprocessing, key of z), y, c) -> z` of `Trained.encode`; None where z has no mean."""
+
+    def one(params, keys, y, c):
+        k_data, k_z = keys
+        return latent.encode(params, k_z if drawn else None, preprocess.apply(k_data, y), c)
+
+    return one
+
+
+def of_batch(one: Callable[..., Any]) -> Callable[..., Any]:
+    """`(params, keys, places, ys, cs)`: `one(params, key, y, c)` of each example, its keys from its place."""
+
+    def of_each(params, keys, places, ys, cs):
+        own = jax.tree.map(lambda key: jax.vmap(functools.partial(jax.random.fold_in, key))(places), keys)
+        return jax.vmap(one, in_axes=(None, 0, 0, None if cs is None else 0))(params, own, ys, cs)
+
+    return of_each
 
 
 def open_run(directory: PathLike, *, which: Literal["best", "last"] = "best", recipe: Recipe | None = None) -> Trained:
@@ -309,7 +327,7 @@ def open_run(directory: PathLike, *, which: Literal["best", "last"] = "best", re
         found = checkpoint.restore_params(root, like, which="last")
     if found is None:
         raise FileNotFoundError(f"{root} has no checkpoint yet: was it stopped before the first one?")
-    numbers = root / "numbers.json"
+    numbers, made = (root / name for name in ("numbers.json", "made.json"))
     return Trained(
         built.model,
         found.state,
@@ -320,6 +338,7 @@ def open_run(directory: PathLike, *, which: Literal["best", "last"] = "best", re
         config=config,
         history=found.meta["history"],
         numbers=json.loads(numbers.read_text()) if numbers.exists() else None,
+        made=json.loads(made.read_text()) if made.exists() else (),
     )
 
 
@@ -355,7 +374,8 @@ def save_run(
         checkpoint.save(directory, 0, checkpoint.Parameters(params), {"history": list(history)}, best=True)
 
 
-def _described(tree: Any) -> str:
+def described(tree: Any) -> str:
+    """Shapes and types: uint8[28, 28, 1]."""
     if tree is None:
         return "None"
     return ", ".join(f"{x.dtype}{list(np.shape(x))}" for x in jax.tree.leaves(tree))
