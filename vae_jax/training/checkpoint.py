@@ -39,6 +39,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
+from vae_jax.core.older_jax import key_impl
 from vae_jax.training.processes import from_first
 from vae_jax.training.run_directory import (
     PARTIAL,
@@ -545,7 +546,7 @@ def _to_like(like: Any, layout: dict[str, Any], part: Callable[[Box], np.ndarray
         shape = tuple(layout["shape"])
         shards = [jax.device_put(part(box), to, may_alias=False) for to, box in _boxes(sharding, shape, local=True)]
         leaf = jax.make_array_from_single_device_arrays(shape, sharding, shards)
-    return jax.random.wrap_key_data(leaf, impl=like.dtype) if _is_key(like) else leaf
+    return jax.random.wrap_key_data(leaf, impl=key_impl(like)) if _is_key(like) else leaf
 
 
 def _check_fits(path: epath.Path, there: dict[str, str], like: Any, others: bool) -> None:

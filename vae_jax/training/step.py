@@ -27,6 +27,7 @@ from vae_jax.core.mesh import batch_sharding
 from vae_jax.core.model import Model, Params, average
 from vae_jax.core.numbers import is_whole
 from vae_jax.core.objectives import Objective, elbo
+from vae_jax.core.older_jax import keys_as_data
 from vae_jax.data.check import leaves_by_path
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.training.optimizer import check_optimizer, init_by_parts, merge_parts, split_parts, update_by_parts
@@ -293,7 +294,10 @@ def _accumulated(gradients: Callable[..., Any], micro_batches: int, batch: int) 
 
     mean = optax.microbatching.AccumulationType.MEAN
     batched = (2, 3, 4)  # keys, ys, cs
-    return optax.microbatch(gradients, batched, microbatch_size=batch // micro_batches, accumulator=mean)
+    slices = functools.partial(
+        optax.microbatch, argnums=batched, microbatch_size=batch // micro_batches, accumulator=mean
+    )
+    return keys_as_data(slices, gradients, at=2)
 
 
 def _clip(grads: dict[str, Params], norm: Array, most: float) -> dict[str, Params]:
