@@ -118,7 +118,7 @@ def write(
       ValueError: for a picture that is neither PNG nor SVG or has no `alt`, and for a row of a
         text table of another length than its columns.
     """
-    path = epath.Path(path)
+    file = epath.Path(path)
     parts = [
         f"<header><h1>{escape(title)}</h1><p>{escape(lead)}</p></header>",
         f"<p class=notice role=note>{escape(notice)}</p>" if notice else "",
@@ -128,14 +128,14 @@ def write(
         f"<footer>{escape(foot)}</footer>" if foot else "",
     ]
     page = _PAGE.format(title=escape(title), style=_STYLE, body="\n".join(filter(None, parts)))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    partial = file.with_name(f".{file.name}.{os.getpid()}.partial")
     try:
         partial.write_text(page, encoding="utf-8")
-        partial.replace(path)
+        partial.replace(file)
     finally:
         partial.unlink(missing_ok=True)
-    return path
+    return file
 
 
 def _cells(row: Row) -> tuple[str, str]:
