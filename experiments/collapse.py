@@ -139,9 +139,8 @@ def ways(config: Config, steps: int) -> dict[str, dict[str, Any]]:
 def autoregressive_vae(config: Config, encoder: Any = None, dropped: float = 0.0) -> vae_jax.Model:
     """The encoder with the autoregressive generator, from which in training some of the pixels may be hidden."""
     encoder = vae_jax.gaussian(encoder_net(config)) if encoder is None else encoder
-    generator = autoregressive(nets.LSTM(config.levels, 16, config.hidden), (SIDE**2,), config.levels)
-    if dropped:
-        generator = in_training(generator, word_dropout=dropped, unknown=0)
+    full = autoregressive(nets.LSTM(config.levels, 16, config.hidden), (SIDE**2,), config.levels)
+    generator = in_training(full, word_dropout=dropped, unknown=0) if dropped else full
     return vae_jax.vae(encoder, vae_jax.standard_normal(config.latent), generator, estimator=vae_jax.analytic)
 
 

@@ -97,7 +97,8 @@ def grid_of(shape: tuple[int, ...]) -> Size:
 
 def build(config: Config, shape: tuple[int, ...], start: Any = None):
     """(P_gen(y|z), the quantiser, the model given its prior and generator); the codes start on images `start`."""
-    generator = vae_jax.l2(GridDecoder(config.channels, shape), "optimal")
+    h, w, channels = shape
+    generator = vae_jax.l2(GridDecoder(config.channels, (h, w, channels)), "optimal")
     quantiser = codebook(config.codes, config.dimensions)
 
     def model(prior: Any, generator: Any) -> vae_jax.Model:

@@ -191,8 +191,7 @@ def relaxed_classes(dtype: Any) -> Training:
 
 def codes(dtype: Any) -> Training:
     """Stage one of the experiment: 7 x 7 codes out of 512, whose vectors are moving averages."""
-    config, images = vq_experiment.Config(), np.zeros((512, *SHAPE), np.uint8)
-    gen, _, model = vq_experiment.build(config, images, dequantisation())
+    gen, _, model = vq_experiment.build(vq_experiment.Config(), SHAPE)
     return Training(model(vq_experiment.uniform_codes(512, (7, 7)), gen), PIXELS, preprocess=dequantisation())
 
 
