@@ -28,7 +28,6 @@ from vae_jax.data.local import path_of
 from vae_jax.evaluation import bits_per_dimension, mean
 from vae_jax.report import page, pictures
 from vae_jax.training import exported
-from vae_jax.training.exported import PLATFORMS
 from vae_jax.training.run_directory import check_writable, to_path
 
 with extra("cli", "the command line"):
@@ -162,7 +161,7 @@ class Export(Kept):
     """What the model was trained on and where that is from, for the card; by default what the run knows."""
     datasets: tuple[str, ...] = ()
     """Names that these data have on the hub."""
-    platforms: tuple[Literal["cpu", "cuda", "tpu", "rocm"], ...] = PLATFORMS
+    platforms: tuple[Literal["cpu", "cuda", "tpu", "rocm"], ...] = exported.PLATFORMS
     """Where the programs are to run."""
 
 
