@@ -161,7 +161,7 @@ class Export(Kept):
     """What the model was trained on and where that is from, for the card; by default what the run knows."""
     datasets: tuple[str, ...] = ()
     """Names that these data have on the hub."""
-    platforms: tuple[Literal["cpu", "cuda", "tpu", "rocm"], ...] = exported.PLATFORMS
+    platforms: tuple[exported.Platform, ...] = exported.PLATFORMS
     """Where the programs are to run."""
 
 
@@ -278,6 +278,8 @@ def opened(options: OnData) -> tuple[Trained, tuple[np.ndarray, Any]]:
     name = options.data or config.get("data")
     if not name:
         raise ValueError(f"{options.run} does not say where its data come from: want --data")
+    ys: Any
+    labels: Any
     if name.endswith(".npy"):
         ys, labels = np.load(path_of(name)), None
     else:

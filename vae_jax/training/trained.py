@@ -152,7 +152,7 @@ class Trained:
             raise ValueError(f"interpolate wants two examples at least, and steps >= 2; got steps={steps}")
         zs = self._numbers("interpolate", self.encode(ys, cs))
         along = np.linspace(0, 1, steps, dtype=np.float32)
-        lines = jax.tree.map(functools.partial(_lines, along), (zs, cs))
+        lines: Any = jax.tree.map(functools.partial(_lines, along), (zs, cs))
         return self._in_rows(*lines, steps)
 
     def traverse(self, ys: Any, cs: Any = None, *, units: int = 10, steps: int = 9, reach: float = 2.0) -> Any:
