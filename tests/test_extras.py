@@ -72,7 +72,8 @@ def test_without_tensorboardx_a_run_keeps_all_else(tmp_path, monkeypatch):
     model = vae(gaussian(affine(2)), standard_normal(1), gaussian(affine(4)))
     ys = np.random.default_rng(0).normal(size=(8, 2)).astype(np.float32)
     fit(model, optax.sgd(1e-3), ys, key=jax.random.key(0), epochs=1, batch_size=4, directory=tmp_path, progress=False)
-    assert {path.name for path in tmp_path.iterdir()} == {"config.json", "metrics.jsonl", "checkpoints", "lock"}
+    kept = {"config.json", "made.json", "metrics.jsonl", "checkpoints", "lock"}
+    assert {path.name for path in tmp_path.iterdir()} == kept
 
 
 def affine(size):

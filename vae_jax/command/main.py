@@ -28,7 +28,6 @@ from vae_jax.data.datasets import load, load_whole
 from vae_jax.data.local import path_of
 from vae_jax.report import page, pictures
 from vae_jax.training import exported
-from vae_jax.training.exported import PLATFORMS
 from vae_jax.training.run_directory import check_writable, to_path
 
 with extra("cli", "the command line"):
@@ -164,7 +163,7 @@ class Export(Kept):
     """What the model was trained on and where that is from, for the card; by default what the run knows."""
     datasets: tuple[str, ...] = ()
     """Names that these data have on the hub."""
-    platforms: tuple[Literal["cpu", "cuda", "tpu", "rocm"], ...] = PLATFORMS
+    platforms: tuple[exported.Platform, ...] = exported.PLATFORMS
     """Where the programs are to run."""
 
 
@@ -271,6 +270,8 @@ def opened(options: OnData, **ends: Any) -> tuple[Trained, tuple[np.ndarray, Any
     name = options.data or config.get("data")
     if not name:
         raise ValueError(f"{options.run} does not say where its data come from: want --data")
+    ys: Any
+    labels: Any
     if name.endswith(".npy"):
         ys, labels = np.load(path_of(name)), None
     else:

@@ -9,7 +9,7 @@ card, README.md, is what the hub of Hugging Face shows. Its code opens the folde
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import PurePath
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import numpy as np
@@ -25,8 +25,8 @@ from vae_jax.report.page import number_text
 from vae_jax.training.run_directory import PathLike, check_writable, entries, to_path
 from vae_jax.training.trained import Trained, described, of_batch, one_code, one_sample
 
-PLATFORMS = ("cpu", "cuda", "tpu")
-KNOWN = (*PLATFORMS, "rocm")
+Platform = Literal["cpu", "cuda", "tpu", "rocm"]
+PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
 CHUNK = 40  # importance samples of an example in memory at once
 
 
@@ -117,8 +117,9 @@ def _checked(run: Trained, path: PathLike, k: int, platforms: Sequence[str]) -> 
     """The folder, after making sure that the arguments are right."""
     if not isinstance(run, Trained):
         raise TypeError(f'export wants an opened run, open_run("runs/vae"); got {type(run).__name__}')
-    if isinstance(platforms, str) or not platforms or not set(platforms) <= set(KNOWN):
-        raise ValueError(f"platforms wants some of {', '.join(KNOWN)}; got {platforms!r}")
+    known = get_args(Platform)
+    if isinstance(platforms, str) or not platforms or not set(platforms) <= set(known):
+        raise ValueError(f"platforms wants some of {', '.join(known)}; got {platforms!r}")
     check_options(run.model, k, 1, 1, 1)
     root = to_path(path)
     check_writable(root)
@@ -261,7 +262,8 @@ Numbers of different conventions cannot be compared.
 ## How to use it
 
 It wants `pip install jax flatbuffers`, and none of the code that trained it. The programs are for {platforms}. They
-were written by jax {jax}; newer versions read them for six months at least, older ones may refuse.
+were written by jax {jax}; newer versions read them for six months at least; older ones may refuse,
+whatever they give as the reason.
 
 ```python
 {code}
