@@ -13,7 +13,7 @@ import jax.numpy as jnp
 OLDER = jax.__version_info__ < (0, 9)
 
 # From 0.8 on `jax.enable_x64`.
-enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64
+enable_x64 = jax.enable_x64 if hasattr(jax, "enable_x64") else jax.experimental.enable_x64  # type: ignore[attr-defined]
 
 
 def shutdown_timeout(seconds: int) -> dict[str, Any]:
