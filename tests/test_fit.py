@@ -253,6 +253,13 @@ def test_a_run_without_a_directory_writes_nothing(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.fixture
+def as_wide_as_wanted(monkeypatch):
+    """A bar is cut to COLUMNS, which readline sets for the processes that tests run in."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
+@pytest.mark.usefixtures("as_wide_as_wanted")
 def test_the_bar_shows_elbo_and_speed(capsys):
     history = run(epochs=2, progress=True).history
     shown = re.findall(r"ELBO (\S+), valid (\S+) nats, (\S+) images/s", capsys.readouterr().err)
@@ -418,6 +425,7 @@ def test_the_leaf_that_is_not_finite_is_named():
         run(model=model, epochs=2, max_skipped_in_a_row=6)
 
 
+@pytest.mark.usefixtures("as_wide_as_wanted")
 def test_skipped_updates_are_counted_and_change_nothing(capsys):
     def broken_later(model, params, keys, ys, cs, step):
         loss, terms = elbo()(model, params, keys, ys, cs, step)
