@@ -18,6 +18,7 @@ from vae_jax.command.main import main
 from vae_jax.core import Network, labelled, lift
 from vae_jax.data import dynamic_binarisation, identity
 from vae_jax.data.check import leaves_by_path
+from vae_jax.em import mixture_of_gaussians
 from vae_jax.parts import gumbel_softmax
 from vae_jax.selfcheck.solvable import affine, affine_normal
 from vae_jax.systems import ladder
@@ -187,3 +188,13 @@ def test_z_without_a_mean_is_drawn():
     assert (zs.shape, zs.dtype) == ((5, 4), np.float32) and programs["decoder"].data.shape == (4,)
     ys = jax.eval_shape(programs["decoder"].call, run.params, KEY, places, zs, None)
     assert ys.shape == (5, 6)
+
+
+def test_a_mixture_is_exported(tmp_path):
+    """Whose covariances numpyro would check at each call."""
+    export(
+        opened("run", lift(mixture_of_gaussians(6, 2, covariance="full")), FLOATS[0]),
+        tmp_path / "to",
+        platforms=("cpu",),
+    )
+    assert "| encoder.jax | `encoder(params, key, places, ys)` | int32[n] |" in (tmp_path / "to/README.md").read_text()

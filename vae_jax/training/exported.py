@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple, get_args
 import jax
 import numpy as np
 from jax import export as jax_export
+from numpyro.distributions.distribution import validation_enabled
 
 from vae_jax._version import __version__
 from vae_jax.core.extras import extra
@@ -208,7 +209,8 @@ def _made(
     key, places = jax.random.key_data(jax.random.key(0)), jax.ShapeDtypeStruct((n,), np.int32)
 
     def made(platforms):
-        exported = jax_export.export(jax.jit(call), platforms=platforms)(params, key, places, *inputs)
+        with validation_enabled(False):  # numpyro's is no part of a program, and knows no n
+            exported = jax_export.export(jax.jit(call), platforms=platforms)(params, key, places, *inputs)
         return bytes(exported.serialize()), ", ".join(aval.str_short() for aval in exported.out_avals)
 
     try:
