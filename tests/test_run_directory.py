@@ -122,5 +122,5 @@ def test_a_command_line_says_in_one_line_what_is_wrong_with_its_directory(tmp_pa
     for out, message in (("file", "file is a file$"), ("run", r"^error: no good checkpoint \(none deleted\)$")):
         monkeypatch.setattr(sys, "argv", ["experiment", "--out", str(tmp_path / out)])
         with pytest.raises(SystemExit, match=message):
-            publish.run(main, Run)
+            publish.run(publish.timed(main), Run)
     assert seen == [str(tmp_path / "run")]
