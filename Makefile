@@ -54,4 +54,4 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-tpu .venv-colab .jax_cache build dist *.egg-info
+	rm -rf $(VENV) .venv-tpu .venv-newest .venv-colab .jax_cache build dist *.egg-info
