@@ -152,8 +152,8 @@ class Trained:
             raise ValueError(f"interpolate wants two examples at least, and steps >= 2; got steps={steps}")
         zs = self._numbers("interpolate", self.encode(ys, cs))
         along = np.linspace(0, 1, steps, dtype=np.float32)
-        lines, conditions = jax.tree.map(functools.partial(_lines, along), (zs, cs))
-        return self._in_rows(lines, conditions, steps)
+        z_lines, c_lines = jax.tree.map(functools.partial(_lines, along), (zs, cs))
+        return self._in_rows(z_lines, c_lines, steps)
 
     def traverse(self, ys: Any, cs: Any = None, *, units: int = 10, steps: int = 9, reach: float = 2.0) -> Any:
         """(units, steps, *y): from the first example's code, one unit of z after the other moves through its range.
