@@ -331,7 +331,9 @@ def _card(run: Trained, programs: dict[str, Program], results: dict[str, str], *
         title=PurePath(run.name).name,
         what=_what(run, said["params"]),
         files="\n".join(_files(programs, results)),
-        data=f"{data or 'The run does not say what they were: say so here'}.",
+        data=f"{data[:1].upper()}{data[1:].rstrip('.')}."
+        if data
+        else "The run does not say what they were: say so here.",
         stored=f"{described(_shapes(run.y))}{conditions}",
         convention=run.preprocess.name,
         numbers="\n".join(_numbers(run)),
