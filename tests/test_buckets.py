@@ -127,7 +127,7 @@ def test_a_bucket_that_is_not_there(bucket, monkeypatch):
         claim("gs://another/run", {}, resume=False)
     monkeypatch.setattr(sys, "argv", ["experiment", "--out", "gs://another/run"])
     with pytest.raises(SystemExit, match=says.replace("^", "^error: ")):
-        publish.run(lambda options: None, Run)
+        publish.run(publish.timed(lambda options: None), Run)
 
 
 @contextlib.contextmanager

@@ -430,8 +430,9 @@ def test_a_run_is_published_with_how_it_was_made(tmp_path, capsys):
         return publish.write("vae", config, **words)
 
     for smoke in (True, False):
-        assert main(Run(out=str(tmp_path), smoke=smoke)) == {"a": 1}
-        check_report(tmp_path, Run(smoke=smoke), {"a": 1}, ("T", "Results"))
+        out = tmp_path / str(smoke)
+        assert main(Run(out=str(out), smoke=smoke)) == {"a": 1}
+        check_report(out, Run(smoke=smoke), {"a": 1}, ("T", "Results"))
         assert (publish.SMOKE in capsys.readouterr().out) == smoke
     assert publish.made(125.2, resumed=True).startswith("Made in 2 min 5 s since its last start on ")
     assert publish.made(59.97, resumed=False).startswith("Made in 1 min 0 s on ")
