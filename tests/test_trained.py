@@ -119,6 +119,10 @@ def test_conditions(tmp_path):
     of_one = run.sample(KEY, 2, c=np.int64(1))
     np.testing.assert_array_equal(run.sample(KEY, 2, c=np.array([1, 2]))[0], of_one[0])
     assert run.encode(YS, CS).shape == (47, 2)
+    line = run.interpolate(YS[:2], CS[:2], steps=4)[0]  # from class 0 to class 1
+    ends = run.encode(YS[:2], CS[:2])
+    np.testing.assert_allclose(line[1], run.decode((2 * ends[:1] + ends[1:]) / 3, CS[:1])[0], rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(line[3], run.decode(ends[1:], CS[1:2])[0], rtol=1e-5, atol=1e-6)
     for c, message in (
         (None, r"has a condition c like int32\[\]; got none"),
         (np.ones((3, 1)), "or 2 of them; got float64"),

@@ -77,7 +77,7 @@ class Trained:
 
         Args:
             c: the condition of all of them, or (n, *condition).
-            temperature: factor of the prior's standard deviations; a ladder takes one for each level, too.
+            temperature: factor of the prior's standard deviations.
             mean: False draws y from P_gen(y|z) as well.
 
         Raises:
@@ -144,7 +144,7 @@ class Trained:
     def interpolate(self, ys: Any, cs: Any = None, *, steps: int = 10) -> Any:
         """(n // 2, steps, *y): straight lines between the codes of the first and the second example, and so on.
 
-        Conditions go along the line, too, where they are numbers.
+        Conditions go along the line, too; where they are classes, the second one takes over in the middle.
 
         Raises:
             ValueError: fewer than two examples, or fewer than two steps.
@@ -352,7 +352,7 @@ def save_run(
     config: dict[str, Any] | None = None,
     history: Sequence[dict[str, Any]] = (),
 ) -> None:
-    """Makes a run directory of parameters that `fit` did not train into one (but EM, or in stages), for `open_run`.
+    """Makes a run directory of parameters that `fit` did not train (EM did, or several stages), for `open_run`.
 
     What was saved there before is replaced.
 
@@ -386,7 +386,10 @@ def _lines(along: np.ndarray, xs: Any) -> np.ndarray:
     xs = np.asarray(xs)
     pairs = len(xs) // 2
     along = along.reshape(1, -1, *[1] * (xs.ndim - 1))
-    return (1 - along) * xs[: 2 * pairs : 2, None] + along * xs[1 : 2 * pairs : 2, None]
+    first, second = xs[: 2 * pairs : 2, None], xs[1 : 2 * pairs : 2, None]
+    if np.issubdtype(xs.dtype, np.integer):
+        return np.where(along < 0.5, first, second)
+    return (1 - along) * first + along * second
 
 
 def _flat(zs: Any) -> np.ndarray:
