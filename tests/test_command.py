@@ -141,6 +141,17 @@ def test_what_cannot_be_done_is_one_line(folder, command, line, message):
     assert f"error: {message}" in refused(command, *line)
 
 
+def test_recipes_are_found_where_the_command_is_called(folder, command, monkeypatch):
+    """A console command has not its own folder first, as `python -m` has."""
+    (folder / "my_models.py").write_text("from vae_jax.command.train import rebuild\n")
+    shutil.copytree(folder / "run", folder / "mine")
+    config = json.loads((folder / "mine/config.json").read_text())
+    config["recipe"]["function"] = "my_models:rebuild"
+    (folder / "mine/config.json").write_text(json.dumps(config))
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if path not in ("", str(folder))])
+    assert command("sample", "--n", "2", "--out", "m.npz", run="mine") == "m.npz: float32[2, 8, 8, 1]\n"
+
+
 def test_another_directory(folder, command):
     assert "is no run directory: it has no config.json" in refused(command, "sample", run="pictures-of-mine")
     shutil.copytree(folder / "run", folder / "other")

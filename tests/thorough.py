@@ -224,6 +224,7 @@ AFTERWARDS = {
         "test_a_folder_of_pictures_is_encoded_whole_and_in_order",
         "test_what_cannot_be_done_is_one_line",
         "test_another_directory",
+        "test_recipes_are_found_where_the_command_is_called",
     ),
     "test_collapse_experiments.py": ("test_collapse", "test_text_vae"),
     "test_diffusion_experiments.py": ("test_diffusion", "test_latent_diffusion"),
