@@ -52,7 +52,7 @@ def fashion_mixture():
 def trained() -> dict[str, tuple[Recipe, Any]]:
     """How to build each model, and its parameters."""
     key = jax.random.key(0)
-    images, valid, _, _ = load_splits(DATA)
+    images, valid, _, whole = load_splits(DATA)
     validation = (valid.ys, None)
     made = train.recipe_of(VAE, images)
     steps = VAE.epochs * (len(images.ys) // VAE.batch_size)
@@ -61,8 +61,8 @@ def trained() -> dict[str, tuple[Recipe, Any]]:
     vae = vae_jax.fit(made.build().model, train.build_optimizer(VAE, steps), images.ys, epochs=VAE.epochs, **options)
     codes = recipe(fashion_vq_vae)
     vq = vae_jax.fit(codes.build().model, train.build_optimizer(VAE, steps), images.ys, epochs=VAE.epochs, **options)
-    ys = load(DATA, "train").ys
-    binary = jax.vmap(dynamic_binarisation().apply)(jax.random.split(key, len(ys)), jnp.asarray(ys))
+    keys = jax.random.split(key, len(whole.ys))
+    binary = jax.vmap(dynamic_binarisation().apply)(keys, jnp.asarray(whole.ys))
     mixture = fit_em(mixture_of_bernoullis(SHAPE, 20), binary, key=key, iterations=200)
     return {
         "fashion_vae": (made, vae.params),

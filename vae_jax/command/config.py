@@ -27,6 +27,7 @@ def at_least(low: int) -> Range:
 
 
 POSITIVE = Range("above 0", lambda x: x > 0)
+SEED = Range("from 0 to 4294967295", lambda x: 0 <= x < 2**32)
 SHARE = Range("at least 0 and below 1", lambda x: 0 <= x < 1)
 
 
@@ -34,7 +35,7 @@ SHARE = Range("at least 0 and below 1", lambda x: 0 <= x < 1)
 class Run:
     """What every experiment is told."""
 
-    seed: Annotated[int, Range("from 0 to 4294967295", lambda x: 0 <= x < 2**32)] = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of everything random."""
     out: str = "runs"
     """Directory of the report, and of the checkpoints, metrics and TensorBoard events of a run that keeps them; local,

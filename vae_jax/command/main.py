@@ -20,7 +20,7 @@ import numpy as np
 
 from vae_jax import Trained, open_run
 from vae_jax.command import publish, train
-from vae_jax.command.config import Range, at_least, check_numbers, read_back
+from vae_jax.command.config import SEED, at_least, check_numbers, read_back
 from vae_jax.command.image_report import enlarged, in_turn, show
 from vae_jax.command.results import rows_of
 from vae_jax.core.extras import extra
@@ -51,7 +51,7 @@ class Kept:
 class Opened(Kept):
     """A trained model."""
 
-    seed: Annotated[int, Range("from 0 to 4294967295", lambda x: 0 <= x < 2**32)] = 0
+    seed: Annotated[int, SEED] = 0
     """Seed of everything random."""
     out: str = ""
     """File."""

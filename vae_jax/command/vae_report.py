@@ -38,7 +38,7 @@ def sections(
     k_samples, k_pairs, k_overview = jax.random.split(key, 3)
     height = test.ys.shape[1]
     columns = 10 if test.cs is None else test.cs.shape[1]
-    drawn = overview(run, k_overview, test)
+    drawn, codes = overview(run, k_overview, test), run.encode(test.ys, test.cs)
     if jax.process_index() == 0:
         (to_path(directory) / "overview.png").write_bytes(enlarged(drawn, height))
     return [
@@ -66,8 +66,8 @@ def sections(
             ],
         ),
         *interpolations(run, test),
-        traversals(run, test),
-        latent_map(run, test, label_names),
+        traversals(run, test, codes),
+        latent_map(codes, test, label_names),
         *unit_rates(result),
     ]
 
@@ -104,11 +104,11 @@ def interpolations(run: Trained, test: Split) -> list[page.Section]:
     return [page.Section("Interpolations", caption, [drawn])]
 
 
-def traversals(run: Trained, test: Split) -> page.Section:
-    """A row for each of the units of z that vary most."""
+def traversals(run: Trained, test: Split, codes: np.ndarray) -> page.Section:
+    """A row for each of the units of z that vary most, by the codes of the test images."""
     ys, cs, _ = test.first(ENCODED)
     rows = show(run.preprocess, run.traverse(ys, cs, units=10, steps=11))
-    units = run.units_of(run.encode(ys, cs), len(rows))
+    units = run.units_of(codes[:ENCODED], len(rows))
     caption = (
         "From the code of the first test image, one unit of z after the other moves from two standard deviations below "
         f"its mean over {len(ys)} test images to two above. The units whose code varies most come first; one that does "
@@ -134,9 +134,9 @@ def unit_rates(result: Evaluation) -> list[page.Section]:
     ]
 
 
-def latent_map(run: Trained, test: Split, label_names: Sequence[str] | None) -> page.Section:
+def latent_map(codes: np.ndarray, test: Split, label_names: Sequence[str] | None) -> page.Section:
     """The test images' codes in the plane: z itself where it has two dimensions, else its two principal axes."""
-    codes = run.encode(test.ys, test.cs).reshape(len(test.ys), -1)
+    codes = codes.reshape(len(test.ys), -1)
     x, y, plane = "z₁", "z₂", ""
     if codes.shape[1] == 1:
         codes, y = np.concatenate([codes, np.zeros_like(codes)], axis=1), ""

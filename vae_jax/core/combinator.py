@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jax import Array
 from jax.scipy.special import logsumexp
 
-from vae_jax.core.distributions import point_of
+from vae_jax.core.distributions import draw_or_point
 from vae_jax.core.estimators import Estimator, Parts, analytic, importance_of, sampled
 from vae_jax.core.model import (
     Conditional,
@@ -85,8 +85,7 @@ def vae(
         return of_generator(params["gen"], k_y, join(z, c))
 
     def encode(params, key, y, c=None):
-        posterior = encoder.dist(params["enc"], join(y, c))
-        return point_of(posterior) if key is None else posterior.sample(key)
+        return draw_or_point(encoder.dist(params["enc"], join(y, c)), key)
 
     def decode(params, key, z, c=None):
         return shown(params["gen"], key, join(z, c))

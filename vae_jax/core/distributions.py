@@ -255,6 +255,11 @@ def point_of(distribution: dist.Distribution) -> Array | None:
     return mean_of(distribution)
 
 
+def draw_or_point(distribution: dist.Distribution, key: Array | None) -> Array | None:
+    """A draw, or without a key `point_of` the distribution."""
+    return point_of(distribution) if key is None else distribution.sample(key)
+
+
 def tempered(distribution: dist.Distribution, key: Array, temperature: ArrayLike) -> Array:
     """A draw whose distance from the mean is multiplied by the temperature.
 

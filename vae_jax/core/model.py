@@ -20,7 +20,7 @@ import numpy as np
 import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
-from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint, mean_of, point_of, tempered
+from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint, draw_or_point, mean_of, tempered
 
 Params = Any
 
@@ -305,8 +305,7 @@ def _latent_of_em(em: EM) -> Latent | None:
         return None
 
     def encode(params, key, y, c=None):
-        posterior = em.posterior(params, y, c)
-        return point_of(posterior) if key is None else posterior.sample(key)
+        return draw_or_point(em.posterior(params, y, c), key)
 
     def decode(params, key, z, c=None):
         return mean_sample(lift(generator))(params["gen"], key, join(z, c))

@@ -103,8 +103,9 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
         return ladder_sample(rungs, shown, params, key, c, given=zs)
 
     def draw(params, key, c=None, temperature=None):
-        _check_temperature(rungs, 1.0 if temperature is None else temperature)
-        _, zs = _generate(_bound(rungs, c), params["pri"], key, 1.0 if temperature is None else temperature)
+        factor = 1.0 if temperature is None else temperature
+        _check_temperature(rungs, factor)
+        _, zs = _generate(_bound(rungs, c), params["pri"], key, factor)
         return zs
 
     return Model(

@@ -39,8 +39,6 @@ class Recipe:
         """
         made = _imported(self.function)(**self.arguments)
         model, preprocess = made if type(made) is tuple and len(made) == 2 else (made, identity())
-        if isinstance(made, Built):
-            model, preprocess = made
         if not isinstance(model, Model | Conditional) or not isinstance(preprocess, Preprocess):
             raise TypeError(
                 f"the recipe {self.function} has to return a model, or a pair (model, preprocess); got "
