@@ -1,0 +1,83 @@
+"""The site, built by `make docs`: pages of MyST Markdown whose code runs when they are built, and the notebooks of colab/.
+
+Nothing is asked of another host: formulas are MathML, fonts the reader's own.
+"""
+
+import os
+import re
+import sys
+from pathlib import Path
+
+from docutils.nodes import SkipNode
+from latex2mathml.converter import convert
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))  # the experiments, for the pages on them
+os.environ["PYTHONPATH"] = str(ROOT)  # the same for the kernels
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+
+from vae_jax import __version__ as release  # noqa: E402
+
+project, author = "vae_jax", "the vae_jax authors"
+copyright = "the vae_jax authors, Apache-2.0"
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_copybutton"]
+exclude_patterns = ["_build", "README.md"]
+nitpicky = True
+nitpick_ignore_regex = [("py:.*", r"(?!vae_jax).*")]  # what others define has its own documentation
+
+myst_enable_extensions = ["amsmath", "colon_fence", "deflist", "dollarmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "cache"  # what has not changed is not run again
+nb_execution_timeout = 600
+nb_execution_raise_on_error = True
+nb_merge_streams = True
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_class_signature = "separated"
+default_role = "code"
+napoleon_custom_sections = [("Fields", "params_style")]
+add_module_names = False
+
+html_theme = "furo"
+html_title = f"vae_jax {release}"
+html_static_path = ["static"]
+html_css_files = ["site.css"]
+html_show_sourcelink = False
+html_copy_source = False
+
+
+def plain(app, what, name, obj, options, lines):
+    """Docstrings are plain text: a bar, as in P(y|z), and a star are signs and no markup."""
+    lines[:] = [re.sub(r"(?<!\\)([|*])", r"\\\1", line) for line in lines]
+
+
+def mathml(self, node, display):
+    """A formula as MathML, which browsers draw themselves."""
+    self.body.append(convert(node.astext(), display=display))
+
+
+def inline_math(self, node):
+    mathml(self, node, "inline")
+    raise SkipNode
+
+
+def display_math(self, node):
+    self.body.append(self.starttag(node, "div", CLASS="math"))
+    mathml(self, node, "block")
+    self.body.append("</div>")
+    raise SkipNode
+
+
+def fields(app, what, name, obj, skip, options):
+    """The fields of a named tuple are told in its docstring."""
+    return True if type(obj).__name__ == "_tuplegetter" else None
+
+
+def setup(app):
+    app.connect("autodoc-skip-member", fields)
+    app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon reads them
+    app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
+
+
+html_math_renderer = "mathml"
