@@ -9,7 +9,7 @@ BIN = $(VENV)/bin
 # Python compiles what is imported, once.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: train test test-all lint bench tpu clean
+.PHONY: train test test-all lint docs bench tpu clean
 
 train: $(VENV)/installed
 	$(BIN)/python -m experiments.vae --resume $(ARGS)
@@ -26,6 +26,11 @@ lint: $(VENV)/installed-test
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The site, in docs/_build/html. Its code runs; a warning, a broken reference or a broken link is an error.
+docs: $(VENV)/installed-docs
+	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --jobs 2 docs docs/_build/html
+	$(BIN)/linkchecker --no-status docs/_build/html/index.html
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m experiments.bench $(ARGS)
@@ -46,6 +51,10 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet --no-compile --editable ".[test]"
 	touch $@ $(VENV)/installed
 
+$(VENV)/installed-docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet --no-compile --editable ".[docs]"
+	touch $@ $(VENV)/installed
+
 .venv-tpu/installed: pyproject.toml
 	@$(PYTHON312) -c 'import sys; sys.exit(sys.version_info < (3, 12))' 2>/dev/null || \
 	    { echo "the TPU compiler comes with the newest jax, which wants Python 3.12: set PYTHON312 to its path"; exit 1; }
@@ -54,4 +63,4 @@ $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 clean:
-	rm -rf $(VENV) .venv-tpu .venv-newest .venv-colab .jax_cache build dist *.egg-info
+	rm -rf $(VENV) .venv-tpu .venv-newest .venv-colab .jax_cache docs/_build build dist *.egg-info
