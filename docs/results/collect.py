@@ -1,0 +1,41 @@
+"""Keeps of a run directory what the site shows of it: python docs/results/collect.py RUN [SECTION ...]
+
+The numbers and how they were made (numbers.json, made.json), and the pictures of the named sections of its report, of the
+first one where none is named. They go to docs/results/runs/, from where the pages of results read them.
+"""
+
+import base64
+import json
+import re
+import sys
+from html import unescape
+from pathlib import Path
+
+HERE = Path(__file__).parent / "runs"
+SECTION = re.compile(r"<section>\s*<div><h2>(.*?)</h2>(.*?)</section>", re.DOTALL)
+PICTURE = re.compile(r'<img src="data:image/(png|svg)[^,]*,([^"]*)" alt="([^"]*)">')
+
+
+def collect(run: Path, wanted: list[str]) -> None:
+    made, report = json.loads((run / "made.json").read_text()), (run / "report.html").read_text()
+    name = made[-1]["command"].split()[2].split(".")[-1]
+    sections = [(unescape(title), PICTURE.findall(body)) for title, body in SECTION.findall(report)]
+    drawn = [title for title, pictures in sections if pictures]
+    if missing := set(wanted) - set(drawn):
+        sys.exit(f"{run}: no pictures in a section {sorted(missing)}; there are {drawn}")
+    HERE.mkdir(exist_ok=True)
+    shown = []
+    for title, pictures in sections:
+        for kind, data, alt in pictures if title in (wanted or drawn[:1]) else ():
+            file = HERE / f"{name}-{len(shown) + 1}.{kind}"
+            file.write_bytes(base64.b64decode(data))
+            shown.append({"file": f"runs/{file.name}", "section": title, "alt": unescape(alt)})
+    title = unescape(re.search(r"<h1>(.*?)</h1><p>(.*?)</p>", report)[1])
+    lead = unescape(re.search(r"<h1>(.*?)</h1><p>(.*?)</p>", report)[2])
+    numbers = json.loads((run / "numbers.json").read_text())
+    kept = {"title": title, "lead": lead, "made": made[-1], "numbers": numbers, "pictures": shown}
+    (HERE / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    collect(Path(sys.argv[1]), sys.argv[2:])
