@@ -74,7 +74,7 @@ def pytest_collection_modifyitems(items):
             further = seen[name] >= INSTANCES.get(name, math.inf)
         seen[name] += 1
         if further:
-            item.add_marker("thorough")
+            item.add_marker(over.kwargs.get("others", "thorough") if over else "thorough")
         elif name in AFTER_ALL:
             item.add_marker("afterwards")
 

@@ -1,6 +1,7 @@
 """The house, read from its imports: arrows point down, and each heavy library has one room."""
 
 import ast
+import functools
 import os
 import subprocess
 import sys
@@ -61,23 +62,30 @@ LAZY = {
 }
 
 
-def imports(file: Path, package: Path) -> list[tuple[str, bool]]:
-    """(dotted name, whether inside a function) of each import; `from a import b` is a.b where that is a module."""
-    found = []
+@functools.cache
+def written(text: str, name: str) -> list[tuple[str, str | None, bool]]:
+    """(module, what is taken of it or None, whether inside a function) of each import of a file."""
+    found: list[tuple[str, str | None, bool]] = []
 
     def visit(node: ast.AST, inside: bool) -> None:
         for child in ast.iter_child_nodes(node):
             if isinstance(child, ast.Import):
-                found.extend((alias.name, inside) for alias in child.names)
+                found.extend((alias.name, None, inside) for alias in child.names)
             elif isinstance(child, ast.ImportFrom):
-                assert child.level == 0, f"{file.name} has a relative import: name the module in full"
-                for alias in child.names:
-                    whole = f"{child.module}.{alias.name}"
-                    found.append((whole if module_file(whole, package) else child.module, inside))
+                assert child.level == 0, f"{name} has a relative import: name the module in full"
+                found.extend((child.module, alias.name, inside) for alias in child.names)
             visit(child, inside or isinstance(child, ast.FunctionDef | ast.Lambda))
 
-    visit(ast.parse(file.read_text()), False)
+    visit(ast.parse(text), False)
     return found
+
+
+def imports(file: Path, package: Path) -> list[tuple[str, bool]]:
+    """(dotted name, whether inside a function) of each import; `from a import b` is a.b where that is a module."""
+    return [
+        (f"{module}.{taken}" if taken and module_file(f"{module}.{taken}", package) else module, inside)
+        for module, taken, inside in written(file.read_text(), file.name)
+    ]
 
 
 def module_file(name: str, package: Path) -> Path | None:

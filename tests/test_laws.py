@@ -174,8 +174,6 @@ def test_same_key_same_terms_another_key_others(case):
         np.testing.assert_array_equal(one, other)
     else:
         assert np.any(one != other)
-    _, _, samples = case.draws
-    assert all(len(np.unique(x.reshape(DRAWS, -1), axis=0)) > 1 for x in jax.tree.leaves(samples))
 
 
 def test_values_and_gradients_are_finite(case):
@@ -247,6 +245,13 @@ def test_nothing_is_compiled_twice(case):
     assert case.traces == {"graded": 1, "step": 1}
 
 
+@pytest.mark.over(REPRESENTATIVE, others="afterwards")
+def test_another_key_another_sample(case):
+    _, _, samples = case.draws
+    assert all(len(np.unique(x.reshape(DRAWS, -1), axis=0)) > 1 for x in jax.tree.leaves(samples))
+
+
+@pytest.mark.over(REPRESENTATIVE, others="afterwards")
 def test_bound_and_importance(case):
     """E nats >= -ln P(y) and E exp(-importance nats) = P(y), P(y) from a sum over the latent."""
     if case.system.density is None:
@@ -260,6 +265,7 @@ def test_bound_and_importance(case):
     assert_mean(np.exp(-importance.astype(np.float64) - log_p), 1.0, "importance / P(y)")
 
 
+@pytest.mark.over(REPRESENTATIVE, others="afterwards")
 def test_samples_follow_the_density(case):
     """E cos(w y) and E sin(w y) over samples against the sum over all y; at w = 0, that P sums to 1."""
     if case.system.data.values is None:

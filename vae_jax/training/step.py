@@ -393,6 +393,7 @@ def _again_where_broken(body: Callable[..., Any], state: TrainState, inputs: Any
     the time of a step of a fully connected VAE.
     """
 
+    @functools.partial(jax.jit, inline=True)  # traced once, for the shapes and for the loop
     def run(look):
         return jax.lax.scan(functools.partial(body, look), state, inputs)
 
