@@ -1,4 +1,4 @@
-"""The site, built by `make docs`: pages of MyST Markdown whose code runs when they are built, and the notebooks of colab/.
+"""The site, built by `make docs`: pages of MyST Markdown whose code runs when they are built, and colab/ as pages.
 
 Nothing is asked of another host: formulas are MathML, fonts the reader's own.
 """
