@@ -1,7 +1,7 @@
-"""Keeps of a run directory what the site shows of it: python docs/results/collect.py RUN [SECTION ...]
+"""Keeps of a run directory what the site shows of it: python docs/results/collect.py RUN [SECTION[:N] ...]
 
-The numbers and how they were made (numbers.json, made.json), and the pictures of the named sections of its report, of
-the first one where none is named. They go to docs/results/runs/, from where the pages of results read them.
+The numbers and how they were made (numbers.json, made.json), and the pictures of the named sections of its report, or
+the N-th of one; those of the first where none is named. They go to docs/results/runs/, from where the pages of results read them.
 """
 
 import base64
@@ -21,12 +21,12 @@ def collect(run: Path, wanted: list[str]) -> None:
     name = made[-1]["command"].split()[2].split(".")[-1]
     sections = [(unescape(title), PICTURE.findall(body)) for title, body in SECTION.findall(report)]
     drawn = [title for title, pictures in sections if pictures]
-    if missing := set(wanted) - set(drawn):
+    if missing := {each.split(":")[0] for each in wanted} - set(drawn):
         sys.exit(f"{run}: no pictures in a section {sorted(missing)}; there are {drawn}")
     HERE.mkdir(exist_ok=True)
     shown = []
-    for title, pictures in sections:
-        for kind, data, alt in pictures if title in (wanted or drawn[:1]) else ():
+    for title, number, (kind, data, alt) in [(t, i + 1, p) for t, ps in sections for i, p in enumerate(ps)]:
+        if {title, f"{title}:{number}"} & set(wanted or drawn[:1]):
             file = HERE / f"{name}-{len(shown) + 1}.{kind}"
             file.write_bytes(base64.b64decode(data))
             shown.append({"file": f"runs/{file.name}", "section": title, "alt": unescape(alt)})
