@@ -55,8 +55,12 @@ def plain(app, what, name, obj, options, lines):
 
 
 def mathml(self, node, display):
-    """A formula as MathML, which browsers draw themselves."""
-    self.body.append(convert(node.astext(), display=display))
+    """A formula as MathML, which browsers draw themselves.
+
+    latex2mathml knows `aligned` by another name, and sets no space after a function.
+    """
+    formula = convert(node.astext().replace("{aligned}", "{align*}"), display=display)
+    self.body.append(re.sub(r"<mi>(ln|log|exp)</mi>", r'<mi>\1</mi><mspace width="0.17em" />', formula))
 
 
 def inline_math(self, node):
