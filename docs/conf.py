@@ -1,10 +1,9 @@
-"""The site, built by `make docs`: pages of MyST Markdown whose code runs when they are built, and the notebooks of colab/.
+"""The site, built by `make docs`: pages of MyST Markdown whose code runs as they are built, the notebooks of colab/.
 
 Nothing is asked of another host: formulas are MathML, fonts the reader's own.
 """
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # the experiments, for the pages on them
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the experiments, for the pages on them; api.py
 os.environ["PYTHONPATH"] = str(ROOT)  # the same for the kernels
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
@@ -20,7 +19,7 @@ from vae_jax import __version__ as release  # noqa: E402
 
 project, author = "vae_jax", "the vae_jax authors"
 copyright = "the vae_jax authors, Apache-2.0"
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_copybutton"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_copybutton", "api"]
 exclude_patterns = ["_build", "README.md"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!vae_jax).*")]  # what others define has its own documentation
@@ -33,9 +32,9 @@ nb_execution_raise_on_error = True
 nb_merge_streams = True
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-autodoc_class_signature = "separated"
-default_role = "code"
+default_role = "vae_jax"  # a name in a docstring: api.py has more on how they are read
+toc_object_entries_show_parents = "hide"
+maximum_signature_line_length = 88
 napoleon_custom_sections = [("Fields", "params_style")]
 add_module_names = False
 
@@ -45,11 +44,6 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
-
-
-def plain(app, what, name, obj, options, lines):
-    """Docstrings are plain text: a bar, as in P(y|z), and a star are signs and no markup."""
-    lines[:] = [re.sub(r"(?<!\\)([|*])", r"\\\1", line) for line in lines]
 
 
 def mathml(self, node, display):
@@ -69,14 +63,7 @@ def display_math(self, node):
     raise SkipNode
 
 
-def fields(app, what, name, obj, skip, options):
-    """The fields of a named tuple are told in its docstring."""
-    return True if type(obj).__name__ == "_tuplegetter" else None
-
-
 def setup(app):
-    app.connect("autodoc-skip-member", fields)
-    app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon reads them
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
 
 

@@ -56,6 +56,13 @@ def diffusion(
     Raises:
         ValueError: a negative guidance; or, when first called, guidance without a condition.
         TypeError: no denoiser, or no sampler.
+
+    Example:
+        >>> model = diffusion(denoiser(nets.DenoisingMLP(8, 2), (2,), steps=10))
+        >>> params = model.init(jax.random.key(0), jnp.zeros(2), None)
+        >>> y = model.sample(params, jax.random.key(1), None)
+        >>> y.shape, bool(jnp.isfinite(model.terms(params, jax.random.key(2), y, None).nats))
+        ((2,), True)
     """
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"diffusion wants denoiser(net, shape, ...); got {type(denoiser).__name__}")

@@ -68,6 +68,12 @@ def fit_em(
         TypeError: the model has no exact posterior, or what is no key.
         ValueError: data or params that are not the model's, or options that do not fit.
         FloatingPointError: the likelihood is not finite at any restart.
+
+    Example:
+        >>> iris = data.load_table("iris").ys
+        >>> fitted = fit_em(mixture_of_gaussians(4, 2, "full"), iris, key=jax.random.key(0), restarts=4)
+        >>> round(float(fitted.history[-1]) * len(iris)), bool(fitted.converged)  # total ln P, nats
+        (-214, True)
     """
     em = em_of(model)
     _check_start(key, params)

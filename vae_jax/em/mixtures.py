@@ -138,6 +138,12 @@ def mixture_of_gaussians(
 
     Fitted by gradient like every part of a VAE, or by `vae_jax.em.fit_em`. Before any fit the weights are equal, the
     covariances 1 and the means drawn from N(0, spread^2 I).
+
+    Example:
+        >>> mixture = mixture_of_gaussians(2, 3, "full")
+        >>> params = mixture.init(jax.random.key(0), None)
+        >>> mixture.dist(params).sample(jax.random.key(1), (5,)).shape
+        (5, 2)
     """
     family = gaussians(size, covariance, spread=spread, floor=floor, missing=missing, prior=prior)
     return mixture(family, components, start=start, concentration=concentration, hard=hard)

@@ -33,6 +33,14 @@ def chain(
     Raises:
         ValueError: no steps.
         TypeError: an element that is no pair, or an encoder without a density.
+
+    Example:
+        >>> first = gaussian(nets.MLP((), 4)), bernoulli(nets.MLP((), 3))
+        >>> second = gaussian(nets.MLP((), 2)), l2(nets.MLP((), 2))
+        >>> model = chain([first, second], standard_normal(1))
+        >>> params = model.init(jax.random.key(0), jnp.ones(3), None)
+        >>> model.terms(params, jax.random.key(1), jnp.ones(3), None).rates.shape
+        (2,)
     """
     if len(steps) < 1:
         raise ValueError("a chain takes T >= 1 steps, each a pair (encoder, generator); got none")

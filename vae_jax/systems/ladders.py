@@ -68,6 +68,12 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
     Raises:
         ValueError: no rungs, or a rung without levels; at `init`, networks whose shapes do not fit together.
         TypeError: something that is no `Rung`, or a field that is no network.
+
+    Example:
+        >>> model = ladder(nets.mlp_rungs((1, 2), width=4, hidden=()), bernoulli(nets.MLP((), 3)))
+        >>> params = model.init(jax.random.key(0), jnp.ones(3), None)
+        >>> model.terms(params, jax.random.key(1), jnp.ones(3), None).rates.shape
+        (2,)
     """
     gen, _ = lift(generator), _bound(rungs, None)
     shown = gen._replace(sample=mean_sample(gen))

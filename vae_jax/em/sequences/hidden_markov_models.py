@@ -156,7 +156,15 @@ def gaussian_hmm(
     prior: CovariancePrior | None = None,
     parallel: bool | None = None,
 ) -> Conditional:
-    """`hidden_markov(gaussians(size, covariance, ...), states, length)`: sequences (length, size) of real numbers."""
+    """`hidden_markov(gaussians(size, covariance, ...), states, length)`: sequences (length, size) of real numbers.
+
+    Example:
+        >>> model = gaussian_hmm(1, 2, 5)  # one number a step, two states, five steps
+        >>> params = model.init(jax.random.key(0), None)
+        >>> y = model.dist(params, None).sample(jax.random.key(1))
+        >>> y.shape, smoothing(model, params, y).shape
+        ((5, 1), (5, 2))
+    """
     family = gaussians(size, covariance, floor=floor, missing=missing, prior=prior)
     return hidden_markov(family, states, length, parallel=parallel)
 

@@ -23,6 +23,14 @@ def coupling_flow(size: int, **options: Unpack[FlowOptions]) -> Conditional:
     Raises:
         ValueError: fewer than 2 dimensions, no layers or a width below 1; when first called, a base over vectors of
             another size, or a condition of another size than at `init`.
+
+    Example:
+        >>> flow = coupling_flow(2)
+        >>> params = flow.init(jax.random.key(0), None)
+        >>> x = flow.dist(params, None).sample(jax.random.key(1))
+        >>> before_training = standard_normal(2).dist({}).log_prob(x)
+        >>> bool(jnp.allclose(flow.dist(params, None).log_prob(x), before_training, atol=1e-4))
+        True
     """
     if not is_whole(size, 2):
         raise ValueError(f"coupling_flow: size={size}: one half scales the other, so x wants at least 2 dimensions")
