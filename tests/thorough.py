@@ -229,6 +229,7 @@ AFTERWARDS = {
     "test_collapse_experiments.py": ("test_collapse", "test_text_vae"),
     "test_diffusion_experiments.py": ("test_diffusion", "test_latent_diffusion"),
     "test_discrete_experiment.py": ("test_it_runs",),
+    "test_docstrings.py": ("test_every_example_runs",),
     "test_em_experiments.py": ("test_em_mixture", "test_gmm_prior"),
     "test_exported.py": ("test_the_folder_opens_without_this_library",),
     "test_feed.py": ("test_a_run_that_gets_sigterm_is_continued_bit_for_bit",),

@@ -83,3 +83,13 @@ def picture(links: str = "") -> str:
         )
         parts.append(f'<a href="{links.format(room)}">{box}</a>' if links else box)
     return "".join([*parts, "</svg>"])
+
+
+def table(heads: list[str], rows: list[list[str]]) -> str:
+    """A table in the looks of the site."""
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return (
+        '<div class="table-wrapper docutils container"><table class="docutils align-default">'
+        f"<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )

@@ -18,7 +18,7 @@ from vae_jax.core.model import Model, Params, Terms
 from vae_jax.core.numbers import is_number
 
 Objective = Callable[[Model, Params, Array, Any, Any, Any], tuple[Array, Terms]]
-"""`(model, params, keys, ys, cs, step) -> (loss, Terms)` of a batch: the loss, one number in nats, and the terms of each
+"""`(model, params, keys, ys, cs, step) -> (loss, Terms)` of a batch: the loss, a number in nats, and the terms of each
 example, from which ELBO, rate and distortion are reported."""
 
 Annealing = Callable[[Any], Any]  # from the step to a number
