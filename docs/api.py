@@ -1,4 +1,4 @@
-"""The reference as people read it: signatures as they are written, a home for each object, names in docstrings as links.
+"""The reference as people read it: signatures as they are written, a home for each object, names as links.
 
 A name is documented in one place, the folder whose page has it. `vae_jax.fit`, `vae_jax.training.fit` and
 `vae_jax.training.loop.fit` are one object, and a link to any of them leads there.

@@ -173,6 +173,9 @@ def drop_condition(objective: Objective, rate: float) -> Objective:
 def linear_annealing(steps: int, *, start: float = 0.0, end: float = 1.0) -> Annealing:
     """From `start` at step 0 straight to `end` at step `steps`, then constant.
 
+    Raises:
+        ValueError: fewer than one step, or an end that is no finite number.
+
     Example:
         >>> beta = linear_annealing(10)
         >>> [float(beta(step)) for step in (0, 5, 20)]
@@ -186,13 +189,20 @@ def sigmoid_annealing(steps: int, *, start: float = 0.0, end: float = 1.0, steep
     """From `start` to `end` along a logistic curve with its middle at `steps / 2` (Bowman et al. 2016, section 3.1).
 
     At step 0 and at `steps` it is sigmoid(-+steepness / 2) of the way.
+
+    Raises:
+        ValueError: fewer than one step, or a number that is none.
     """
     _check_schedule(steps, start=start, end=end, steepness=steepness)
     return lambda step: start + (end - start) * jax.nn.sigmoid(steepness * (step / steps - 0.5))
 
 
 def cyclical_annealing(period: int, *, start: float = 0.0, end: float = 1.0, ramp: float = 0.5) -> Annealing:
-    """Again and again: a straight rise during the first `ramp` of each period, then `end` (Fu et al. 2019)."""
+    """Again and again: a straight rise during the first `ramp` of each period, then `end` (Fu et al. 2019).
+
+    Raises:
+        ValueError: a period below one step, a ramp outside (0, 1], or a number that is none.
+    """
     _check_schedule(period, start=start, end=end)
     if not is_number(ramp, 0, 1) or ramp == 0:
         raise ValueError(f"ramp is the part of a period that rises, in (0, 1]; got {ramp}")

@@ -263,7 +263,7 @@ def values_of(model: Model, preprocess: Preprocess, k: int, samples: int, chunk:
 
 
 def mean(values: Any) -> Mean:
-    """Mean and standard error over examples; the error of a single example is NaN, as nothing is known of it.
+    """Mean and standard error over examples (n,); the error of a single example is NaN, as nothing is known of it.
 
     Example:
         >>> print(mean([1.0, 2.0, 3.0]))

@@ -20,7 +20,7 @@ def chain(
     *,
     estimator: Estimator = sampled,
 ) -> Model:
-    """The VAEs of `steps`, the one next to y first, folded into one model.
+    """The VAEs of `steps`, the one next to y first, folded into one model (Sohl-Dickstein et al. 2015).
 
     The parameters of step i are at "pri/pri/.../enc" and "gen", i - 1 times "pri"; `Terms.rates` has the rate
     of each step. Which encoders train is up to the estimator and `parts`.

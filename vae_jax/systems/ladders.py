@@ -54,7 +54,7 @@ _Choose = Callable[..., tuple[Array, Any]]  # (h, mean and std of the prior, x) 
 
 
 def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool = False) -> Model:
-    """The hierarchical VAE of these rungs, the top one first.
+    """The hierarchical VAE of these rungs, the top one first (Sonderby et al. 2016; Child 2021).
 
     The parameters are `{"enc": ..., "pri": ..., "gen": ...}`: the bottom-up networks and posteriors; the top-down path
     with its priors, which the encoder shares; the generator. `Terms.rates` are those of the levels, and as with all
