@@ -228,7 +228,7 @@ def _even(n: int, chunk: int) -> int:
 
 
 class EMState(NamedTuple):
-    """What the next step of stepwise EM needs: `params`, the running averages `stats`, and `step`, how many were taken."""
+    """What the next step of stepwise EM needs: `params`, the running averages `stats`, and `step`, how many so far."""
 
     params: Params
     stats: Any
