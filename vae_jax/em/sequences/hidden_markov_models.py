@@ -184,7 +184,7 @@ def categorical_hmm(
 
 
 def filtering(model: Conditional, params: Params, y: Any, c: Any = None) -> Filtered:
-    """What is known of each state of ONE sequence y at its time, and ln P(y_t|y_1 .. y_{t-1}) in nats; c: real steps."""
+    """What is known of each state of ONE sequence y at its time, and ln P(y_t|y_1 .. y_{t-1}), nats; c: real steps."""
     return _posterior(model, params, y, c).filtered
 
 
