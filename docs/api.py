@@ -11,8 +11,10 @@ import inspect
 import re
 import textwrap
 from pathlib import Path
+from typing import Literal, get_origin
 
 from docutils import nodes
+from docutils.utils import unescape
 from sphinx.addnodes import pending_xref
 from sphinx.errors import PycodeError
 from sphinx.pycode import ModuleAnalyzer
@@ -61,16 +63,33 @@ def of_class(node: ast.ClassDef) -> str:
     return "(" + ", ".join(x.target.id + (f"={ast.unparse(x.value)}" if x.value else "") for x in fields) + ")"
 
 
+class Spelt(ast.NodeTransformer):
+    """Constants and lists of choices in place of their names: `floor: float = 1e-06`, `Literal["full", "tied"]`."""
+
+    def __init__(self, names: dict[str, object]):
+        self.names = names
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        value = self.names.get(node.id)
+        if node.id.isupper() and isinstance(value, int | float | str | tuple):
+            return ast.parse(repr(value), mode="eval").body
+        if get_origin(value) is Literal:
+            return ast.parse(repr(value).removeprefix("typing."), mode="eval").body
+        return node
+
+
 def signature(app, what, name, obj, options, arguments, returns):
     """As in the source: `estimator: Estimator = sampled`, not what these names stand for."""
     try:
-        node = source_of(obj.fget if isinstance(obj, property) else obj)
+        obj = inspect.unwrap(obj.fget if isinstance(obj, property) else obj)
+        node = source_of(obj)
     except (OSError, TypeError, SyntaxError):
         return None
     if isinstance(node, ast.ClassDef):
         return of_class(node), None
-    if isinstance(obj, property) or not isinstance(node, ast.FunctionDef):
+    if what == "property" or not isinstance(node, ast.FunctionDef):
         return None
+    node.args = Spelt(obj.__globals__).visit(node.args)
     return of_function(node, what == "method"), node.returns and ast.unparse(node.returns)
 
 
@@ -147,6 +166,7 @@ def aliases(app, env):
 
 def role(name, rawtext, text, lineno, inliner, options=None, content=()):
     """`name` in a docstring: a link where it is one of ours, code elsewhere."""
+    text = unescape(text)
     whole = NAME.fullmatch(text)
     code = nodes.literal(rawtext, text, classes=["code"])
     if not whole:
