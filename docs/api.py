@@ -98,7 +98,7 @@ def imported(module: str) -> dict[str, str]:
     """{name: the module that `module` has it from}."""
     tree = ast.parse(inspect.getsource(importlib.import_module(module)))
     found = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    return {alias.asname or alias.name: node.module for node in found for alias in node.names}
+    return {alias.asname or alias.name: node.module for node in found for alias in node.names if node.module != module}
 
 
 def comment(name: str) -> list[str] | None:
@@ -116,6 +116,7 @@ def plain(app, what, name, obj, options, lines):
     """Docstrings are plain text: bars and stars are signs, and what stands indented by itself is code or a formula."""
     if what == "data":
         lines[:] = comment(name) or lines
+    lines[:] = ["Args:" if line == "Args (and attributes):" else line for line in lines]
     done: list[str] = []
     section = verbatim = doctest = False
     for i, line in enumerate(lines):
