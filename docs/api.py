@@ -33,10 +33,16 @@ def source_of(obj):
 def written(argument: ast.arg, default: ast.expr | None, stars: str = "") -> str:
     text = stars + argument.arg
     if argument.annotation is not None:
-        text += f": {ast.unparse(argument.annotation)}"
+        text += f": {spelt(argument.annotation)}"
     if default is not None:
         text += f"{' = ' if argument.annotation is not None else '='}{ast.unparse(default)}"
     return text
+
+
+def spelt(annotation: ast.expr) -> str:
+    """An annotation, which may be a string."""
+    whole = isinstance(annotation, ast.Constant) and isinstance(annotation.value, str)
+    return annotation.value if whole else ast.unparse(annotation)
 
 
 def of_function(node: ast.FunctionDef, bound: bool) -> str:
@@ -80,17 +86,19 @@ class Spelt(ast.NodeTransformer):
 
 def signature(app, what, name, obj, options, arguments, returns):
     """As in the source: `estimator: Estimator = sampled`, not what these names stand for."""
+    if what not in ("function", "method", "class", "exception"):
+        return None
     try:
-        obj = inspect.unwrap(obj.fget if isinstance(obj, property) else obj)
+        obj = inspect.unwrap(obj)
         node = source_of(obj)
     except (OSError, TypeError, SyntaxError):
         return None
     if isinstance(node, ast.ClassDef):
         return of_class(node), None
-    if what == "property" or not isinstance(node, ast.FunctionDef):
+    if not isinstance(node, ast.FunctionDef):
         return None
     node.args = Spelt(obj.__globals__).visit(node.args)
-    return of_function(node, what == "method"), node.returns and ast.unparse(node.returns)
+    return of_function(node, what == "method"), node.returns and spelt(node.returns)
 
 
 @functools.cache
