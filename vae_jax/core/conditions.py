@@ -27,8 +27,8 @@ def labelled(model: Model | Conditional, classes: int) -> Model:
 
     Example:
         >>> model = labelled(bernoulli(nets.MLP((), 3)), 10)
-        >>> params = model.init(jax.random.key(0), jnp.ones(3), 7)
-        >>> model.sample(params, jax.random.key(1), -1).shape  # no class
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.ones(3), 7)
+        >>> jax.jit(model.sample)(params, jax.random.key(1), -1).shape  # -1 is no class
         (3,)
     """
     if not is_whole(classes, 2):

@@ -59,10 +59,9 @@ def diffusion(
 
     Example:
         >>> model = diffusion(denoiser(nets.DenoisingMLP(8, 2), (2,), steps=10))
-        >>> params = model.init(jax.random.key(0), jnp.zeros(2), None)
-        >>> y = model.sample(params, jax.random.key(1), None)
-        >>> y.shape, bool(jnp.isfinite(model.terms(params, jax.random.key(2), y, None).nats))
-        ((2,), True)
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros(2), None)
+        >>> jax.jit(model.sample)(params, jax.random.key(1), None).shape
+        (2,)
     """
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"diffusion wants denoiser(net, shape, ...); got {type(denoiser).__name__}")

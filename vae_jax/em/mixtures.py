@@ -141,8 +141,8 @@ def mixture_of_gaussians(
 
     Example:
         >>> mixture = mixture_of_gaussians(2, 3, "full")
-        >>> params = mixture.init(jax.random.key(0), None)
-        >>> mixture.dist(params).sample(jax.random.key(1), (5,)).shape
+        >>> params = jax.jit(mixture.init)(jax.random.key(0), None)
+        >>> jax.jit(lambda key: mixture.dist(params).sample(key, (5,)))(jax.random.key(1)).shape
         (5, 2)
     """
     family = gaussians(size, covariance, spread=spread, floor=floor, missing=missing, prior=prior)

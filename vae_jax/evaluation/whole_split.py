@@ -109,7 +109,7 @@ def evaluate(
     Example:
         >>> model = vae(gaussian(nets.MLP((), 2)), standard_normal(1), bernoulli(nets.MLP((), 3)))
         >>> ys = np.array([[0, 1, 1], [1, 1, 0]], np.float32)
-        >>> params = model.init(jax.random.key(0), ys[0], None)
+        >>> params = jax.jit(model.init)(jax.random.key(0), ys[0], None)
         >>> result = evaluate(model, params, jax.random.key(1), ys, k=10)
         >>> result.elbo.shape, result.log_likelihood.shape
         ((2,), (2,))

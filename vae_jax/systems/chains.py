@@ -38,8 +38,8 @@ def chain(
         >>> first = gaussian(nets.MLP((), 4)), bernoulli(nets.MLP((), 3))
         >>> second = gaussian(nets.MLP((), 2)), l2(nets.MLP((), 2))
         >>> model = chain([first, second], standard_normal(1))
-        >>> params = model.init(jax.random.key(0), jnp.ones(3), None)
-        >>> model.terms(params, jax.random.key(1), jnp.ones(3), None).rates.shape
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.ones(3), None)
+        >>> jax.jit(model.terms)(params, jax.random.key(1), jnp.ones(3), None).rates.shape
         (2,)
     """
     if len(steps) < 1:

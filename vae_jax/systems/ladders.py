@@ -71,8 +71,8 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
 
     Example:
         >>> model = ladder(nets.mlp_rungs((1, 2), width=4, hidden=()), bernoulli(nets.MLP((), 3)))
-        >>> params = model.init(jax.random.key(0), jnp.ones(3), None)
-        >>> model.terms(params, jax.random.key(1), jnp.ones(3), None).rates.shape
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.ones(3), None)
+        >>> jax.jit(model.terms)(params, jax.random.key(1), jnp.ones(3), None).rates.shape
         (2,)
     """
     gen, _ = lift(generator), _bound(rungs, None)

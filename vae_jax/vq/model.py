@@ -89,8 +89,8 @@ def vq_vae(
     Example:
         >>> parts = nets.MLP((), (4, 8)), codebook(16, 8), uniform_codes(16, 4), l2(nets.MLP((), 2), 1.0)
         >>> model = vq_vae(*parts)
-        >>> params = model.init(jax.random.key(0), jnp.zeros(2), None)
-        >>> round(float(model.terms(params, jax.random.key(1), jnp.zeros(2), None).rate), 2)  # 4 ln 16 nats
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros(2), None)
+        >>> round(float(jax.jit(model.terms)(params, jax.random.key(1), jnp.zeros(2), None).rate), 2)  # 4 ln 16 nats
         11.09
     """
     if isinstance(encoder, Conditional):

@@ -160,10 +160,10 @@ def gaussian_hmm(
 
     Example:
         >>> model = gaussian_hmm(1, 2, 5)  # one number a step, two states, five steps
-        >>> params = model.init(jax.random.key(0), None)
-        >>> y = model.dist(params, None).sample(jax.random.key(1))
-        >>> y.shape, smoothing(model, params, y).shape
-        ((5, 1), (5, 2))
+        >>> params = jax.jit(model.init)(jax.random.key(0), None)
+        >>> y = jnp.array([[0.1], [0.0], [3.0], [3.1], [2.9]])
+        >>> jax.jit(lambda y: smoothing(model, params, y))(y).shape  # P(z_t|y)
+        (5, 2)
     """
     family = gaussians(size, covariance, floor=floor, missing=missing, prior=prior)
     return hidden_markov(family, states, length, parallel=parallel)
