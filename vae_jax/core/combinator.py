@@ -144,7 +144,8 @@ def importance_weighted_bound(
     Example:
         >>> model = vae(gaussian(nets.MLP((), 2)), standard_normal(1), bernoulli(nets.MLP((), 3)))
         >>> params = jax.jit(model.init)(jax.random.key(0), jnp.ones(3), None)
-        >>> importance_weighted_bound(model, params, jax.random.key(1), jnp.ones(3), k=50).shape
+        >>> bound = jax.jit(lambda key, y: importance_weighted_bound(model, params, key, y, k=50))
+        >>> bound(jax.random.key(1), jnp.ones(3)).shape
         ()
     """
     if not is_whole(k):
