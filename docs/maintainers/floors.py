@@ -3,7 +3,7 @@
 import ast
 from pathlib import Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "vae_jax"
 WIDTH, STEP, HIGH, WIDE = 440, 66, 30, 92
 
