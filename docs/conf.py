@@ -4,7 +4,6 @@ Nothing is asked of another host: formulas are MathML, fonts the reader's own.
 """
 
 import os
-import re
 import sys
 from pathlib import Path
 
@@ -12,7 +11,7 @@ from docutils.nodes import SkipNode
 from latex2mathml.converter import convert
 
 ROOT = Path(__file__).parent.parent
-sys.path.insert(0, str(ROOT))  # the experiments, for the pages on them
+sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the experiments, for the pages on them; api.py
 os.environ["PYTHONPATH"] = str(ROOT)  # the same for the kernels
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm without ipywidgets
@@ -21,7 +20,7 @@ from vae_jax import __version__ as release  # noqa: E402
 
 project, author = "vae_jax", "the vae_jax authors"
 copyright = "the vae_jax authors, Apache-2.0"
-extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_copybutton"]
+extensions = ["sphinx.ext.autodoc", "sphinx.ext.napoleon", "myst_nb", "sphinx_copybutton", "api"]
 exclude_patterns = ["_build", "README.md"]
 nitpicky = True
 nitpick_ignore_regex = [("py:.*", r"(?!vae_jax).*")]  # what others define has its own documentation
@@ -35,9 +34,9 @@ nb_merge_streams = True
 nb_render_markdown_format = "myst"  # tables and formulas in what a cell shows
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-autodoc_class_signature = "separated"
-default_role = "code"
+default_role = "vae_jax"  # a name in a docstring: api.py has more on how they are read
+toc_object_entries_show_parents = "hide"
+maximum_signature_line_length = 88
 napoleon_custom_sections = [("Fields", "params_style")]
 add_module_names = False
 
@@ -47,11 +46,6 @@ html_static_path = ["static"]
 html_css_files = ["site.css"]
 html_show_sourcelink = False
 html_copy_source = False
-
-
-def plain(app, what, name, obj, options, lines):
-    """Docstrings are plain text: a bar, as in P(y|z), and a star are signs and no markup."""
-    lines[:] = [re.sub(r"(?<!\\)([|*])", r"\\\1", line) for line in lines]
 
 
 def mathml(self, node, display):
@@ -75,14 +69,7 @@ def display_math(self, node):
     raise SkipNode
 
 
-def fields(app, what, name, obj, skip, options):
-    """The fields of a named tuple are told in its docstring."""
-    return True if type(obj).__name__ == "_tuplegetter" else None
-
-
 def setup(app):
-    app.connect("autodoc-skip-member", fields)
-    app.connect("autodoc-process-docstring", plain, priority=400)  # before napoleon reads them
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
 
 

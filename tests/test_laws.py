@@ -134,6 +134,7 @@ def assert_mean(draws: np.ndarray, want, what: str, slack: float = 2e-4):
 
 
 def test_init_and_shapes(case):
+    """`init` gives finite float32 parameters, others for another key; terms are scalars, gradients and samples fit."""
     abstract = jax.eval_shape(case.model.init, jax.random.key(0), case.y, case.c)
     assert jax.tree.map(jnp.shape, case.params) == jax.tree.map(jnp.shape, abstract)
     assert all(x.dtype == np.float32 and np.all(np.isfinite(x)) for x in leaves(case.params).values())
@@ -168,6 +169,7 @@ def test_what_is_offered_of_z_fits_together(case):
 
 
 def test_same_key_same_terms_another_key_others(case):
+    """Bit for bit. A system without noise has the same terms for every key; its samples differ."""
     assert_identical(case.at(seed=1), case.at(seed=1))
     one, other = case.at(seed=1)[1].nats, case.at(seed=2)[1].nats
     if case.system.deterministic:
@@ -177,7 +179,7 @@ def test_same_key_same_terms_another_key_others(case):
 
 
 def test_values_and_gradients_are_finite(case):
-    """Also for data at the edges of their range and for parameters a hundred times as large."""
+    """Also for data at the edges of their range, and for parameters a hundred times as large."""
     large = jax.tree.map(lambda x: 100 * x, case.params)
     for result in (
         case.at(),

@@ -232,6 +232,7 @@ AFTERWARDS = {
     "test_collapse_experiments.py": ("test_collapse", "test_text_vae"),
     "test_diffusion_experiments.py": ("test_diffusion", "test_latent_diffusion"),
     "test_discrete_experiment.py": ("test_it_runs",),
+    "test_docstrings.py": ("test_every_example_runs",),
     "test_em.py": (
         "test_degenerate_data_stay_finite",
         "test_missing_entries_where_a_column_is_the_sum_of_two",

@@ -51,6 +51,13 @@ def vae(
 
     Raises:
         TypeError: the encoder is not a `Conditional`, or `analytic` is asked for with a prior that is only a `Model`.
+
+    Example:
+        >>> model = vae(gaussian(nets.MLP((8,), 2 * 2)), standard_normal(2), bernoulli(nets.MLP((8,), 3)))
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.ones(3), None)
+        >>> terms = jax.jit(model.terms)(params, jax.random.key(1), jnp.ones(3), None)
+        >>> bool(terms.nats == terms.rate + terms.distortion)
+        True
     """
     if not isinstance(encoder, Conditional):
         raise TypeError(
@@ -133,6 +140,13 @@ def importance_weighted_bound(
 
     Raises:
         ValueError: k or chunk < 1, or the model offers no importance samples.
+
+    Example:
+        >>> model = vae(gaussian(nets.MLP((), 2)), standard_normal(1), bernoulli(nets.MLP((), 3)))
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.ones(3), None)
+        >>> bound = jax.jit(lambda key, y: importance_weighted_bound(model, params, key, y, k=50))
+        >>> bound(jax.random.key(1), jnp.ones(3)).shape
+        ()
     """
     if not is_whole(k):
         raise ValueError(f"the importance-weighted bound takes k >= 1 samples; got k={k} (want a whole number)")

@@ -24,6 +24,12 @@ def labelled(model: Model | Conditional, classes: int) -> Model:
 
     Raises:
         ValueError: fewer than two classes; or, when called, no c, or one that is no class.
+
+    Example:
+        >>> model = labelled(bernoulli(nets.MLP((), 3)), 10)
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.ones(3), 7)
+        >>> jax.jit(model.sample)(params, jax.random.key(1), -1).shape  # -1 is no class
+        (3,)
     """
     if not is_whole(classes, 2):
         raise ValueError(f"labelled wants the number of classes, at least two; got {classes}")

@@ -23,6 +23,7 @@ from jax.typing import ArrayLike
 from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint, draw_or_point, mean_of, tempered
 
 Params = Any
+"""A tree of arrays, dicts of dicts: what `init` makes, and what every function of a model is given first."""
 
 
 class EM(NamedTuple):

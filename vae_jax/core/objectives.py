@@ -18,8 +18,13 @@ from vae_jax.core.model import Model, Params, Terms
 from vae_jax.core.numbers import is_number
 
 Objective = Callable[[Model, Params, Array, Any, Any, Any], tuple[Array, Terms]]
+"""`(model, params, keys, ys, cs, step) -> (loss, Terms)` of a batch: the loss, a number in nats, and the terms of each
+example, from which ELBO, rate and distortion are reported."""
+
 Annealing = Callable[[Any], Any]  # from the step to a number
+
 FreeBits = Callable[[Array, float], Array]
+"""`(rates, floor) -> nats` for rates (batch, units) in nats: a definition of free bits, such as `per_example`."""
 
 
 def batch_terms(terms: Callable[..., Any], params: Params, keys: Array, ys: Any, cs: Any) -> Any:
@@ -77,6 +82,11 @@ def free_bits(floor: float, definition: FreeBits, *, beta: float | Annealing = 1
 
     Raises:
         ValueError: a negative floor or beta; or, when first called, a rate per unit is wanted and the model has none.
+
+    Example:
+        >>> rates = jnp.array([[0.1, 2.0], [0.7, 0.0]])  # two examples of two units, nats
+        >>> [round(float(of_rates(rates, 0.5)), 3) for of_rates in (batch_mean_per_unit, per_unit, per_example)]
+        [1.5, 1.85, 1.4]
     """
     weight = _weight(beta)
     if not is_number(floor, 0):
@@ -161,7 +171,16 @@ def drop_condition(objective: Objective, rate: float) -> Objective:
 
 
 def linear_annealing(steps: int, *, start: float = 0.0, end: float = 1.0) -> Annealing:
-    """From `start` at step 0 straight to `end` at step `steps`, then constant."""
+    """From `start` at step 0 straight to `end` at step `steps`, then constant.
+
+    Raises:
+        ValueError: fewer than one step, or an end that is no finite number.
+
+    Example:
+        >>> beta = linear_annealing(10)
+        >>> [float(beta(step)) for step in (0, 5, 20)]
+        [0.0, 0.5, 1.0]
+    """
     _check_schedule(steps, start=start, end=end)
     return lambda step: start + (end - start) * jnp.minimum(step / steps, 1.0)
 
@@ -170,13 +189,20 @@ def sigmoid_annealing(steps: int, *, start: float = 0.0, end: float = 1.0, steep
     """From `start` to `end` along a logistic curve with its middle at `steps / 2` (Bowman et al. 2016, section 3.1).
 
     At step 0 and at `steps` it is sigmoid(-+steepness / 2) of the way.
+
+    Raises:
+        ValueError: fewer than one step, or a number that is none.
     """
     _check_schedule(steps, start=start, end=end, steepness=steepness)
     return lambda step: start + (end - start) * jax.nn.sigmoid(steepness * (step / steps - 0.5))
 
 
 def cyclical_annealing(period: int, *, start: float = 0.0, end: float = 1.0, ramp: float = 0.5) -> Annealing:
-    """Again and again: a straight rise during the first `ramp` of each period, then `end` (Fu et al. 2019)."""
+    """Again and again: a straight rise during the first `ramp` of each period, then `end` (Fu et al. 2019).
+
+    Raises:
+        ValueError: a period below one step, a ramp outside (0, 1], or a number that is none.
+    """
     _check_schedule(period, start=start, end=end)
     if not is_number(ramp, 0, 1) or ramp == 0:
         raise ValueError(f"ramp is the part of a period that rises, in (0, 1]; got {ramp}")

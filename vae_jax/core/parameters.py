@@ -80,6 +80,13 @@ def share(model: Model, source: str, target: str) -> Model:
 
     Raises:
         KeyError: a path is not in the model's parameters.
+
+    Example:
+        >>> encoder = gaussian(nets.MLP((), 2))
+        >>> model = vae(encoder, parts.vampprior(encoder, np.ones((5, 3))), bernoulli(nets.MLP((), 3)))
+        >>> shared = share(model, "enc", "pri/enc")
+        >>> sorted(shared.init(jax.random.key(0), jnp.ones(3), None)["pri"])
+        ['pseudo']
     """
     source_path, target_path = source.split("/"), target.split("/")
 

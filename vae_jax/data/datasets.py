@@ -35,6 +35,7 @@ FASHION_NAMES = (
     "Ankle boot",
 )
 NAMES = ("emoji_mini", "fashion_mnist", "fashion_mnist_mini")
+"""Data sets that `load` knows by name: the two `_mini` are carried by the package."""
 TFDS_NAME = re.compile(r"\w+(/\w[\w.-]*)?(:[\d.*]+)?")  # name/config:version
 POSSIBILITIES = (
     f"known names are {', '.join(NAMES)}; else give the path of an npz, npy or IDX file or of a "
@@ -81,6 +82,11 @@ def load(
         FileNotFoundError: no such file, or a data set of tensorflow-datasets that is not prepared.
         ValueError: unknown name or split; data that are damaged, empty, of the wrong rank, or not
             8-bit levels.
+
+    Example:
+        >>> test = load("fashion_mnist_mini", "test")
+        >>> test.ys.shape, str(test.ys.dtype), test.label_names[test.labels[0]]
+        ((1000, 28, 28, 1), 'uint8', 'Ankle boot')
     """
     name = os.fspath(name)
     if split not in SPLITS:

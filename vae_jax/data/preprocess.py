@@ -53,6 +53,11 @@ def dynamic_binarisation() -> Preprocess:
     """Float32 0 or 1 with p = y / 255, drawn anew from the key.
 
     p is exact to 2^-32; levels 0 and 255 are certain.
+
+    Example:
+        >>> y = dynamic_binarisation().apply(jax.random.key(0), jnp.array([0, 128, 255], jnp.uint8))
+        >>> float(y[0]), float(y[2])
+        (0.0, 1.0)
     """
 
     def apply(key, y: Stored) -> Float32[Array, "*shape"]:

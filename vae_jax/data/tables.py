@@ -49,6 +49,11 @@ def load_table(name: str | os.PathLike) -> Table:
     Raises:
         FileNotFoundError: no such table or file.
         ValueError: no text; fields that are not numbers, lines of different lengths, or no lines.
+
+    Example:
+        >>> table = load_table("geyser")
+        >>> table.ys.shape, table.columns
+        ((299, 2), ('waiting', 'duration'))
     """
     name = os.fspath(name)
     if name in CARRIED_TABLES:

@@ -56,6 +56,12 @@ def diffusion(
     Raises:
         ValueError: a negative guidance; or, when first called, guidance without a condition.
         TypeError: no denoiser, or no sampler.
+
+    Example:
+        >>> model = diffusion(denoiser(nets.DenoisingMLP(8, 2), (2,), steps=10))
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros(2), None)
+        >>> jax.jit(model.sample)(params, jax.random.key(1), None).shape
+        (2,)
     """
     if not isinstance(denoiser, Denoiser):
         raise TypeError(f"diffusion wants denoiser(net, shape, ...); got {type(denoiser).__name__}")

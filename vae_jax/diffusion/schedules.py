@@ -83,6 +83,11 @@ def cosine(start: float = START, end: float = END) -> Schedule:
 
     Raises:
         ValueError: `start` is not below `end`.
+
+    Example:
+        >>> schedule = cosine(-8.0, 5.0)
+        >>> [round(float(schedule.gamma({}, t)), 2) for t in (0.0, 1.0)]
+        [-8.0, 5.0]
     """
     _check_ends(start, end)
     angles = [math.atan(math.exp(gamma / 2)) for gamma in (start, end)]

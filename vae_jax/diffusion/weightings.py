@@ -18,7 +18,8 @@ from vae_jax.core.numbers import is_whole
 from vae_jax.core.objectives import Objective, batch_terms, elbo
 from vae_jax.diffusion.times import Times, at
 
-Weighting = Callable[[Array, Array], Array]  # (gamma, gamma') -> weight
+Weighting = Callable[[Array, Array], Array]
+"""`(gamma, gamma') -> w`: the weight of the squared error at gamma = -ln SNR, whose derivative by t is gamma'."""
 
 
 def simple(gamma: Array, slope: Array) -> Array:

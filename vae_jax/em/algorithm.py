@@ -52,7 +52,7 @@ def fit_em(
     restarts: int = 1,
     chunk: int = 2048,
 ) -> FittedEM:
-    """Fit a model by EM, in one compiled loop.
+    """Fit a model by EM (Dempster, Laird & Rubin 1977), in one compiled loop.
 
     Args:
         model: a Conditional with `em`: a mixture, factor analysis, a hidden Markov model, ...
@@ -68,6 +68,12 @@ def fit_em(
         TypeError: the model has no exact posterior, or what is no key.
         ValueError: data or params that are not the model's, or options that do not fit.
         FloatingPointError: the likelihood is not finite at any restart.
+
+    Example:
+        >>> iris = data.load_table("iris").ys
+        >>> fitted = fit_em(mixture_of_gaussians(4, 2, "full"), iris, key=jax.random.key(0), restarts=4)
+        >>> round(float(fitted.history[-1]) * len(iris)), bool(fitted.converged)  # total ln P, nats
+        (-214, True)
     """
     em = em_of(model)
     _check_start(key, params)
@@ -194,7 +200,7 @@ def _loop(em: EM, iterations: int, chunk: int) -> Callable[..., Any]:
 
 
 def expect_in_chunks(em: EM, params: Params, ys: Any, cs: Any, chunk: int) -> tuple[Array, Any]:
-    """(mean ln P(y), the average stats) of all ys, with at most `chunk` examples at once."""
+    """(mean ln P(y) in nats, the average stats) of all ys (n, *example), with at most `chunk` examples at once."""
     n = len(jax.tree.leaves(ys)[0])
     chunk = _even(n, chunk)
     whole = n // chunk * chunk
@@ -222,7 +228,7 @@ def _even(n: int, chunk: int) -> int:
 
 
 class EMState(NamedTuple):
-    """What the next step of stepwise EM needs: parameters, running averages of the stats, number of steps taken."""
+    """What the next step of stepwise EM needs: `params`, the running averages `stats`, and `step`, how many so far."""
 
     params: Params
     stats: Any

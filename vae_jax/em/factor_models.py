@@ -33,7 +33,9 @@ def mixture_of_factor_analysers(
 
 
 def factor_analysis(size: int, latent: int, *, floor: float = FLOOR, missing: bool = False) -> Conditional:
-    """N(m, W W' + Psi), Psi diagonal: factor analysis. z is a vector of `latent` numbers, N(0, I).
+    """N(m, W W' + Psi), Psi diagonal: factor analysis by EM (Rubin & Thayer 1982).
+
+    z is a vector of `latent` numbers, N(0, I).
 
     Params: `{"pri": {}, "gen": {"mean": (D,), "loadings": (D, q), "log_std": (D,)}}`. Options as in `factor_analysers`.
     """

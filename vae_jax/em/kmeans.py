@@ -12,7 +12,7 @@ FEWEST = 1e-12  # rows: fewer are none
 
 
 def k_means(key: Array, rows: Array, k: int, *, iterations: int = 10) -> Array:
-    """Centres (k, d) of rows (n, d): a k-means++ start and some steps of Lloyd's algorithm.
+    """Centres (k, d) of rows (n, d): a k-means++ start (Arthur & Vassilvitskii 2007), some steps of Lloyd's algorithm.
 
     A centre without rows stays where it is.
     """

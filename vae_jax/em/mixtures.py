@@ -138,6 +138,12 @@ def mixture_of_gaussians(
 
     Fitted by gradient like every part of a VAE, or by `vae_jax.em.fit_em`. Before any fit the weights are equal, the
     covariances 1 and the means drawn from N(0, spread^2 I).
+
+    Example:
+        >>> mixture = mixture_of_gaussians(2, 3, "full")
+        >>> params = jax.jit(mixture.init)(jax.random.key(0), None)
+        >>> jax.jit(lambda key: mixture.dist(params).sample(key, (5,)))(jax.random.key(1)).shape
+        (5, 2)
     """
     family = gaussians(size, covariance, spread=spread, floor=floor, missing=missing, prior=prior)
     return mixture(family, components, start=start, concentration=concentration, hard=hard)

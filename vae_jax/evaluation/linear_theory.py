@@ -48,6 +48,8 @@ def collapse(
 ) -> Collapse:
     """How many units of a linear VAE with L2 distortion are active at its optimum, and its rate and distortion.
 
+    (Lucas et al. 2019.)
+
     Args:
         eigenvalues: (d,) of the data's covariance.
         beta: weight of the rate.
@@ -101,6 +103,8 @@ def _optimal_variance(values: np.ndarray, beta: float, units: int) -> float:
 
 def rate_distortion(eigenvalues: ArrayLike, levels: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
     """The rate-distortion function of a Gaussian with squared error, by reverse water-filling.
+
+    (Cover & Thomas 2006, theorem 10.3.3.)
 
     Args:
         eigenvalues: (d,) of its covariance.

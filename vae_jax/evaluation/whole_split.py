@@ -105,6 +105,14 @@ def evaluate(
     Raises:
         TypeError: what is no key.
         ValueError: data that the model cannot take (see `check_data`), or k > 0 for a model without importance samples.
+
+    Example:
+        >>> model = vae(gaussian(nets.MLP((), 2)), standard_normal(1), bernoulli(nets.MLP((), 3)))
+        >>> ys = np.array([[0, 1, 1], [1, 1, 0]], np.float32)
+        >>> params = jax.jit(model.init)(jax.random.key(0), ys[0], None)
+        >>> result = evaluate(model, params, jax.random.key(1), ys, k=10)
+        >>> result.elbo.shape, result.log_likelihood.shape
+        ((2,), (2,))
     """
     ys, cs = check_examples(model, ys, cs, preprocess, params=params)
     check_options(model, k, samples, at_once, batch_size)
@@ -255,7 +263,12 @@ def values_of(model: Model, preprocess: Preprocess, k: int, samples: int, chunk:
 
 
 def mean(values: Any) -> Mean:
-    """Mean and standard error over examples; the error of a single example is NaN, as nothing is known of it."""
+    """Mean and standard error over examples (n,); the error of a single example is NaN, as nothing is known of it.
+
+    Example:
+        >>> print(mean([1.0, 2.0, 3.0]))
+        2.00 ± 0.58
+    """
     values = np.asarray(values, np.float64)
     with np.errstate(invalid="ignore"):  # infinite values have a mean, and NaN for a spread
         spread = values.std(ddof=1) / np.sqrt(len(values)) if len(values) > 1 else float("nan")

@@ -48,6 +48,12 @@ def autoregressive(net: Any, shape: int | tuple[int, ...], levels: int, *, end: 
     Raises:
         ValueError: sizes below 1, fewer than 2 levels, an end that is none of them; or, when first called, logits of
             another shape.
+
+    Example:
+        >>> model = autoregressive(nets.LSTM(3, 2, 4), 5, 3)  # five positions, three values
+        >>> params = jax.jit(model.init)(jax.random.key(0), None)
+        >>> jax.jit(lambda key: model.dist(params, None).sample(key))(jax.random.key(1)).shape
+        (5,)
     """
     shape = shape_of(shape)
     if not shape or not all(map(is_whole, shape)) or not is_whole(levels, 2):

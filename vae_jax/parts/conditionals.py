@@ -37,6 +37,12 @@ def conditional(net: Any, make: Callable[[Any], dist.Distribution]) -> Condition
 
     Raises:
         TypeError: `make` returns something other than a numpyro distribution (when first called).
+
+    Example:
+        >>> import numpyro.distributions as dist
+        >>> counts = conditional(nets.MLP((8,), 4), lambda rate: dist.Poisson(jnp.exp(rate)).to_event(1))
+        >>> counts.dist(counts.init(jax.random.key(0), jnp.ones(2)), jnp.ones(2)).event_shape
+        (4,)
     """
     network = as_network(net)
 
@@ -113,6 +119,12 @@ def gaussian(net: Any) -> Conditional:
     """N(mean, std^2), diagonal; the network gives (mean, raw log_std), as a pair or stacked on the last axis.
 
     The log standard deviation is bounded smoothly to (-7, 7).
+
+    Example:
+        >>> encoder = gaussian(nets.MLP((8,), 2 * 5))
+        >>> params = encoder.init(jax.random.key(0), jnp.ones(3))
+        >>> encoder.dist(params, jnp.ones(3)).event_shape
+        (5,)
     """
 
     def make(output):

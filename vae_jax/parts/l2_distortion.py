@@ -34,6 +34,13 @@ def l2(net: Any, sigma: Sigma = "learned") -> Conditional:
 
     Raises:
         ValueError: sigma is not positive, not one of the names, or its square is beyond float32.
+
+    Example:
+        >>> generator = l2((lambda key, z: {}, lambda params, z: z), sigma=0.5)  # yhat(z) = z
+        >>> z, y = jnp.zeros(2), jnp.ones(2)
+        >>> params = generator.init(jax.random.key(0), z)
+        >>> round(-float(generator.dist(params, z).log_prob(y)), 2)  # 2 / (2 * 0.5^2) + 2 ln(0.5 sqrt(2 pi)) nats
+        4.45
     """
     if not isinstance(sigma, str):
         if not (is_number(sigma) and sigma > 0):

@@ -20,6 +20,10 @@ def standard_normal(size: int | tuple[int, ...]) -> Conditional:
 
     Raises:
         ValueError: a size below 1.
+
+    Example:
+        >>> round(float(standard_normal(2).dist({}).log_prob(jnp.zeros(2))), 3)  # -ln 2 pi
+        -1.838
     """
     shape = positive_shape("standard_normal", size)
 

@@ -20,7 +20,7 @@ def chain(
     *,
     estimator: Estimator = sampled,
 ) -> Model:
-    """The VAEs of `steps`, the one next to y first, folded into one model.
+    """The VAEs of `steps`, the one next to y first, folded into one model (Sohl-Dickstein et al. 2015).
 
     The parameters of step i are at "pri/pri/.../enc" and "gen", i - 1 times "pri"; `Terms.rates` has the rate
     of each step. Which encoders train is up to the estimator and `parts`.
@@ -33,6 +33,14 @@ def chain(
     Raises:
         ValueError: no steps.
         TypeError: an element that is no pair, or an encoder without a density.
+
+    Example:
+        >>> first = gaussian(nets.MLP((), 4)), bernoulli(nets.MLP((), 3))
+        >>> second = gaussian(nets.MLP((), 2)), l2(nets.MLP((), 2))
+        >>> model = chain([first, second], standard_normal(1))
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.ones(3), None)
+        >>> jax.jit(model.terms)(params, jax.random.key(1), jnp.ones(3), None).rates.shape
+        (2,)
     """
     if len(steps) < 1:
         raise ValueError("a chain takes T >= 1 steps, each a pair (encoder, generator); got none")

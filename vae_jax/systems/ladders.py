@@ -54,7 +54,7 @@ _Choose = Callable[..., tuple[Array, Any]]  # (h, mean and std of the prior, x) 
 
 
 def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool = False) -> Model:
-    """The hierarchical VAE of these rungs, the top one first.
+    """The hierarchical VAE of these rungs, the top one first (Sonderby et al. 2016; Child 2021).
 
     The parameters are `{"enc": ..., "pri": ..., "gen": ...}`: the bottom-up networks and posteriors; the top-down path
     with its priors, which the encoder shares; the generator. `Terms.rates` are those of the levels, and as with all
@@ -68,6 +68,12 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
     Raises:
         ValueError: no rungs, or a rung without levels; at `init`, networks whose shapes do not fit together.
         TypeError: something that is no `Rung`, or a field that is no network.
+
+    Example:
+        >>> model = ladder(nets.mlp_rungs((1, 2), width=4, hidden=()), bernoulli(nets.MLP((), 3)))
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.ones(3), None)
+        >>> jax.jit(model.terms)(params, jax.random.key(1), jnp.ones(3), None).rates.shape
+        (2,)
     """
     gen, _ = lift(generator), _bound(rungs, None)
     shown = gen._replace(sample=mean_sample(gen))

@@ -29,6 +29,10 @@ def lengths(ys: Any) -> Any:
 
     Returns:
         (...,) integers from 1 to T, an array of the same kind.
+
+    Example:
+        >>> lengths(np.array([[5, 7, 0, 0], [2, 3, 4, 5]])).tolist()
+        [3, 4]
     """
     return sentences.lengths(ys, END)
 

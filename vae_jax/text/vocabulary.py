@@ -14,7 +14,11 @@ from vae_jax.core.extras import extra
 from vae_jax.core.numbers import is_whole
 
 END = 0
+"""The number of the end of a sentence, and of the padding after it."""
+
 UNKNOWN = 1
+"""The number of every word that is not in the vocabulary."""
+
 UNKNOWN_WORD = "<unk>"
 UNKNOWN_CHARACTER = "\ufffd"
 SUBWORDS = 8000
@@ -82,6 +86,11 @@ def words(sentences: Iterable[str], *, min_count: int = 1, size: int | None = No
 
     Raises:
         ValueError: no word is left, or numbers that are not whole or too small.
+
+    Example:
+        >>> vocabulary = words(["a cat", "a dog"])
+        >>> vocabulary.decode(vocabulary.encode("a dog"))
+        'a dog'
     """
     return _counted(sentences, str.split, " ".join, UNKNOWN_WORD, min_count, size)
 

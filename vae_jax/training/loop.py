@@ -156,6 +156,13 @@ def fit(
         FloatingPointError: too many non-finite updates in a row, or no finite one at all; the message names the step
             and the first leaf.
         Preempted: SIGTERM has come and `directory` holds the state, from which `resume` goes on bit for bit.
+
+    Example:
+        >>> ys = np.linspace(-3, 3, 64, dtype=np.float32)[:, None] * np.ones(2, np.float32)
+        >>> model = vae(gaussian(nets.MLP((), 2)), standard_normal(1), l2(nets.MLP((), 2)))
+        >>> fitted = fit(model, optax.adam(0.05), ys, key=jax.random.key(0), epochs=10, batch_size=32, progress=False)
+        >>> len(fitted.history), bool(fitted.history[-1]["elbo"] > fitted.history[0]["elbo"])
+        (10, True)
     """
     key = as_key(key)
     _check_counts(

@@ -168,6 +168,14 @@ def make_train_step(
     Raises:
         TypeError: no optimiser, or no objective.
         ValueError: an option out of range; or, when first traced, an unknown part, or a batch that does not divide.
+
+    Example:
+        >>> model = vae(gaussian(nets.MLP((), 2)), standard_normal(1), bernoulli(nets.MLP((), 3)))
+        >>> state = init_state(model, optax.adam(1e-3), jax.random.key(0), jnp.ones(3))
+        >>> step = jax.jit(make_train_step(model, optax.adam(1e-3)))
+        >>> state, metrics = step(state, jax.random.key(1), jnp.ones((4, 3)))
+        >>> int(state.step), metrics["elbo"].shape
+        (1, ())
     """
     check_optimizer(optimizer)
     if not callable(objective):

@@ -300,6 +300,11 @@ def open_run(directory: PathLike, *, which: Literal["best", "last"] = "best", re
             another model.
         ImportError: the recipe's function is not found.
         DamagedError: no checkpoint is whole. (Damaged ones are named in a warning, and an older one is used.)
+
+    Example:
+        >>> run = open_run("carried/fashion_vae")
+        >>> run.sample(jax.random.key(0), 2).shape
+        (2, 28, 28, 1)
     """
     root = to_path(directory)
     if not root.exists() and len(root.parts) == 2 and root.parent.name == CARRIED.name:

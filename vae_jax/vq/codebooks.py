@@ -89,7 +89,7 @@ def codebook(
     through: Through = straight_through,
     revive: float = 0.05,
 ) -> Quantiser:
-    """The nearest of `levels` vectors of `size` numbers, K and D.
+    """The nearest of `levels` vectors of `size` numbers, K and D (van den Oord et al. 2017).
 
     The parameters are `{"codes": (K, D), "running": averages over examples}`, of which `count` (K,) is how many vectors
     of one example have each code, `error` (K,) the sum of their squared distances and, with `ema`, `total` (K, D) their

@@ -85,6 +85,13 @@ def vq_vae(
         TypeError: the encoder is no network, or prior or generator neither Model nor Conditional.
         ValueError: vectors of another size than the quantiser's, or fewer vectors to start from than codes (when first
             called).
+
+    Example:
+        >>> parts = nets.MLP((), (4, 8)), codebook(16, 8), uniform_codes(16, 4), l2(nets.MLP((), 2), 1.0)
+        >>> model = vq_vae(*parts)
+        >>> params = jax.jit(model.init)(jax.random.key(0), jnp.zeros(2), None)
+        >>> round(float(jax.jit(model.terms)(params, jax.random.key(1), jnp.zeros(2), None).rate), 2)  # 4 ln 16 nats
+        11.09
     """
     if isinstance(encoder, Conditional):
         raise TypeError(

@@ -36,7 +36,7 @@ def hidden_markov(
     initial_concentration: float = 1.0,
     transition_concentration: float = 1.0,
 ) -> Conditional:
-    """P(y|c) of sequences y (length, *family.shape); c is how many of their steps are real, None: all.
+    """P(y|c) of sequences y (length, *family.shape); c is how many of their steps are real, None: all (Rabiner 1989).
 
     Shorter sequences are padded: steps from c on count for nothing and may hold anything, NaN too. Samples hold 0
     there. A step of which everything is missing (NaN, in a family that takes missing entries) has no observation.
@@ -156,7 +156,15 @@ def gaussian_hmm(
     prior: CovariancePrior | None = None,
     parallel: bool | None = None,
 ) -> Conditional:
-    """`hidden_markov(gaussians(size, covariance, ...), states, length)`: sequences (length, size) of real numbers."""
+    """`hidden_markov(gaussians(size, covariance, ...), states, length)`: sequences (length, size) of real numbers.
+
+    Example:
+        >>> model = gaussian_hmm(1, 2, 5)  # one number a step, two states, five steps
+        >>> params = jax.jit(model.init)(jax.random.key(0), None)
+        >>> y = jnp.array([[0.1], [0.0], [3.0], [3.1], [2.9]])
+        >>> jax.jit(lambda y: smoothing(model, params, y))(y).shape  # P(z_t|y)
+        (5, 2)
+    """
     family = gaussians(size, covariance, floor=floor, missing=missing, prior=prior)
     return hidden_markov(family, states, length, parallel=parallel)
 
@@ -176,7 +184,7 @@ def categorical_hmm(
 
 
 def filtering(model: Conditional, params: Params, y: Any, c: Any = None) -> Filtered:
-    """What is known of each state of ONE sequence y at its time, and ln P(y_t|y_1 .. y_{t-1}); c: real steps."""
+    """What is known of each state of ONE sequence y at its time, and ln P(y_t|y_1 .. y_{t-1}), nats; c: real steps."""
     return _posterior(model, params, y, c).filtered
 
 

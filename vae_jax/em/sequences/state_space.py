@@ -51,6 +51,8 @@ def linear_gaussian_state_space(
 ) -> Conditional:
     """P(y|c) over sequences y (length, size), of which the first c are real (None: all); the rest counts for nothing.
 
+    EM is that of Shumway & Stoffer (1982), on the smoother of Rauch, Tung & Striebel (1965).
+
     Params, q = latent, D = size; covariances as lower Cholesky factors with the logarithm of their diagonal:
     `pri`: `mean` (q,) and `initial` (q, q) of z_1, `transition` A (q, q), `noise` Q (q, q);
     `gen`: `loadings` C (D, q), `bias` d (D,), `noise` R: (D, D), or for "diagonal" log standard deviations (D,).

@@ -23,6 +23,13 @@ def coupling_flow(size: int, **options: Unpack[FlowOptions]) -> Conditional:
     Raises:
         ValueError: fewer than 2 dimensions, no layers or a width below 1; when first called, a base over vectors of
             another size, or a condition of another size than at `init`.
+
+    Example:
+        >>> flow = coupling_flow(2)
+        >>> params = jax.jit(flow.init)(jax.random.key(0), None)
+        >>> log_prob = jax.jit(lambda x: flow.dist(params, None).log_prob(x))
+        >>> round(float(log_prob(jnp.zeros(2))), 3)  # N(0, I) at the start: -ln 2 pi
+        -1.838
     """
     if not is_whole(size, 2):
         raise ValueError(f"coupling_flow: size={size}: one half scales the other, so x wants at least 2 dimensions")
