@@ -577,7 +577,7 @@ def test_folder_refusals(tmp_path):
     refusal(ValueError, ["both images", "folders of images", "cats"], tmp_path / "both")
 
     folder = save_pictures(tmp_path / "sizes", [*pictures(3, 4, 5), *pictures(2, 5, 4)])
-    refusal(ValueError, ["003.png", "(5, 4)", "001.png", "(4, 5)", "size=(h, w)"], folder)
+    refusal(ValueError, ["003.png", "(5, 4)", "001.png", "(4, 5)", "size=(h, w)", "--size"], folder)
 
     save_pictures(tmp_path / "torn", pictures(3))
     (tmp_path / "torn" / "001.png").write_bytes(b"no png")

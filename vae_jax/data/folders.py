@@ -98,7 +98,7 @@ def _stack(paths: list[Path], size: tuple[int, int] | None, channels: int) -> UI
         if y.shape[:2] != ys[0].shape[:2]:
             raise ValueError(
                 f"{path} has the size (h, w) = {y.shape[:2]}, where {paths[0].name} has "
-                f"{ys[0].shape[:2]}; all images must have one size: pass size=(h, w) to resize them"
+                f"{ys[0].shape[:2]}; all images must have one size: size=(h, w), or --size H W, resizes them"
             )
     return np.stack(ys)
 

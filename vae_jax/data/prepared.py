@@ -61,7 +61,7 @@ def read_prepared(
         if ys[-1].shape != ys[0].shape:
             raise ValueError(
                 f"{name}: image {len(ys) - 1} has shape {ys[-1].shape}, the first {ys[0].shape}; "
-                "all images must have one size: pass size=(h, w) to resize them"
+                "all images must have one size: size=(h, w), or --size H W, resizes them"
             )
     licence = info.redistribution_info.license or "not stated there"
     source = f"tensorflow-datasets {info.full_name} in {builder.data_path} (licence: {licence})"
