@@ -7,8 +7,8 @@ ARGS ?=
 BIN = $(VENV)/bin
 # What tests and the site need is some 150 packages: uv installs them in a quarter of pip's time. It reads no pip.conf, so
 # where it does not find them pip does it; --no-compile, since pip would compile all of them, which takes as long again.
-INSTALL = $(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --editable
-OR_BY_PIP = || $(BIN)/python -m pip install --quiet --no-compile --editable
+install = ($(BIN)/python -m pip install --quiet uv && $(BIN)/uv pip install --quiet --python $(BIN)/python --editable "$(1)") || \
+    $(BIN)/python -m pip install --quiet --no-compile --editable "$(1)"
 
 # Python compiles what is imported, once.
 unexport PYTHONDONTWRITEBYTECODE
@@ -51,11 +51,11 @@ $(VENV)/installed: pyproject.toml | $(VENV)/bin/python
 	touch $@
 
 $(VENV)/installed-test: pyproject.toml | $(VENV)/bin/python
-	$(INSTALL) ".[test]" $(OR_BY_PIP) ".[test]"
+	$(call install,.[test])
 	touch $@ $(VENV)/installed
 
 $(VENV)/installed-docs: pyproject.toml | $(VENV)/bin/python
-	$(INSTALL) ".[docs]" $(OR_BY_PIP) ".[docs]"
+	$(call install,.[docs])
 	touch $@ $(VENV)/installed
 
 .venv-tpu/installed: pyproject.toml

@@ -1,4 +1,4 @@
-"""The site, built by `make docs`: pages of MyST Markdown whose code runs when they are built, and the notebooks of colab/.
+"""The site, built by `make docs`: pages of MyST Markdown whose code runs when they are built, and colab/ as pages.
 
 Nothing is asked of another host: formulas are MathML, fonts the reader's own.
 """
@@ -15,6 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the experiments, for the pages on them
 os.environ["PYTHONPATH"] = str(ROOT)  # the same for the kernels
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm without ipywidgets
 
 from vae_jax import __version__ as release  # noqa: E402
 
@@ -31,6 +32,7 @@ nb_execution_mode = "cache"  # what has not changed is not run again
 nb_execution_timeout = 600
 nb_execution_raise_on_error = True
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # tables and formulas in what a cell shows
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

@@ -484,6 +484,7 @@ def test_a_run_without_one_update_is_an_error_at_its_end(tmp_path):
     ],
 )
 def test_options_that_do_not_fit_are_errors_before_anything_is_made(tmp_path, caplog, options, error, message):
+    options = {"optimizer": optax.adam(1e-2)} | options  # one that nothing has been compiled for
     with jax.log_compiles(), pytest.raises(error, match=message):
         run(directory=tmp_path / "run", **options)
     assert not (tmp_path / "run").exists()
@@ -516,5 +517,12 @@ def test_by_default_a_batch_is_128_or_all_data():
 
 def test_what_the_absence_of_compilation_is_judged_by(caplog):
     with jax.log_compiles():
-        run(epochs=1, validation=None)
+        run(optimizer=optax.adam(1e-2), epochs=1, validation=None)
     assert {"start", "scan"} <= set(re.findall(r"Compiling \W*(?:jit)?\W*(\w+)", caplog.text))
+
+
+def test_another_run_of_the_same_model_compiles_no_step(caplog):
+    run(epochs=1)
+    with jax.log_compiles():
+        run(epochs=2, key=jax.random.key(1))
+    assert "scan" not in re.findall(r"Compiling \W*(?:jit)?\W*(\w+)", caplog.text)

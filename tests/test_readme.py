@@ -1,10 +1,14 @@
-"""What the README says is true: its code runs, its make targets and its tests exist."""
+"""What the README and the other papers say is true: the README's code runs, make targets and linked files exist."""
 
 import re
+import tomllib
 from pathlib import Path
+
+import vae_jax
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
+PAPERS = [*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md"), *(ROOT / "docs").glob("[!_]*/*.md")]
 
 
 def blocks() -> list[str]:
@@ -22,7 +26,6 @@ def test_every_block_of_code_runs(tmp_path, monkeypatch, capsys):
     names: dict[str, object] = {}
     for number, code in enumerate(blocks()):
         exec(compile(code, f"README.md, block {number + 1}", "exec"), names)
-    assert len(blocks()) >= 3
     assert re.search(
         r"^ELBO -\d+\.\d ± \d\.\d nats; ln P\(y\) is at least -", capsys.readouterr().out, flags=re.MULTILINE
     )
@@ -30,22 +33,34 @@ def test_every_block_of_code_runs(tmp_path, monkeypatch, capsys):
 
 
 def test_every_make_target_exists():
-    targets = set(re.findall(r"`make (\w+)`|^ +make (\w+)", README, flags=re.MULTILINE))
-    named = {a or b for a, b in targets}
+    found = re.findall(r"`make ([\w-]+)`|^(?: +|\$ )make ([\w-]+)", "\n".join(map(Path.read_text, PAPERS)), flags=re.M)
+    named = {a or b for a, b in found}
     makefile = (ROOT / "Makefile").read_text()
-    assert {"train", "test", "bench"} <= named
-    assert all(re.search(rf"^{name}:", makefile, flags=re.MULTILINE) for name in named)
-
-
-def test_every_test_of_the_lecture_table_exists():
-    rows = README.split("## The lecture")[1].split("\n## ")[0]
-    named = set(re.findall(r"`(test_\w+)`", rows)) - {"test_lecture"}
-    defined = set(re.findall(r"^def (test_\w+)", (ROOT / "tests" / "test_lecture.py").read_text(), flags=re.MULTILINE))
-    assert len(named) >= 15
-    assert named <= defined, named - defined
+    assert {"train", "test", "test-all", "docs", "bench", "tpu"} <= named
+    assert [name for name in named if not re.search(rf"^{name}:", makefile, flags=re.MULTILINE)] == []
 
 
 def test_every_file_that_is_linked_exists():
-    links = re.findall(r"\]\(([^)#]+)\)", README)
+    """Of the papers beside the README; the links of the site are followed where it is built."""
+    links = [
+        (paper.name, link)
+        for paper in ROOT.glob("*.md")
+        for link in re.findall(r"\]\(((?!https?:)[^)#]+)\)", paper.read_text())
+    ]
     assert links
-    assert [link for link in links if not (ROOT / link).exists()] == []
+    assert [(paper, link) for paper, link in links if not (ROOT / link).exists()] == []
+
+
+def test_papers_name_this_version():
+    assert f"\nversion: {vae_jax.__version__}\n" in (ROOT / "CITATION.cff").read_text()
+    assert f"\n## {vae_jax.__version__}," in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_address_of_the_repository_is_one():
+    urls = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["urls"]
+    named = {
+        f"https://github.com/{match}"
+        for paper in (ROOT / "CITATION.cff", *PAPERS, *(ROOT / "colab").glob("*.ipynb"))
+        for match in re.findall(r"github(?:\.com|)/(?!googlecolab)([\w-]+/vae_jax)\b", paper.read_text())
+    }
+    assert named == {urls["Repository"]}

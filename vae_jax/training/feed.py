@@ -38,15 +38,19 @@ class Feed(NamedTuple):
 def resident(train_step: TrainStep, ys: Any, cs: Any, key: Array, *, batch_size: int, order: Order) -> Feed:
     """Steps on data that lie on the device as they are; a call stays within an epoch."""
 
-    @functools.cache
     def scan(size):
-        return jax.jit(make_scan(train_step, batch_size, size, order=order), donate_argnums=0)
+        return _compiled_scan(train_step, batch_size, size, order)
 
     def begin(first, sizes):
         on_device = jax.tree.map(jnp.asarray, (ys, cs))
         return contextlib.nullcontext(lambda state, size: scan(size)(state, key, *on_device))
 
     return Feed(lambda state, size: jax.eval_shape(scan(size), state, key, ys, cs), begin)
+
+
+@functools.lru_cache(maxsize=32)
+def _compiled_scan(train_step: TrainStep, batch_size: int, size: int, order: Order) -> TrainStep:
+    return jax.jit(make_scan(train_step, batch_size, size, order=order), donate_argnums=0)
 
 
 def fed(

@@ -6,6 +6,7 @@ is resumed ends with the same parameters, bit for bit: the place in the data and
 
 import contextlib
 import datetime
+import functools
 import os
 import time
 import warnings
@@ -40,6 +41,7 @@ from vae_jax.training.step import (
     Order,
     StepOptions,
     TrainState,
+    TrainStep,
     epoch_order,
     init_state,
     leaf_names,
@@ -181,7 +183,7 @@ def fit(
     if recipe is not None:
         check_recipe(recipe, abstract.params, y, c)
     gather = gathering(mesh, rule)
-    train_step = make_train_step(model, optimizer, preprocess=preprocess, gather=gather, **step_options)
+    train_step = _step_of(model, optimizer, preprocess=preprocess, gather=gather, **step_options)
     placed = None if mesh is None else shardings(abstract, mesh, rule)
     per_call = min(steps_per_call, PROFILED) if profile is not None else steps_per_call
     if mesh is None and record_every is None and not is_source(ys):
@@ -212,6 +214,20 @@ def fit(
         _stop_if_none_taken(state, run)
     speeds = [row["images_per_second"] for row in history[1:]]
     return Fitted(state, best, history, float(np.median(speeds)) if speeds else float("nan"))
+
+
+# One step for a model, an optimiser and their options: what was compiled for one run serves the next, of another key or
+# longer, as in `evaluate`. Options are functions and numbers, and a list of parts is as good as a tuple of them.
+_made_once = functools.lru_cache(maxsize=16)(make_train_step)
+
+
+def _step_of(model: Model, optimizer: optax.GradientTransformation, **options: Any) -> TrainStep:
+    if isinstance(options.get("parts"), list):
+        options["parts"] = tuple(options["parts"])
+    try:
+        return _made_once(model, optimizer, **options)
+    except TypeError:  # one of them has no hash; or it is wrong, which is said again
+        return make_train_step(model, optimizer, **options)
 
 
 class _Habits(NamedTuple):

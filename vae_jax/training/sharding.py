@@ -65,6 +65,11 @@ def check_divides(batch_size: int, mesh: Mesh | None) -> None:
         )
 
 
+def as_they_lie(params: Params) -> Params:
+    """What `gathering` does where nothing is split by `fsdp`."""
+    return params
+
+
 def gathering(mesh: Mesh | None, rule: Rule) -> Callable[[Params], Params]:
     """What makes parameters that are split by `fsdp` whole for the time of their use, and their gradients split again.
 
@@ -72,7 +77,7 @@ def gathering(mesh: Mesh | None, rule: Rule) -> Callable[[Params], Params]:
     50 GiB of each of 16 x 16 TPU chips, in place of 1.
     """
     if mesh is None or rule is not fsdp:
-        return lambda params: params
+        return as_they_lie
     return lambda params: jax.lax.with_sharding_constraint(params, replicated(mesh))
 
 
