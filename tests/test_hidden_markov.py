@@ -24,6 +24,7 @@ from vae_jax.em import (
     gaussians,
     hidden_markov,
     init_em,
+    linear_gaussian_state_space,
     smoothing,
     viterbi,
 )
@@ -768,3 +769,16 @@ def test_symbols_out_of_range():
 def test_options_out_of_range(options):
     with pytest.raises(ValueError, match=next(iter(options))):
         hidden_markov(gaussians(2), **{"states": 2, "length": 4, **options})
+
+
+def test_one_sequence_has_the_models_length():
+    model = gaussian_hmm(2, 2, 5)
+    params = model.init(jax.random.key(0))
+    with pytest.raises(ValueError, match=r"padded to the model's length, \(5, 2\); got shape \(3, 2\)"):
+        viterbi(model, params, np.zeros((3, 2)))
+
+
+def test_states_are_asked_of_hidden_markov_models():
+    model = linear_gaussian_state_space(2, 1, 5)
+    with pytest.raises(TypeError, match=r"ask model\.em\.posterior"):
+        smoothing(model, model.init(jax.random.key(0)), np.zeros((5, 2)))

@@ -245,8 +245,8 @@ def init_em(model: Conditional, ys: Any, cs: Any = None, *, key: Array | None = 
     em = em_of(model)
     _check_start(key, params)
     ys, cs = jax.tree.map(lambda x: _widened(jnp.asarray(x)), (ys, cs))
-    params = em.start(key, ys, cs) if params is None else fitting(model, params, ys)
-    return EMState(params, em.expect(params, ys, cs)[1], jnp.zeros((), jnp.int32))
+    params = jax.jit(em.start)(key, ys, cs) if params is None else fitting(model, params, ys)
+    return EMState(params, jax.jit(em.expect)(params, ys, cs)[1], jnp.zeros((), jnp.int32))
 
 
 def make_em_step(

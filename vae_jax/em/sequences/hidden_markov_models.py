@@ -199,7 +199,16 @@ def viterbi(model: Conditional, params: Params, y: Any, c: Any = None) -> tuple[
 
 
 def _posterior(model, params, y, c):
-    return em_of(model).posterior(fitting(model, params), y, c)
+    params = fitting(model, params)
+    model_of_y = model.dist(params, c)
+    if not isinstance(model_of_y, HiddenMarkov):
+        raise TypeError("this is no hidden Markov model: ask model.em.posterior(params, y, c), a distribution of z")
+    if np.shape(y) != model_of_y.event_shape:
+        raise ValueError(
+            f"y is one sequence padded to the model's length, {model_of_y.event_shape}; got shape {np.shape(y)}: "
+            "jax.vmap takes several"
+        )
+    return em_of(model).posterior(params, y, c)
 
 
 def _some_real(key: Array, ys: Array, cs: Any) -> Array:
