@@ -56,9 +56,9 @@ def log_weights(params, y):
 def test_the_evaluation_is_exact(params):
     """The ELBO, and with one importance sample, which is all of them, ln P(y)."""
     result = evaluate(PARTS.model(enumerated), params, jax.random.key(0), YS, k=1)
-    for y, elbo, log_p in zip(YS, result.elbo, result.log_likelihood, strict=True):
+    for y, bound, log_p in zip(YS, result.elbo, result.log_likelihood, strict=True):
         log_q, log_w = log_weights(params, y)
-        np.testing.assert_allclose(elbo, np.exp(log_q) @ log_w, rtol=1e-5)
+        np.testing.assert_allclose(bound, np.exp(log_q) @ log_w, rtol=1e-5)
         np.testing.assert_allclose(log_p, logsumexp(log_q + log_w), rtol=1e-5)
 
 
