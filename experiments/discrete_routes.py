@@ -199,9 +199,3 @@ def exact_gradient(parts: Parts, params: Any, ys: np.ndarray, draws: int) -> Any
 def _orders(combination: list[int]) -> int:
     repeats = [math.factorial(combination.count(x)) for x in set(combination)]
     return math.factorial(len(combination)) // math.prod(repeats)
-
-
-def exact_elbo(parts: Parts, ys: np.ndarray) -> Callable[[Any], Any]:
-    """From parameters to the ELBO of each of ys, (n,), by enumeration."""
-    model, keys = parts.model(vae_jax.enumerated), jax.random.split(jax.random.key(0), len(ys))
-    return jax.jit(lambda params: -batch_terms(model.terms, params, keys, ys, None).nats)

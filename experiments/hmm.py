@@ -28,9 +28,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from experiments.series import Series, load_series
-from vae_jax import Conditional
+from vae_jax import Conditional, Model, evaluate
 from vae_jax.command import publish
 from vae_jax.command.config import Run, checked
+from vae_jax.core import lift
 from vae_jax.data import Preprocess
 from vae_jax.em import FittedEM, fit_em, gaussian_hmm, gaussians, mixture_of_gaussians
 from vae_jax.em.algorithm import em_of
@@ -61,12 +62,14 @@ class Comparison(NamedTuple):
 
     Fields:
         model, fitted: the hidden Markov model, fitted to the whole series; the commonest state is the first.
+        log_p: ln P of the whole series in its own units, as the opened run says it.
         markov, mixture: (T,) ln P(y_t|y_1 .. y_{t-1}) and ln P(y_t), in units of the series.
         late_markov, late_mixture: the same of the last quarter, by fits to the first three.
     """
 
     model: Conditional
     fitted: FittedEM
+    log_p: float
     markov: np.ndarray
     mixture: np.ndarray
     late_markov: np.ndarray
@@ -95,17 +98,29 @@ def compare(config: Config, series: Series, states: int, key: jax.Array) -> Comp
     _, *early = fit(k_early, first)
     share = infer(model, fitted.params, zs).marginals.mean(axis=0)
     fitted = fitted._replace(params=in_order(fitted.params, jnp.argsort(-share)))
-    return Comparison(model, fitted, *whole, *(values[first:] for values in early))
+    opened, prepare = rebuild(name=name_of(states), **shape_of(series))
+    (log_p,) = evaluate(opened, fitted.params, jax.random.key(0), series.ys[None], preprocess=prepare).elbo.tolist()
+    log_p += len(zs) * series.log_scale
+    return Comparison(model, fitted, log_p, *whole, *(values[first:] for values in early))
+
+
+def name_of(states: int) -> str:
+    return f"{states} states"
+
+
+def shape_of(series: Series) -> dict[str, Any]:
+    """What `rebuild` has to know of the series."""
+    return {"steps": len(series.ys), "mean": series.mean.tolist(), "std": series.std.tolist()}
 
 
 def rebuild(
     *, name: str, steps: int, mean: Sequence[float], std: Sequence[float], **fields: Any
-) -> tuple[Conditional, Preprocess]:
+) -> tuple[Model, Preprocess]:
     """The model with so many states, of the whole series in its own units, for `vae_jax.open_run`."""
     del fields
     middle, scale = np.array([mean], np.float32), np.array([std], np.float32)
     prepare = Preprocess(lambda key, ys: (ys - middle) / scale, "each column standardised", None)
-    return gaussian_hmm(len(mean), int(name.split()[0]), steps), prepare
+    return lift(gaussian_hmm(len(mean), int(name.split()[0]), steps)), prepare
 
 
 class Inferred(NamedTuple):
@@ -145,9 +160,9 @@ def table(comparisons: dict[int, Comparison], step: str) -> list[page.Row]:
         rows += [
             page.Row(
                 f"ln P, {states} states",
-                float(found.markov.mean()),
+                found.log_p / n,
                 None,
-                f"nats per {step}, all {n}; in all {found.markov.sum():.2f}, {how}; a density, higher is better",
+                f"nats per {step}, all {n}; in all {found.log_p:.2f}, {how}; a density, higher is better",
             ),
             page.Row(f"ln P, mixture of {states}", float(found.mixture.mean()), None, "the same without the order"),
             page.Row(
@@ -271,9 +286,8 @@ def main(config: Config) -> dict[str, Any]:
     comparisons = {
         states: compare(config, series, states, jax.random.fold_in(k_fits, states)) for states in config.states
     }
-    trained = {f"{states} states": found.fitted for states, found in comparisons.items()}
-    scale = {"mean": series.mean.tolist(), "std": series.std.tolist()}
-    publish.save_all(config, rebuild, trained, series.ys, main=list(trained)[-1], steps=len(series.ys), **scale)
+    trained = {name_of(states): found.fitted for states, found in comparisons.items()}
+    publish.save_all(config, rebuild, trained, series.ys, main=list(trained)[-1], **shape_of(series))
     return publish.write(
         "hmm",
         config,

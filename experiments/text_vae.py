@@ -7,7 +7,10 @@
 
 -ELBO, the importance-weighted bound on -ln P(y) and the perplexity count the end of the sentence; all on the whole test
 set. Ways to train: `WAYS`. `vae_jax.open_run` opens the best cure, which the report pictures, in `out`, other ways in
-`out`/WAY.
+`out`/WAY, and `text.open_vocabulary` the words of each. Sentences that an opened run draws:
+
+    run, vocabulary = vae_jax.open_run("runs/text_vae"), text.open_vocabulary("runs/text_vae")
+    print(*map(vocabulary.decode, run.sample(jax.random.key(0), 5)), sep="\n")
 """
 
 import dataclasses
@@ -165,6 +168,13 @@ def rebuild(*, name: str, levels: int, length: int, **fields: Any) -> Model:
     return models(way, parts_of(config, way, levels), levels, training=False)(length)
 
 
+def by_length(run: vae_jax.Trained) -> Callable[[int], Model]:
+    """From T to the opened run's model of sentences (T,): `text.evaluate_by_length` of it and of `run.params` gives the
+    numbers of the table bit for bit, which `run.evaluate`, as it computes on the padding, has but for rounding."""
+    arguments = run.config["recipe"]["arguments"]
+    return lambda length: rebuild(**{**arguments, "length": length})
+
+
 def parts_of(config: Config, way: Way | None, levels: int) -> Parts:
     """The language model has the plain decoder."""
     return plain(config, levels) if way is None else way.parts(config, levels)
@@ -249,7 +259,9 @@ def main(config: Config) -> dict[str, Any]:
     results = {name: train(config, name, WAYS[name], corpus, k_train) for name in wanted}
     length, levels = corpus.train.shape[1], len(corpus.vocabulary)
     chosen = best_cure(results) if latent(results) else LANGUAGE_MODEL
-    publish.save_all(config, rebuild, results, corpus.train[0], main=chosen, levels=levels, length=length)
+    where = publish.save_all(config, rebuild, results, corpus.train[0], main=chosen, levels=levels, length=length)
+    for directory in where:
+        text.save_vocabulary(directory, corpus.vocabulary)
     return publish.write(
         "text_vae",
         config,

@@ -1,12 +1,13 @@
 """The run directory of every experiment opens again, as the model that was evaluated, with its numbers bit for bit."""
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import jax
 import numpy as np
 
-from vae_jax import Trained, open_run
+from vae_jax import Evaluation, Trained, open_run
 from vae_jax.command.placement import Placed
 
 
@@ -38,9 +39,23 @@ def reopened(directory: Path, which: Any = "best") -> Trained:
     return run
 
 
-def check_reopened(directory: Path, seen: list[tuple[Any, ...]], which: Any = "best") -> Trained:
+def check_reopened(
+    directory: Path,
+    seen: list[tuple[Any, ...]],
+    which: Any = "best",
+    evaluate: Callable[[Trained], Callable[..., Any]] = lambda run: run.evaluate,
+) -> Trained:
     """One of the evaluations is of the parameters that are there; made again, it says the same."""
     run = reopened(directory, which)
-    (_, *data), options, result = next(each for each in seen if same(each[0][0], run.params))
-    jax.tree.map(np.testing.assert_array_equal, run.evaluate(*data, **options)._asdict(), result._asdict())
+    (_, *data), options, result = _of_run(run, seen)
+    jax.tree.map(np.testing.assert_array_equal, evaluate(run)(*data, **options)._asdict(), result._asdict())
     return run
+
+
+def evaluation_of(run: Trained, seen: list[tuple[Any, ...]]) -> Evaluation:
+    """What the experiment's evaluation of these parameters said."""
+    return _of_run(run, seen)[-1]
+
+
+def _of_run(run: Trained, seen: list[tuple[Any, ...]]) -> tuple[Any, ...]:
+    return next(each for each in seen if same(each[0][0], run.params))

@@ -15,6 +15,7 @@ from laws import affine
 from vae_jax import bernoulli, fit, gaussian, standard_normal, vae
 from vae_jax.core import Network, as_network
 from vae_jax.core.network import as_sequence_network
+from vae_jax.diffusion import denoiser, diffusion
 from vae_jax.parts import autoregressive, in_training
 from vae_jax.training.description import describe
 from vae_jax.vq import fsq, uniform_codes, vq_vae
@@ -298,6 +299,45 @@ def test_nnx_module_as_encoder_of_codes():
     got, want = both(params)
     np.testing.assert_allclose(got.detail["vectors"], want.detail["vectors"], rtol=1e-6)
     np.testing.assert_allclose(got.distortion, want.distortion, rtol=1e-6)
+
+
+class Denoising(nnx.Module):
+    """A network of (z, gamma), with dropout in training."""
+
+    def __init__(self, size, *, rngs):
+        self.inner = Two(size + 1, 3, size, dropout=0.5, rngs=rngs)
+
+    def __call__(self, z, gamma):
+        return self.inner(jnp.concatenate([z, gamma[:, None]], axis=-1))
+
+
+def test_nnx_module_as_denoiser():
+    """Against a pair of the same weights: bound, gradient, a sample and a step's denoising; dropout with a key."""
+    module = Denoising(2, rngs=nnx.Rngs(0))
+
+    def apply(params, z, gamma):
+        first, last = params["inner"]["first"], params["inner"]["last"]
+        hidden = jnp.tanh(jnp.append(z, gamma) @ first["kernel"] + first["bias"])
+        return hidden @ last["kernel"] + last["bias"]
+
+    pair, y = (lambda key, z, gamma: pure(module), apply), jnp.array([0.7, -1.0])
+    one, other = (diffusion(denoiser(net, (2,), steps=4)) for net in (module, pair))
+    params = one.init(KEY, y)
+    assert same(params, other.init(KEY, y))
+
+    @jax.jit
+    def both(params):
+        return [
+            (jax.value_and_grad(lambda params: model.terms(params, KEY, y).nats)(params), model.sample(params, KEY))
+            for model in (one, other)
+        ]
+
+    got, want = both(params)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
+    d = denoiser(functools.partial(Denoising, 2), (2,))
+    level, gen = d.level(None, 0.5), d.init(KEY)["gen"]
+    plain, *noisy = (d.denoise(gen, y, level, key=key).noise for key in (None, *jax.random.split(KEY, 3)))
+    assert len({tuple(np.asarray(x).tolist()) for x in (plain, *noisy)}) > 1
 
 
 @pytest.mark.parametrize("of", [lambda make: make, lambda make: make(rngs=nnx.Rngs(0))], ids=["function", "module"])

@@ -6,16 +6,21 @@ in two. Else the sums over a batch have another order.
 
 import fcntl
 import json
+import re
 import shutil
 import signal
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from processes import HERE, ends, run, started, wait_until, well
 
-TRAIN, VAE = (HERE.parent / "experiments" / name for name in ("pod/train.py", "vae.py"))
+from vae_jax import open_run
+from vae_jax.data import load
+
+POD, VAE = (HERE.parent / "experiments" / name for name in ("pod", "vae.py"))
 LOST_AFTER = 10  # seconds, as pod_run.py has it
 
 
@@ -155,10 +160,12 @@ def test_a_run_goes_on_on_another_mesh(complete, cache, tmp_path, count, devices
     same(tmp_path, in_two(complete), ROUNDING)
 
 
-def test_the_script_for_pods(cache, tmp_path):
-    """As its README says: two processes, one of them is killed; the same line again goes on."""
+def test_the_script_for_pods(cache, tmp_path, monkeypatch):
+    """As its README says: two processes, one of them is killed; the same line again goes on. The run opens on one
+    device, with the ELBO that was printed but for rounding."""
     script = tmp_path / "mine.py"
-    shutil.copy(TRAIN, script)
+    shutil.copy(POD / "train.py", script)
+    shutil.copy(POD / "image_vae.py", tmp_path)
     line = ["--directory", str(tmp_path / "run"), "--steps", "60", "--record-every", "20", "--batch-size", "64"]
     with started(tmp_path, script, 2, *line, cache=cache) as children:
         wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and rows(tmp_path / "run"), children, tmp_path)
@@ -170,6 +177,10 @@ def test_the_script_for_pods(cache, tmp_path):
     well(ended)
     assert "\nELBO -" in first.out and "ELBO" not in second.out
     assert [row["step"] for row in rows(tmp_path / "run")] == [20, 40, 60]
+    monkeypatch.syspath_prepend(tmp_path)
+    result = open_run(tmp_path / "run").evaluate(jax.random.key(1), load("fashion_mnist_mini", "train").ys[-500:])
+    printed = float(re.search(r"\nELBO (-[\d.]+) ±", first.out)[1])
+    assert result.elbo.mean() == pytest.approx(printed, rel=1e-3)
 
 
 def test_an_experiment(cache, tmp_path):

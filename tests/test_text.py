@@ -5,6 +5,7 @@ import collections
 import gzip
 import hashlib
 import importlib.resources
+import json
 import tempfile
 from inspect import unwrap as unchecked  # users have no checker of annotations
 from pathlib import Path
@@ -14,7 +15,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vae_jax.text import END, UNKNOWN, characters, lengths, load, subwords, utf8_bytes, words
+from vae_jax.text import (
+    END,
+    UNKNOWN,
+    Vocabulary,
+    characters,
+    lengths,
+    load,
+    open_vocabulary,
+    save_vocabulary,
+    subwords,
+    utf8_bytes,
+    words,
+)
 
 SENTENCES = ["a b a", "b a c", "a <unk> d d"]
 CARRIED = {
@@ -127,6 +140,30 @@ def test_subwords_without_their_package(monkeypatch):
     monkeypatch.setattr(builtins, "__import__", importing)
     with pytest.raises(ImportError, match=r"pip install 'vae_jax\[text\]'"):
         load("wordnet_mini", unit="subword")
+
+
+@pytest.mark.parametrize("make", [words, characters, subwords, lambda _: utf8_bytes()])
+def test_a_vocabulary_is_kept_with_a_run(make, tmp_path):
+    """As plain JSON, and it cuts and joins as before."""
+    vocabulary = make([*SENTENCES, 'Ünï "code"', "a\u2028b \N{SNOWMAN}"])
+    save_vocabulary(tmp_path, vocabulary)
+    assert json.loads((tmp_path / "vocabulary.json").read_text())["unit"] == vocabulary.unit
+    opened = open_vocabulary(tmp_path)
+    assert opened.words == vocabulary.words
+    for text in (" a  b", 'Ünï "code" <unk> z', "\N{SNOWMAN}"):
+        ids = vocabulary.encode(text)
+        np.testing.assert_array_equal(opened.encode(text), ids)
+        assert opened.decode(ids) == vocabulary.decode(ids)
+
+
+def test_what_is_no_vocabulary_of_a_run(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"has no vocabulary.json: want the directory of a run of text"):
+        open_vocabulary(tmp_path)
+    with pytest.raises(ValueError, match="functions of one's own cannot be written down"):
+        save_vocabulary(tmp_path, Vocabulary(("<end>", "<unk>"), cut=lambda text: [], join=lambda ids: ""))
+    (tmp_path / "vocabulary.json").write_text('{"unit": "wo')
+    with pytest.raises(ValueError, match=r"vocabulary.json is damaged"):
+        open_vocabulary(tmp_path)
 
 
 # What is carried

@@ -1,4 +1,4 @@
-"""Train a VAE of images on all devices of a pod. Copy this file, and change the model and the data.
+"""Train a VAE of images on all devices of a pod. Copy this file and image_vae.py, and change the model and the data.
 
 Every host runs it, with the same arguments; README.md beside it says how to start it there. On one machine:
 
@@ -11,11 +11,12 @@ import sys
 import jax
 import numpy as np
 import optax
+from image_vae import build
 
 import vae_jax
-from vae_jax import data, nets
+from vae_jax import data
 from vae_jax.evaluation import mean
-from vae_jax.training import Preempted, pod
+from vae_jax.training import Preempted, pod, recipe
 
 AGAIN = 75  # the exit code of "not at its end: start me again"
 
@@ -33,13 +34,6 @@ def options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def build(shape: tuple[int, ...]) -> vae_jax.Model:
-    """The model, of one example; batches and devices are no matter of it."""
-    encoder = vae_jax.gaussian(nets.MLP((500,), 40))
-    generator = vae_jax.bernoulli(nets.MLP((500,), shape))
-    return vae_jax.vae(encoder, vae_jax.standard_normal(20), generator)
-
-
 def main(args: argparse.Namespace) -> None:
     """What each process does: all call the same functions in the same order."""
     # All devices of all hosts. A batch is split over both axes, parameters over the second one.
@@ -50,7 +44,8 @@ def main(args: argparse.Namespace) -> None:
     held_out = min(1000, len(images) // 10)
     train, valid = images[:-held_out], images[-held_out:]
 
-    model = build(images.shape[1:])
+    shape = images.shape[1:]
+    model, preprocess = build(shape)
     fitted = vae_jax.fit(
         model,
         optax.adam(optax.cosine_decay_schedule(1e-3, args.steps)),
@@ -58,17 +53,17 @@ def main(args: argparse.Namespace) -> None:
         key=jax.random.key(0),
         steps=args.steps,
         batch_size=args.batch_size,
-        preprocess=data.dynamic_binarisation(),
+        preprocess=preprocess,
         validation=(valid, None),
         record_every=args.record_every,
         directory=args.directory,
+        recipe=recipe(build, shape=shape),  # how open_run builds the model again
         resume=True,  # the same command starts the run and continues it
         mesh=mesh,
         sharding="fsdp" if args.fsdp > 1 else "replicated",
     )
-    result = vae_jax.evaluate(
-        model, fitted.params, jax.random.key(1), valid, preprocess=data.dynamic_binarisation(), k=50, mesh=mesh
-    )
+    key = jax.random.key(1)
+    result = vae_jax.evaluate(model, fitted.params, key, valid, preprocess=preprocess, k=50, mesh=mesh)
     if jax.process_index() == 0:  # all have the numbers
         print(f"ELBO {mean(result.elbo)} nats, ln P(y) at least {mean(result.log_likelihood)} nats")
 

@@ -1,9 +1,10 @@
 """The models that the package carries, small and trained: `open_run("carried/fashion_vae")`, ...
 
-    python -m vae_jax.command.carried FOLDER     # trains them anew, in a minute; their numbers are in numbers.json
+    python -m vae_jax.command.carried FOLDER           # trains them anew, in a minute
+    python -m vae_jax.command.carried FOLDER --cards   # writes their cards alone, of what is there
 
 All are of Fashion-MNIST mini (5,000 images to train on, 1,000 to test), binarised anew at every look. Each is a run
-directory with nothing but what `open_run` wants.
+directory with what `open_run` wants, its numbers in numbers.json, and a card, README.md.
 """
 
 import json
@@ -22,11 +23,13 @@ from vae_jax.command.images import load_splits
 from vae_jax.command.results import rows_of
 from vae_jax.core import lift
 from vae_jax.data import load
+from vae_jax.data.datasets import CARRIED
 from vae_jax.data.preprocess import dynamic_binarisation
 from vae_jax.em import fit_em, mixture_of_bernoullis
 from vae_jax.parts import autoregressive
 from vae_jax.report import page
 from vae_jax.training import Recipe, recipe, save_run
+from vae_jax.training.card import card
 from vae_jax.vq import codebook, vq_vae
 
 DATA, SHAPE = "fashion_mnist_mini", (28, 28, 1)
@@ -35,6 +38,31 @@ VAE = train.Config(
 )
 CODES, LEVELS = 8, 64  # each image is so many codes, each of so many vectors
 K = {"fashion_vae": 100, "fashion_vq_vae": 0, "fashion_mixture": 0}  # importance samples of the numbers
+ABOUT = {
+    "fashion_vae": "A VAE: z is 16 numbers with a normal prior. Encoder and generator have a hidden layer of 128.",
+    "fashion_vq_vae": "A VQ-VAE: z is 8 codes, each one of 64 vectors of 16 numbers, and their prior is a small "
+    "Transformer, trained beside the rest. Encoder and generator have a hidden layer of 96.",
+    "fashion_mixture": "A mixture, fitted by EM: z is one of 20 kinds of images, each with a probability for each "
+    "pixel. Its ELBO is ln P(y), exactly.",
+}
+USE = """It comes with the package:
+
+```python
+import jax
+
+from vae_jax import data, open_run
+
+run = open_run("carried/{name}")
+key, ys = jax.random.key(0), data.load("{data}", "test").ys
+drawn = run.sample(key, 16)  # of each, the mean of P_gen(y|z)
+zs = run.encode(ys)
+again = run.decode(zs)
+result = run.evaluate(key, ys{k})  # the numbers above come from it
+```"""
+TERMS = (
+    "apache-2.0, as the code of vae_jax: the parameters. The data are under the MIT licence, whose notice is in "
+    "`vae_jax/data/files/NOTICES.md`."
+)
 
 
 def fashion_vq_vae():
@@ -83,7 +111,21 @@ def main(folder: Path) -> None:
         rows = rows_of(result, "test ELBO", f"{len(test.ys)} test images")
         (folder / name / "numbers.json").write_text(json.dumps(publish.plain_rows(rows), indent=1))
         print(f"{name}\n{page.table_text(rows)}\n")
+    write_cards(folder)
+
+
+def card_of(name: str, run: vae_jax.Trained) -> str:
+    """The card of one of them."""
+    use = USE.format(name=name, data=DATA, k=f", k={K[name]}" * (K[name] > 0))
+    return card(run, about=ABOUT[name], use=use, licence="apache-2.0", terms=TERMS, data=CARRIED[DATA])
+
+
+def write_cards(folder: Path) -> None:
+    """README.md of each of the run directories in a folder."""
+    for name in K:
+        (folder / name / "README.md").write_text(card_of(name, vae_jax.open_run(folder / name)), encoding="utf8")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    where, *options = sys.argv[1:]
+    (write_cards if options == ["--cards"] else main)(Path(where))

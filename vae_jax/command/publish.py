@@ -27,7 +27,7 @@ from vae_jax.report import page
 from vae_jax.training import Preempted, pod, recipe, save_run
 from vae_jax.training.checkpoint import DamagedError
 from vae_jax.training.recipes import module_of
-from vae_jax.training.run_directory import check_free, load_config, to_path
+from vae_jax.training.run_directory import PathLike, check_free, load_config, to_path
 
 SMOKE = (
     "A smoke run: few examples, few passes over them, small models, to see that all works. Its numbers are those of "
@@ -107,8 +107,8 @@ def save(
     history: Any = (),
     folder: str = "",
     **arguments: Any,
-) -> None:
-    """Keep a trained model in `config.out`, or in a folder of it, for `vae_jax.open_run`.
+) -> PathLike:
+    """Keep a trained model in `config.out`, or in a folder of it, for `vae_jax.open_run`; returns where.
 
     Args:
         rebuild: from `arguments` and the fields of the configuration, as JSON has them (`read_back`), to the model, or
@@ -119,20 +119,28 @@ def save(
     if isinstance(history, np.ndarray):
         history = [{"iteration": i, "log_p": float(x)} for i, x in enumerate(history)]
     made = recipe(rebuild, **arguments, **fields(config))
-    save_run(to_path(config.out) / folder, made, params, y, c, config=fields(config), history=history)
+    directory = to_path(config.out) / folder
+    save_run(directory, made, params, y, c, config=fields(config), history=history)
+    return directory
 
 
 def save_all(
     config: Any, rebuild: Callable[..., Any], trained: Mapping[str, Any], y: Any, *, main: str, **arguments: Any
-) -> None:
+) -> list[PathLike]:
     """`save` each of several models, whose `name` is told to `rebuild`: `main` in `out` itself, others in `out`/NAME.
+
+    Returns where they are.
 
     Args:
         trained: what has params and a history, by name.
     """
+    directories = []
     for name in sorted(trained, key=lambda name: name != main):  # a folder in `out` comes after `out`
         one, folder = trained[name], "" if name == main else name
-        save(config, rebuild, one.params, y, history=one.history, folder=folder, name=name, **arguments)
+        directories.append(
+            save(config, rebuild, one.params, y, history=one.history, folder=folder, name=name, **arguments)
+        )
+    return directories
 
 
 def plain_rows(table: Sequence[page.Row]) -> list[dict[str, Any]]:

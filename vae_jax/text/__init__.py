@@ -9,9 +9,19 @@
 from vae_jax.text.bucketing import by_length, cut_to_length, lengths
 from vae_jax.text.corpus import Text, load
 from vae_jax.text.scores import evaluate_by_length, perplexity
-from vae_jax.text.vocabulary import END, UNKNOWN, Vocabulary, characters, subwords, utf8_bytes, words
+from vae_jax.text.vocabulary import (
+    END,
+    UNKNOWN,
+    Vocabulary,
+    characters,
+    open_vocabulary,
+    save_vocabulary,
+    subwords,
+    utf8_bytes,
+    words,
+)
 
 __all__ = [
     "END", "UNKNOWN", "Text", "Vocabulary", "by_length", "characters", "cut_to_length", "evaluate_by_length", "lengths",
-    "load", "perplexity", "subwords", "utf8_bytes", "words",
+    "load", "open_vocabulary", "perplexity", "save_vocabulary", "subwords", "utf8_bytes", "words",
 ]  # fmt: skip

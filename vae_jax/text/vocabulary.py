@@ -3,15 +3,18 @@
 A "word" is whatever the text is cut into: words between white space, characters, bytes, or subwords.
 """
 
+import json
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import jax
 import numpy as np
 
 from vae_jax.core.extras import extra
 from vae_jax.core.numbers import is_whole
+from vae_jax.training.run_directory import PathLike, load_config, to_path, write_whole
 
 END = 0
 """The number of the end of a sentence, and of the padding after it."""
@@ -22,6 +25,7 @@ UNKNOWN = 1
 UNKNOWN_WORD = "<unk>"
 UNKNOWN_CHARACTER = "\ufffd"
 SUBWORDS = 8000
+KEPT = "vocabulary.json"
 
 
 @dataclass(frozen=True)
@@ -32,11 +36,15 @@ class Vocabulary:
         words: what each number stands for; the first is the end of the sentence, the second the unknown word.
         cut: text to numbers, the end not among them.
         join: numbers to text; none of them is the end.
+        unit: what a word is: "word", "character", "byte" or "subword"; "" where `cut` and `join` are one's own.
+        tokenizer: of subwords, as the package tokenizers writes it down, JSON.
     """
 
     words: tuple[str, ...]
     cut: Callable[[str], Sequence[int]]
     join: Callable[[Sequence[int]], str]
+    unit: str = ""
+    tokenizer: str = ""
 
     def __len__(self) -> int:
         """How many numbers there are, end and unknown word included: the `levels` of a network."""
@@ -92,15 +100,22 @@ def words(sentences: Iterable[str], *, min_count: int = 1, size: int | None = No
         >>> vocabulary.decode(vocabulary.encode("a dog"))
         'a dog'
     """
-    return _counted(sentences, str.split, " ".join, UNKNOWN_WORD, min_count, size)
+    return _counted(sentences, "word", min_count, size)
 
 
 def characters(sentences: Iterable[str], *, min_count: int = 1, size: int | None = None) -> Vocabulary:
     """The characters, white space included; the unknown one is shown as U+FFFD. Arguments and errors as of `words`."""
-    return _counted(sentences, list, "".join, UNKNOWN_CHARACTER, min_count, size)
+    return _counted(sentences, "character", min_count, size)
 
 
-def _counted(sentences, split, join, unknown, min_count, size) -> Vocabulary:
+_CUT: dict[str, tuple[Callable[..., Any], Callable[..., str], str]] = {
+    "word": (str.split, " ".join, UNKNOWN_WORD),
+    "character": (list, "".join, UNKNOWN_CHARACTER),
+}
+
+
+def _counted(sentences: Iterable[str], unit: str, min_count: Any, size: Any) -> Vocabulary:
+    split, _, unknown = _CUT[unit]
     if not is_whole(min_count) or not (size is None or is_whole(size, 3)):
         raise ValueError(
             "a vocabulary takes a whole min_count of at least 1, and a whole size of at least 3 (end, unknown word and "
@@ -114,12 +129,18 @@ def _counted(sentences, split, join, unknown, min_count, size) -> Vocabulary:
         raise ValueError(
             f"no word is left for the vocabulary: of {len(counts)} none occurs at least min_count={min_count} times"
         )
-    number = {word: i for i, word in enumerate(shown) if i != END}
+    return _listed(shown, unit)
 
+
+def _listed(shown: tuple[str, ...], unit: str) -> Vocabulary:
+    """The vocabulary of a list of words or characters."""
+    split, join, _ = _CUT[unit]
+    number = {word: i for i, word in enumerate(shown) if i != END}
     return Vocabulary(
         shown,
         cut=lambda text: [number.get(word, UNKNOWN) for word in split(text)],
         join=lambda ids: join([shown[i] for i in ids]),
+        unit=unit,
     )
 
 
@@ -130,7 +151,10 @@ def utf8_bytes() -> Vocabulary:
     def join(ids):
         return bytes(i - 2 for i in ids if i != UNKNOWN).decode("utf8", errors="replace")
 
-    return Vocabulary(shown, cut=lambda text: [b + 2 for b in text.encode("utf8", "surrogateescape")], join=join)
+    def cut(text):
+        return [byte + 2 for byte in text.encode("utf8", "surrogateescape")]
+
+    return Vocabulary(shown, cut, join, "byte")
 
 
 def subwords(sentences: Iterable[str], *, min_count: int = 1, size: int | None = None) -> Vocabulary:
@@ -163,9 +187,72 @@ def subwords(sentences: Iterable[str], *, min_count: int = 1, size: int | None =
         show_progress=False,
     )
     tokenizer.train_from_iterator(sentences, trainer)
+    return _tokenized(tokenizer)
+
+
+def _tokenized(tokenizer: Any) -> Vocabulary:
+    """The vocabulary of a tokenizer."""
     shown = ("<end>", UNKNOWN_WORD, *(str(tokenizer.id_to_token(i)) for i in range(tokenizer.get_vocab_size())))
     return Vocabulary(
         shown,
         cut=lambda text: [i + 2 for i in tokenizer.encode(text).ids],
         join=lambda ids: tokenizer.decode([i - 2 for i in ids if i != UNKNOWN]),
+        unit="subword",
+        tokenizer=tokenizer.to_str(),
     )
+
+
+# As a file of a run directory
+
+
+def save_vocabulary(directory: PathLike, vocabulary: Vocabulary) -> None:
+    """Keeps a vocabulary with a run, as vocabulary.json: its words, and how text is cut into them. Of several processes
+    the first writes.
+
+    Args:
+        directory: of a run that is there: what `fit(directory=...)` or `save_run` made. Local, or `gs://bucket/run`.
+        vocabulary: of `load`, `words`, `characters`, `utf8_bytes` or `subwords`.
+
+    Raises:
+        ValueError: a vocabulary of one's own functions.
+        OSError: it cannot be written.
+    """
+    if not vocabulary.unit:
+        raise ValueError(
+            "functions of one's own cannot be written down: what can is a vocabulary of words, characters, utf8_bytes "
+            "or subwords"
+        )
+    kept: dict[str, Any] = {"unit": vocabulary.unit}
+    if vocabulary.unit in _CUT:
+        kept["words"] = vocabulary.words
+    if vocabulary.tokenizer:
+        kept["tokenizer"] = json.loads(vocabulary.tokenizer)
+    if jax.process_index() == 0:
+        write_whole(to_path(directory) / KEPT, json.dumps(kept))
+
+
+def open_vocabulary(directory: PathLike) -> Vocabulary:
+    """The vocabulary that `save_vocabulary` kept with a run: it gives the text of what the opened run draws.
+
+        run, vocabulary = open_run("runs/text_vae"), text.open_vocabulary("runs/text_vae")
+        print(*map(vocabulary.decode, run.sample(key, 5)), sep="\n")
+
+    Raises:
+        FileNotFoundError: none was kept there.
+        ValueError: the file is damaged.
+        ImportError: subwords, and `tokenizers` is not installed.
+    """
+    file = to_path(directory) / KEPT
+    if not file.exists():
+        raise FileNotFoundError(
+            f"{file.parent} has no {KEPT}: want the directory of a run of text, whose vocabulary was kept with "
+            "save_vocabulary"
+        )
+    kept = load_config(file)
+    if kept["unit"] == "byte":
+        return utf8_bytes()
+    if kept["unit"] in _CUT:
+        return _listed(tuple(kept["words"]), kept["unit"])
+    with extra("text", "a vocabulary of subwords"):
+        from tokenizers import Tokenizer
+    return _tokenized(Tokenizer.from_str(json.dumps(kept["tokenizer"])))

@@ -8,7 +8,6 @@ card, README.md, is what the hub of Hugging Face shows. Its code opens the folde
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from pathlib import PurePath
 from typing import Any, Literal, NamedTuple, get_args
 
 import jax
@@ -18,13 +17,11 @@ from numpyro.distributions.distribution import validation_enabled
 
 from vae_jax._version import __version__
 from vae_jax.core.extras import extra
-from vae_jax.data.arrays import type_in_jax
 from vae_jax.data.check import leaves_by_path
-from vae_jax.data.datasets import CARRIED
 from vae_jax.evaluation.whole_split import check_options, values_of
-from vae_jax.report.page import number_text
+from vae_jax.training.card import card, cell
 from vae_jax.training.run_directory import PathLike, check_writable, entries, to_path
-from vae_jax.training.trained import Trained, described, of_batch, one_code, one_sample
+from vae_jax.training.trained import Trained, of_batch, one_code, one_sample, types_in_jax
 
 Platform = Literal["cpu", "cuda", "tpu", "rocm"]
 PLATFORMS: tuple[Platform, ...] = ("cpu", "cuda", "tpu")
@@ -98,19 +95,20 @@ def export(
     programs = programs_of(run, k)
     made = {name: _made(run, name, program, params, tuple(platforms)) for name, program in programs.items()}
     files = {f"{name}.jax": serialised for name, (serialised, _) in made.items()} | {"params.safetensors": save(params)}
-    card = _card(
+    calls = "\n".join(_calls(run, programs))
+    code = _CODE % {"types": json.dumps(_types(files["params.safetensors"], params)), "calls": calls}
+    written = card(
         run,
-        programs,
-        {name: result for name, (_, result) in made.items()},
-        params=_sizes(params),
-        types=json.dumps(_types(files["params.safetensors"], params)),
+        about=_FILES.format(files="\n".join(_files(programs, {name: result for name, (_, result) in made.items()}))),
+        use=_USE.format(platforms=", ".join(platforms), vae_jax=__version__, jax=jax.__version__, code=code),
         licence=licence,
+        terms=f"{licence}: the parameters, and the programs.",
         data=data,
         datasets=datasets,
-        platforms=platforms,
+        tags=("stablehlo",),
     )
     root.mkdir(parents=True, exist_ok=True)
-    for name, content in {**files, "README.md": card.encode()}.items():
+    for name, content in {**files, "README.md": written.encode()}.items():
         (root / name).write_bytes(content)
 
 
@@ -134,7 +132,7 @@ def _checked(run: Trained, path: PathLike, k: int, platforms: Sequence[str]) -> 
 
 def programs_of(run: Trained, k: int) -> dict[str, Program]:
     """Those that the model has, by their names, in the order in which the card calls them."""
-    y, cs = _shapes(run.y), () if run.c is None else ("cs",)
+    y, cs = types_in_jax(run.y), () if run.c is None else ("cs",)
 
     def bound(params, key, places, ys, cs):
         of_data = values_of(run.model, run.preprocess, k, 1, CHUNK, cs is not None)
@@ -152,7 +150,7 @@ def programs_of(run: Trained, k: int) -> dict[str, Program]:
 
 def _of_latent(run: Trained, cs: tuple[str, ...]) -> dict[str, Program]:
     """Encoder and decoder; z that has no mean (or most probable value) is drawn."""
-    latent, y, c, key = run.latent, _shapes(run.y), _shapes(run.c), jax.random.key(0)
+    latent, y, c, key = run.latent, types_in_jax(run.y), types_in_jax(run.c), jax.random.key(0)
     code = one_code(latent, run.preprocess, drawn=False)
     z = jax.eval_shape(code, run.params, (key, key), y, c)
     meaning = "the mean of P_enc(z|y), or its codes"
@@ -180,10 +178,6 @@ def _plain(z: Any) -> Any:
     return leaves[0] if len(leaves) == 1 else leaves
 
 
-def _shapes(tree: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), type_in_jax(np.dtype(x.dtype))), tree)
-
-
 def _made(
     run: Trained, name: str, program: Program, params: dict[str, np.ndarray], platforms: tuple[str, ...]
 ) -> tuple[bytes, str]:
@@ -205,7 +199,7 @@ def _made(
     def batch(x):
         return jax.ShapeDtypeStruct((n, *x.shape), x.dtype)
 
-    inputs = [jax.tree.map(batch, tree) for tree in (program.data, _shapes(run.c)) if tree is not None]
+    inputs = [jax.tree.map(batch, tree) for tree in (program.data, types_in_jax(run.c)) if tree is not None]
     key, places = jax.random.key_data(jax.random.key(0)), jax.ShapeDtypeStruct((n,), np.int32)
 
     def made(platforms):
@@ -233,39 +227,12 @@ def _runs(function: Callable[..., Any], *arguments: Any) -> bool:
     return True
 
 
-# The card
+# What the card says of it
 
-_CARD = """---
-{metadata}
----
-
-# {title}
-
-{what}
-
-| file | call | gives | |
-|---|---|---|---|
-{files}
-
-`key` is the data of a key of `jax.random`, and `places` holds the place of each example among all: its noise follows
-from both, so that it is the same in any batch. With 0 .. n - 1 the results are those of `vae_jax`.
-
-## Data
-
-{data}
-
-They are given as they were stored: {stored}. The programs themselves make of them what the model sees: {convention}.
-Numbers of different conventions cannot be compared.
-
-## Numbers
-
-{numbers}
-
-## How to use it
-
+_USE = """\
 It wants `pip install jax flatbuffers`, and none of the code that trained it. The programs are for {platforms}. They
-were written by jax {jax}; newer versions read them for six months at least; older ones may refuse,
-whatever they give as the reason.
+were written by vae_jax {vae_jax} and jax {jax}; newer versions of jax read them for six months at least; older ones may
+refuse, whatever they give as the reason.
 
 ```python
 {code}
@@ -279,16 +246,14 @@ from huggingface_hub import HfApi, snapshot_download
 HfApi().create_repo("OWNER/NAME", exist_ok=True)
 HfApi().upload_folder(repo_id="OWNER/NAME", folder_path=".")
 folder = snapshot_download("OWNER/NAME")
-```
+```"""
 
-## What made it
+_FILES = """| file | call | gives | |
+|---|---|---|---|
+{files}
 
-{made}
-
-## Licence
-
-{licence}
-"""
+`key` is the data of a key of `jax.random`, and `places` holds the place of each example among all: its noise follows
+from both, so that it is the same in any batch. With 0 .. n - 1 the results are those of `vae_jax`."""
 
 _CODE = """import json
 import pathlib
@@ -322,59 +287,6 @@ key, places = jax.random.key_data(jax.random.key(0)), np.arange(n, dtype="int32"
 %(calls)s"""
 
 
-def _card(run: Trained, programs: dict[str, Program], results: dict[str, str], **said: Any) -> str:
-    arguments = run.config.get("recipe", {}).get("arguments", {})
-    data = said["data"] or CARRIED.get(arguments.get("data"), str(arguments.get("data", "")))
-    conditions = "" if run.c is None else f", with conditions {described(_shapes(run.c))}"
-    return _CARD.format(
-        metadata="\n".join(_metadata(said["licence"], said["datasets"])),
-        title=PurePath(run.name).name,
-        what=_what(run, said["params"]),
-        files="\n".join(_files(programs, results)),
-        data=f"{data[:1].upper()}{data[1:].rstrip('.')}."
-        if data
-        else "The run does not say what they were: say so here.",
-        stored=f"{described(_shapes(run.y))}{conditions}",
-        convention=run.preprocess.name,
-        numbers="\n".join(_numbers(run)),
-        platforms=", ".join(said["platforms"]),
-        jax=jax.__version__,
-        code=_CODE % {"types": said["types"], "calls": "\n".join(_calls(run, programs))},
-        made="\n\n".join(_origin(run)),
-        licence=_OTHER if said["licence"] == "other" else f"{said['licence']}: the parameters, and the programs.",
-    )
-
-
-_OTHER = "None was chosen: say here what others may do with the parameters. It depends on the licence of the data."
-
-
-def _metadata(licence: str, datasets: Sequence[str]) -> Iterator[str]:
-    """Lines of YAML, whose values are JSON."""
-    yield f"license: {json.dumps(licence)}"
-    yield "library_name: jax"
-    yield f"tags: {json.dumps(['jax', 'vae_jax', 'stablehlo', 'latent-variable-model'])}"
-    if datasets:
-        yield f"datasets: {json.dumps(list(datasets))}"
-
-
-def _what(run: Trained, sizes: str) -> str:
-    given = "" if run.c is None else ", given conditions c"
-    latent = "a latent z" if run.model.latent else "no z: so there is neither encoder nor decoder"
-    return (
-        f"A model P(y) of {described(_shapes(run.y))}{given}, with {latent}. It has {sizes}, those of step {run.step}."
-    )
-
-
-def _sizes(params: dict[str, np.ndarray]) -> str:
-    """How many parameters there are, and in which part."""
-    parts: dict[str, int] = {}
-    for name, x in params.items():
-        part = name.split("/")[0]
-        parts[part] = parts.get(part, 0) + x.size
-    of_parts = ", ".join(f"{part} {size:,}" for part, size in parts.items())
-    return f"{sum(parts.values()):,} parameters" + f" ({of_parts})" * (len(parts) > 1)
-
-
 def _types(stored: bytes, params: dict[str, np.ndarray]) -> dict[str, str]:
     """What numpy calls the types in the header of a safetensors file."""
     header = json.loads(stored[8 : 8 + int.from_bytes(stored[:8], "little")])
@@ -384,14 +296,14 @@ def _types(stored: bytes, params: dict[str, np.ndarray]) -> dict[str, str]:
 def _files(programs: dict[str, Program], results: dict[str, str]) -> Iterator[str]:
     for name, program in programs.items():
         call = f"{name}({', '.join(('params', 'key', 'places', *program.takes))})"
-        yield f"| {name}.jax | `{call}` | {results[name]} | {_cell(program.meaning)} |"
+        yield f"| {name}.jax | `{call}` | {results[name]} | {cell(program.meaning)} |"
 
 
 def _calls(run: Trained, programs: dict[str, Program]) -> Iterator[str]:
     """Lines that call each program once."""
     if run.c is not None:
-        yield f"cs = {_zeros(_shapes(run.c))}  # yours"
-    yield f"ys = {_zeros(_shapes(run.y))}  # yours, as they are stored"
+        yield f"cs = {_zeros(types_in_jax(run.c))}  # yours"
+    yield f"ys = {_zeros(types_in_jax(run.y))}  # yours, as they are stored"
     for name, program in programs.items():
         takes = ", ".join(("params", "key", "places", *program.takes))
         yield f'{program.gives} = program("{name}")({takes})'
@@ -405,27 +317,3 @@ def _zeros(tree: Any) -> str:
         inside = "".join(f"{_zeros(each)}, " for each in tree)
         return f"({inside})" if isinstance(tree, tuple) else f"[{inside}]"
     return f'np.zeros([{", ".join(map(str, ("n", *tree.shape)))}], "{tree.dtype}")'
-
-
-def _numbers(run: Trained) -> Iterator[str]:
-    rows = [row for row in run.numbers or () if row["value"] is not None]
-    yield "± is one standard error." if rows else "None were kept with the run."
-    if rows:
-        yield "\n| | | |\n|---|---|---|"
-    for row in rows:
-        number = " ± ".join(filter(None, number_text(row["value"], row["standard_error"])))
-        yield f"| {_cell(row['name'])} | {number} | {_cell(row['meaning'])} |"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
-
-
-def _origin(run: Trained) -> Iterator[str]:
-    """When, how and with what it was trained."""
-    for start in run.made[-1:]:
-        versions = ", ".join(f"{name} {version}" for name, version in start["versions"].items())
-        yield f"`{start['command']}`, started {start['date']} on {start['devices']}, with {versions}."
-    if "recipe" in run.config:
-        yield f"How the model was built:\n\n```json\n{json.dumps(run.config['recipe'], indent=1)}\n```"
-    yield f"Exported by vae_jax {__version__}."

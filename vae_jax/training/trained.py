@@ -20,6 +20,7 @@ from jax import Array
 
 from vae_jax.core.model import Latent, Model, Params
 from vae_jax.core.numbers import is_number, is_whole
+from vae_jax.data.arrays import type_in_jax
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import Preprocess
 from vae_jax.data.sources import is_source
@@ -384,6 +385,11 @@ def described(tree: Any) -> str:
     if tree is None:
         return "None"
     return ", ".join(f"{x.dtype}{list(np.shape(x))}" for x in jax.tree.leaves(tree))
+
+
+def types_in_jax(tree: Any) -> Any:
+    """Shapes and types that arrays have on a device."""
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(np.shape(x), type_in_jax(np.dtype(x.dtype))), tree)
 
 
 def _lines(along: np.ndarray, xs: Any) -> np.ndarray:
