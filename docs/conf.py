@@ -4,6 +4,7 @@ Nothing is asked of another host: formulas are MathML, fonts the reader's own.
 """
 
 import os
+import re
 import sys
 from pathlib import Path
 

@@ -1,7 +1,7 @@
 """Keeps of a run directory what the site shows of it: python docs/results/collect.py RUN [SECTION[:N] ...]
 
 The numbers and how they were made (numbers.json, made.json), and the pictures of the named sections of its report, or
-the N-th of one; those of the first where none is named. They go to docs/results/runs/, from where the pages of results read them.
+the N-th of one; those of the first where none is named. They go to docs/results/runs/, from where the pages read them.
 """
 
 import base64
