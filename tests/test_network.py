@@ -325,14 +325,11 @@ def test_nnx_module_as_denoiser():
     params = one.init(KEY, y)
     assert same(params, other.init(KEY, y))
 
-    @jax.jit
-    def both(params):
-        return [
-            (jax.value_and_grad(lambda params: model.terms(params, KEY, y).nats)(params), model.sample(params, KEY))
-            for model in (one, other)
-        ]
+    def of(model, params):
+        bound = jax.value_and_grad(lambda params: model.terms(params, KEY, y).nats)(params)
+        return bound, model.sample(params, KEY)
 
-    got, want = both(params)
+    got, want = jax.jit(lambda params: [of(model, params) for model in (one, other)])(params)
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, want)
     d = denoiser(functools.partial(Denoising, 2), (2,))
     level, gen = d.level(None, 0.5), d.init(KEY)["gen"]
