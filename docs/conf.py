@@ -15,7 +15,7 @@ ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))  # the experiments, for the pages on them
 os.environ["PYTHONPATH"] = str(ROOT)  # the same for the kernels
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm, of a progress bar that no page shows
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm without ipywidgets
 
 from vae_jax import __version__ as release  # noqa: E402
 
