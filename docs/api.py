@@ -81,12 +81,14 @@ class Spelt(ast.NodeTransformer):
             return ast.parse(repr(value), mode="eval").body
         if get_origin(value) is Literal:
             return ast.parse(repr(value).removeprefix("typing."), mode="eval").body
+        if isinstance(value, type) and value.__module__.startswith("vae_jax."):
+            node.id = f"~{value.__module__}.{value.__qualname__}"  # Sphinx shows what is after the last point
         return node
 
 
 def signature(app, what, name, obj, options, arguments, returns):
     """As in the source: `estimator: Estimator = sampled`, not what these names stand for."""
-    if what not in ("function", "method", "class", "exception"):
+    if arguments is None or what not in ("function", "method", "class"):
         return None
     try:
         obj = inspect.unwrap(obj)
@@ -97,7 +99,7 @@ def signature(app, what, name, obj, options, arguments, returns):
         return of_class(node), None
     if not isinstance(node, ast.FunctionDef):
         return None
-    node.args = Spelt(obj.__globals__).visit(node.args)
+    node = Spelt(obj.__globals__).visit(node)
     return of_function(node, what == "method"), node.returns and spelt(node.returns)
 
 

@@ -19,6 +19,7 @@ BESIDE = {
     "vae_jax.diffusion.schedules.Level",
     "vae_jax.em.factor_models.ClosedForm",
     "vae_jax.em.sequences.forward_backward.Filtered",
+    "vae_jax.em.sequences.forward_backward.Smoothed",
     "vae_jax.em.sequences.kalman.Filtered",
     "vae_jax.em.sequences.kalman.GaussianChain",
     "vae_jax.em.sequences.markov_chain.MarkovChain",
