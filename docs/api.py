@@ -66,7 +66,9 @@ def of_class(node: ast.ClassDef) -> str:
         if isinstance(child, ast.FunctionDef) and child.name == "__init__":
             return of_function(child, bound=True)
     fields = [x for x in node.body if isinstance(x, ast.AnnAssign) and not x.target.id.startswith("_")]
-    return "(" + ", ".join(x.target.id + (f"={ast.unparse(x.value)}" if x.value else "") for x in fields) + ")"
+    text = "(" + ", ".join(x.target.id + (f"={ast.unparse(x.value)}" if x.value else "") for x in fields) + ")"
+    told = any("NamedTuple" in ast.unparse(base) for base in node.bases)  # each field again, in the docstring
+    return "" if told and len(text) > 72 else text
 
 
 class Spelt(ast.NodeTransformer):
