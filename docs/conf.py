@@ -14,6 +14,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "docs")]  # the experiments, for the pages on them; api.py
 os.environ["PYTHONPATH"] = str(ROOT)  # the same for the kernels
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm, of kernels without ipywidgets
 
 from vae_jax import __version__ as release  # noqa: E402
 
