@@ -21,7 +21,7 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.nodes import make_refnode
 
 NAME = re.compile(r"([A-Za-z_][\w.]*)(\(\))?")
-SECTION = re.compile(r"(Args|Fields|Raises|Returns|Yields|Example|Examples):$")
+SECTION = re.compile(r"(Args|Fields|Keys|Raises|Returns|Yields|Example|Examples):$")
 
 
 def source_of(obj):
@@ -101,8 +101,9 @@ def signature(app, what, name, obj, options, arguments, returns):
         return of_class(node), None
     if not isinstance(node, ast.FunctionDef):
         return None
-    node = Spelt(obj.__globals__).visit(node)
-    return of_function(node, what == "method"), node.returns and spelt(node.returns)
+    names = Spelt(obj.__globals__)
+    node.args = names.visit(node.args)
+    return of_function(node, what == "method"), node.returns and spelt(names.visit(node.returns))
 
 
 @functools.cache

@@ -25,6 +25,8 @@ BESIDE = {
     "vae_jax.em.sequences.markov_chain.MarkovChain",
     "vae_jax.parts.flows.bijection.Bijection",
     "vae_jax.parts.flows.bijection.FlowOptions",
+    "vae_jax.training.recipes.Built",
+    "vae_jax.training.step.StepOptions",
     "vae_jax.vq.codebooks.Update",
     "vae_jax.report.page",
     "vae_jax.report.pictures",
