@@ -21,7 +21,7 @@ from sphinx.pycode import ModuleAnalyzer
 from sphinx.util.nodes import make_refnode
 
 NAME = re.compile(r"([A-Za-z_][\w.]*)(\(\))?")
-SECTION = re.compile(r"(Args|Fields|Raises|Returns|Yields|Example|Examples):$")
+SECTION = re.compile(r"(Args|Fields|Keys|Raises|Returns|Yields|Example|Examples):$")
 
 
 def source_of(obj):
@@ -66,7 +66,9 @@ def of_class(node: ast.ClassDef) -> str:
         if isinstance(child, ast.FunctionDef) and child.name == "__init__":
             return of_function(child, bound=True)
     fields = [x for x in node.body if isinstance(x, ast.AnnAssign) and not x.target.id.startswith("_")]
-    return "(" + ", ".join(x.target.id + (f"={ast.unparse(x.value)}" if x.value else "") for x in fields) + ")"
+    text = "(" + ", ".join(x.target.id + (f"={ast.unparse(x.value)}" if x.value else "") for x in fields) + ")"
+    told = any("NamedTuple" in ast.unparse(base) for base in node.bases)  # each field again, in the docstring
+    return "" if told and len(text) > 72 else text
 
 
 class Spelt(ast.NodeTransformer):
@@ -81,12 +83,14 @@ class Spelt(ast.NodeTransformer):
             return ast.parse(repr(value), mode="eval").body
         if get_origin(value) is Literal:
             return ast.parse(repr(value).removeprefix("typing."), mode="eval").body
+        if isinstance(value, type) and value.__module__.startswith("vae_jax."):
+            node.id = f"~{value.__module__}.{value.__qualname__}"  # Sphinx shows what is after the last point
         return node
 
 
 def signature(app, what, name, obj, options, arguments, returns):
     """As in the source: `estimator: Estimator = sampled`, not what these names stand for."""
-    if what not in ("function", "method", "class", "exception"):
+    if arguments is None or what not in ("function", "method", "class"):
         return None
     try:
         obj = inspect.unwrap(obj)
@@ -97,8 +101,9 @@ def signature(app, what, name, obj, options, arguments, returns):
         return of_class(node), None
     if not isinstance(node, ast.FunctionDef):
         return None
-    node.args = Spelt(obj.__globals__).visit(node.args)
-    return of_function(node, what == "method"), node.returns and spelt(node.returns)
+    names = Spelt(obj.__globals__)
+    node.args = names.visit(node.args)
+    return of_function(node, what == "method"), node.returns and spelt(names.visit(node.returns))
 
 
 @functools.cache

@@ -38,7 +38,7 @@ autodoc_member_order = "bysource"
 default_role = "vae_jax"  # a name in a docstring: api.py has more on how they are read
 toc_object_entries_show_parents = "hide"
 maximum_signature_line_length = 88
-napoleon_custom_sections = [("Fields", "params_style")]
+napoleon_custom_sections = [("Fields", "params_style"), ("Keys", "params_style")]
 add_module_names = False
 
 html_theme = "furo"

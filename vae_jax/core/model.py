@@ -41,7 +41,7 @@ class EM(NamedTuple):
         prior, generator: the model's parts P(z) and P(y|z), with parameters `params["pri"]` and `params["gen"]`, or
             None where they are not offered.
         recentre: `(stats, old, new) -> stats`: stats that were taken about the parameters `old`, about `new`.
-        log_prior: a function of `params`, the log density of their prior, up to a constant; 0 for maximum likelihood.
+        log_prior: `params ->` log density of the prior on the parameters, up to a constant; 0 for maximum likelihood.
         check: `(ys, cs) -> None`, raises ValueError where these (numpy arrays) are not data for this model.
     """
 

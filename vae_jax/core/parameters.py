@@ -56,7 +56,7 @@ def beside(model: Model, own: str, other: str, init: Callable[..., Params], chan
     """The model with its parameters at `own`, and at `other` those of a network that changes its terms.
 
     Args:
-        init: a function of `(key, y, c)`: the network's parameters.
+        init: `(key, y, c) ->` the network's parameters.
         change: as in `through`.
     """
 

@@ -30,7 +30,7 @@ class Sampler(NamedTuple):
     Fields:
         steps: how many; None for the T of the denoiser, or 250 in continuous time.
         step: `(denoise, z, low, level, memory, key) -> (z_s, memory)`, from the noise at `level` to that at `low`.
-        memory: a function of `shape`: what the rule remembers before the first step.
+        memory: `shape ->` what the rule remembers before the first step.
         widest: the most that ln SNR may rise in one step.
     """
 

@@ -179,7 +179,7 @@ def _check_ends(start: float, end: float) -> None:
 
 
 class Level(NamedTuple):
-    """The noise at one time: z = alpha x + sigma eps, with scale^2 = alpha^2 + sigma^2."""
+    """The noise at one time: z = alpha x + sigma eps, with scale^2 = alpha^2 + sigma^2; gamma = -ln SNR in nats."""
 
     gamma: Array
     alpha: Array

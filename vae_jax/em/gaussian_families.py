@@ -160,8 +160,8 @@ class _Form(NamedTuple):
     """What differs between the forms of a covariance.
 
     Fields:
-        identity: a function of `(k, d)`: the parameters of unit covariances.
-        factor: a function of `(parameters, k, d)`: standard deviations (k, d), or lower Cholesky factors (k, d, d).
+        identity: `(k, d) ->` the parameters of unit covariances.
+        factor: `(parameters, k, d) ->` standard deviations (k, d), or lower Cholesky factors (k, d, d).
         pool: `(scatter, weight)` of each component -> those of each covariance.
         raw: `(covariances, floor) -> parameters`, with every variance at least the floor.
         factorised: whether the covariance is diagonal; shared: whether there is one for all components.

@@ -33,7 +33,7 @@ class Rung(NamedTuple):
     in one scan: compile time does not grow with `levels`.
 
     Fields:
-        bottom: a function of x (what the rung below sees, or y), this rung's features of y, which all its levels see.
+        bottom: `x ->` this rung's features of y, which all of its levels see; x is what the rung below sees, or y.
         enter: `h -> h`, the state from the rung above in the shape of this one; at the top of zeros(1), to learn one.
         prior: `h -> (mean, raw log_std)` of z, as a pair or stacked on the last axis, as `gaussian` has it.
         posterior: `(h, features) -> (delta, raw log_ratio)`, likewise: all 0 is the prior itself.

@@ -45,7 +45,7 @@ class Quantiser(NamedTuple):
         quantise: `(params, vectors) -> Quantised` of one example.
         embed: `(params, codes) -> vectors`, as data: without a gradient to the codes' vectors.
         maximise: `(params, stats) -> params` after a training step, from the batch average of the stats.
-        usage: a function of `params`: how often each code was used lately, (K,) or, with several codes for a vector,
+        usage: `params ->` how often each code was used lately, (K,) or, with several codes for a vector,
             (streams..., K); the last axis sums to 1.
         levels: the number of codes, K.
     """
