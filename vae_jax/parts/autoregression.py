@@ -235,7 +235,7 @@ def adjusted(conditional: Conditional, *adjust: Adjust) -> Model:
     def sample(params, key, c=None):
         return _autoregressive(conditional.dist(params, c)).draw(key, adjust)
 
-    return lift(conditional)._replace(sample=sample)
+    return lift(conditional)._replace(sample=sample, mean=sample)  # there is no mean: what is shown is drawn so, too
 
 
 def _autoregressive(distribution: dist.Distribution) -> Autoregressive:
