@@ -6,7 +6,7 @@ Nothing is asked of another host: formulas are MathML, fonts the reader's own.
 import os
 import re
 import sys
-from importlib.metadata import version
+from importlib import metadata
 from pathlib import Path
 
 from docutils.nodes import SkipNode
@@ -18,7 +18,7 @@ os.environ["PYTHONPATH"] = str(ROOT)  # the same for the kernels
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Nearly all of a page's time is compiling: the elder code generator takes half of it (see tests/conftest.py, which says
 # when this can go). Pages that speak of speed say that they were built so.
-if version("jaxlib").startswith(("0.7.", "0.10.")):
+if metadata.version("jaxlib").startswith(("0.7.", "0.10.")):
     in_haste = ("backend_optimization_level=0", "llvm_disable_expensive_passes=true", "cpu_use_fusion_emitters=false")
     os.environ.setdefault("XLA_FLAGS", " ".join(f"--xla_{flag}" for flag in in_haste))
 os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # tqdm without ipywidgets
