@@ -17,7 +17,7 @@ LINK = "[Open in Colab](https://colab.research.google.com/github/vae-jax/vae_jax
 PRINTS = {
     "diffusion.ipynb": ("nats",),
     "em.ipynb": ("nats",),
-    "hierarchies_and_flows.ipynb": ("entropy", "KL(data || model)", "flow as encoder", "by level from the top"),
+    "hierarchies_and_flows.ipynb": ("entropy", "KL(data || model)", "two layers", "by level from the top"),
     "lecture.ipynb": ("nats",),
     "pods.ipynb": ("on the mesh", "bit for bit: True", "process 1 of 2"),
     "text_and_collapse.ipynb": ("KL(data || model)", "its decoder at z = 0", "theory for a linear model predicts"),
