@@ -235,7 +235,7 @@ def open_vocabulary(directory: PathLike) -> Vocabulary:
     """The vocabulary that `save_vocabulary` kept with a run: it gives the text of what the opened run draws.
 
         run, vocabulary = open_run("runs/text_vae"), text.open_vocabulary("runs/text_vae")
-        print(*map(vocabulary.decode, run.sample(key, 5)), sep="\n")
+        print(*map(vocabulary.decode, run.sample(key, 5)), sep="\\n")
 
     Raises:
         FileNotFoundError: none was kept there.
