@@ -95,7 +95,7 @@ def test_the_description_of_states_by_hand():
         "gen": {**jax.jit(model.init)(jax.random.key(0))["gen"], "means": jnp.array([[0.5], [-1.0]])},
     }
     fitted = hmm.FittedEM(params, np.zeros(1), True, np.zeros(1))
-    found = hmm.Comparison(model, fitted, *(np.zeros(40),) * 4)
+    found = hmm.Comparison(model, fitted, 0.0, *(np.zeros(40),) * 4)
     std = 20 * np.sqrt(hmm.covariances(params)[:, 0, 0])
     table = hmm.describe(found, of)
     assert table.columns == ["state", "share of steps", "level: mean", "std", "lasts, steps", "P(next state)"]

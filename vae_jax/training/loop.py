@@ -223,18 +223,20 @@ def fit(
     return Fitted(state, best, history, float(np.median(speeds)) if speeds else float("nan"))
 
 
-# One step for a model, an optimiser and their options: what was compiled for one run serves the next, of another key or
-# longer, as in `evaluate`. Options are functions and numbers, and a list of parts is as good as a tuple of them.
-_made_once = functools.lru_cache(maxsize=16)(make_train_step)
-
-
 def _step_of(model: Model, optimizer: optax.GradientTransformation, **options: Any) -> TrainStep:
+    """One step for a model, an optimiser and their options: what was compiled for one run serves the next, of another
+    key or longer, as in `evaluate`."""
     if isinstance(options.get("parts"), list):
         options["parts"] = tuple(options["parts"])
     try:
         return _made_once(model, optimizer, **options)
     except TypeError:  # one of them has no hash; or it is wrong, which is said again
         return make_train_step(model, optimizer, **options)
+
+
+@functools.lru_cache(maxsize=16)
+def _made_once(model: Model, optimizer: optax.GradientTransformation, **options: Any) -> TrainStep:
+    return make_train_step(model, optimizer, **options)
 
 
 class _Habits(NamedTuple):
