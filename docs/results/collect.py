@@ -1,7 +1,7 @@
 """Keeps of a run directory what the site shows of it: python docs/results/collect.py RUN [SECTION[:N] ...]
 
 The numbers and how they were made (numbers.json, made.json), and the pictures of the named sections of its report, or
-the N-th of one; those of the first where none is named. They go to docs/results/runs/, from where the pages read them.
+the N-th of one; those of the first where none is named. They go to docs/results/kept/, from where the pages read them.
 """
 
 import base64
@@ -11,7 +11,7 @@ import sys
 from html import unescape
 from pathlib import Path
 
-HERE = Path(__file__).parent / "runs"
+HERE = Path(__file__).parent / "kept"
 SECTION = re.compile(r"<section>\s*<div><h2>(.*?)</h2>(.*?)</section>", re.DOTALL)
 PICTURE = re.compile(r'<img src="data:image/(png|svg)[^,]*,([^"]*)" alt="([^"]*)">')
 
@@ -29,7 +29,7 @@ def collect(run: Path, wanted: list[str]) -> None:
         if {title, f"{title}:{number}"} & set(wanted or drawn[:1]):
             file = HERE / f"{name}-{len(shown) + 1}.{kind}"
             file.write_bytes(base64.b64decode(data))
-            shown.append({"file": f"runs/{file.name}", "section": title, "alt": unescape(alt)})
+            shown.append({"file": f"kept/{file.name}", "section": title, "alt": unescape(alt)})
     title = unescape(re.search(r"<h1>(.*?)</h1><p>(.*?)</p>", report)[1])
     lead = unescape(re.search(r"<h1>(.*?)</h1><p>(.*?)</p>", report)[2])
     numbers = json.loads((run / "numbers.json").read_text())
