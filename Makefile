@@ -34,7 +34,7 @@ lint: $(VENV)/installed-test
 # The site, in docs/_build/html. Its code runs; a warning, a broken reference or a broken link is an error.
 docs: $(VENV)/installed-docs
 	$(BIN)/python -m sphinx --quiet --fail-on-warning --keep-going --jobs 2 docs docs/_build/html
-	$(BIN)/linkchecker --no-status docs/_build/html/index.html
+	$(BIN)/python docs/links.py --no-status docs/_build/html/index.html
 
 bench: $(VENV)/installed-test
 	$(BIN)/python -m experiments.bench $(ARGS)
