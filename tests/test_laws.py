@@ -169,7 +169,7 @@ def test_what_is_offered_of_z_fits_together(case):
 
 
 def test_same_key_same_terms_another_key_others(case):
-    """Bit for bit. A system without noise has the same terms for every key; its samples differ."""
+    """Bit for bit. A system without noise has the same terms for every key."""
     assert_identical(case.at(seed=1), case.at(seed=1))
     one, other = case.at(seed=1)[1].nats, case.at(seed=2)[1].nats
     if case.system.deterministic:
@@ -249,6 +249,7 @@ def test_nothing_is_compiled_twice(case):
 
 @pytest.mark.over(REPRESENTATIVE, others="afterwards")
 def test_another_key_another_sample(case):
+    """Also of a system whose terms have no noise."""
     _, _, samples = case.draws
     assert all(len(np.unique(x.reshape(DRAWS, -1), axis=0)) > 1 for x in jax.tree.leaves(samples))
 
