@@ -160,13 +160,13 @@ def folders() -> list[str]:
 
 def aliases(app, env):
     """Every other path of an object that is documented leads to it as well."""
-    domain = env.get_domain("py")
+    domain, listed = env.get_domain("py"), folders()
     homes = {}
     for name in [name for name, entry in domain.objects.items() if not entry.aliased]:
         module, _, short = name.rpartition(".")
-        if module in folders():
+        if module in listed:
             homes[short, id(getattr(importlib.import_module(module), short))] = name
-    for module in folders():
+    for module in listed:
         for short in importlib.import_module(module).__all__:
             home = homes.get((short, id(getattr(importlib.import_module(module), short))))
             where = module

@@ -30,8 +30,7 @@ def collect(run: Path, wanted: list[str]) -> None:
             file = HERE / f"{name}-{len(shown) + 1}.{kind}"
             file.write_bytes(base64.b64decode(data))
             shown.append({"file": f"kept/{file.name}", "section": title, "alt": unescape(alt)})
-    title = unescape(re.search(r"<h1>(.*?)</h1><p>(.*?)</p>", report)[1])
-    lead = unescape(re.search(r"<h1>(.*?)</h1><p>(.*?)</p>", report)[2])
+    title, lead = map(unescape, re.search(r"<h1>(.*?)</h1><p>(.*?)</p>", report).groups())
     numbers = json.loads((run / "numbers.json").read_text())
     kept = {"title": title, "lead": lead, "made": made[-1], "numbers": numbers, "pictures": shown}
     (HERE / f"{name}.json").write_text(json.dumps(kept, indent=1, ensure_ascii=False) + "\n")
