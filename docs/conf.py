@@ -10,6 +10,7 @@ from importlib import metadata
 from pathlib import Path
 
 from docutils.nodes import SkipNode
+from jupyter_cache import get_cache
 from latex2mathml.converter import convert
 
 ROOT = Path(__file__).parent.parent
@@ -76,7 +77,13 @@ def display_math(self, node):
     raise SkipNode
 
 
+def make_cache(app):
+    """jupyter_cache makes its tables when first asked: two pages that do so at the same time would fail."""
+    get_cache(app.env.mystnb_config.execution_cache_path).get_cache_limit()
+
+
 def setup(app):
+    app.connect("builder-inited", make_cache)  # after myst_nb's own, which knows the path
     app.add_html_math_renderer("mathml", (inline_math, None), (display_math, None))
 
 
