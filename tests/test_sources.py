@@ -20,6 +20,7 @@ from vae_jax.core import Network, labelled
 from vae_jax.data import dynamic_binarisation, identity, read_image, source
 from vae_jax.data.check import check_source
 from vae_jax.data.sources import as_source, batches, is_source
+from vae_jax.evaluation.whole_split import over_split
 from vae_jax.selfcheck.solvable import linear_gaussian
 
 RNG = np.random.default_rng(0)
@@ -344,6 +345,27 @@ REAL32 = REAL.astype(np.float32)
 
 def run(ys, params=SOLVED.params, **options):
     return evaluate(SOLVED.model, params, KEY, ys, k=2, at_once=16, **options)
+
+
+def test_parameters_split_by_fsdp_are_whole_while_they_are_used():
+    """As in training. What a rule splits by other axes stays split."""
+    mesh = jax.make_mesh((2, 2), ("fsdp", "model"))
+    specs = {"gathered": jax.P(None, "fsdp"), "kept": jax.P(("fsdp", "model")), "whole": jax.P()}
+    params = {name: jax.device_put(jnp.ones((4, 4)), jax.NamedSharding(mesh, spec)) for name, spec in specs.items()}
+    seen = {}
+
+    def of_batch(params, key, indices, ys, cs):
+        for name, value in params.items():
+            jax.debug.inspect_array_sharding(value, callback=lambda found, name=name: seen.update({name: found}))
+        return ys.sum(axis=1) + indices + sum(value.sum() for value in params.values())
+
+    sums = over_split(of_batch, params, KEY, REAL32[:8], None, batch_size=8, mesh=mesh)
+    np.testing.assert_allclose(sums, REAL32[:8].sum(axis=1) + np.arange(8) + 48, rtol=1e-6)
+    assert {name: where.is_fully_replicated for name, where in seen.items()} == {
+        "gathered": True,
+        "kept": False,
+        "whole": True,
+    }
 
 
 def test_a_second_evaluation_over_a_mesh_compiles_nothing(caplog):

@@ -201,40 +201,60 @@ def over_split(
     progress: bool = False,
     doing: str = "evaluating",
     mesh: Mesh | None = None,
+    indices: np.ndarray | None = None,
 ) -> Any:
     """`of_batch(params, key, indices, ys, cs)` of the whole split in batches: its arrays (n, ...), put together.
 
-    `indices` are the examples' places in the split. The last batch is padded, and the padding left out. What is no key
-    is a `TypeError`, before anything is compiled. With a mesh each batch is split over it, the batch's size rounded up.
+    `indices` (n,) are what the examples' noise follows from, by default their places in the split. The last batch is
+    padded, and the padding left out. What is no key is a `TypeError`, before anything is compiled. With a mesh each
+    batch is split over it, the batch's size rounded up.
     """
     key = as_key(key)
     split = as_source(ys, cs)
     n = len(split)
+    indices = np.arange(n) if indices is None else indices
     if mesh is not None:
         mesh = auto(mesh)
         batch_size = -(-batch_size // shards(mesh)) * shards(mesh)
-        of_batch, params = _over_mesh(of_batch, mesh), _on_all(params, mesh)
-    here = slice(None) if mesh is None else rows_here(mesh, batch_size)
+        params = _on_all(params, mesh)
+        of_batch = _over_mesh(of_batch, mesh, tuple(_in_use(x.sharding) for x in jax.tree.leaves(params)))
+    rows_read = slice(None) if mesh is None else rows_here(mesh, batch_size)
     starts: Iterable[int] = range(0, n, batch_size)
-    places = [np.minimum(np.arange(start, start + batch_size), n - 1)[here] for start in starts]
+    places = [np.minimum(np.arange(start, start + batch_size), n - 1)[rows_read] for start in starts]
     if progress and jax.process_index() == 0:
         with extra("cli", "a progress bar"):
             from tqdm import tqdm
         starts = tqdm(starts, desc=doing, leave=False)
     rows = []
     with contextlib.closing(batches(split, places)) as read:
-        for start, indices, inputs in zip(starts, places, read, strict=True):
+        for start, here, inputs in zip(starts, places, read, strict=True):
+            which = indices[here]
             if mesh is not None:
-                indices, inputs = on_mesh((indices, inputs), batch_sharding(mesh), batch_size)
-            values = of_batch(params, key, jnp.asarray(indices), *inputs)
+                which, inputs = on_mesh((which, inputs), batch_sharding(mesh), batch_size)
+            values = of_batch(params, key, jnp.asarray(which), *inputs)
             rows.append(jax.tree.map(lambda x, real=n - start: np.asarray(x)[:real], values))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *rows)
 
 
 @functools.lru_cache(maxsize=16)
-def _over_mesh(of_batch: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
-    """`of_batch`, its values whole on every device, so that each process can read all of them."""
-    return jax.jit(of_batch, out_shardings=replicated(mesh))
+def _over_mesh(of_batch: Callable[..., Any], mesh: Mesh, in_use: tuple[NamedSharding, ...]) -> Callable[..., Any]:
+    """`of_batch`, its values whole on every device, so that each process can read all of them.
+
+    `in_use` is how each of the parameters lies while it is used.
+    """
+
+    def run(params, *inputs):
+        leaves, tree = jax.tree.flatten(params)
+        used = [jax.lax.with_sharding_constraint(x, sharding) for x, sharding in zip(leaves, in_use, strict=True)]
+        return of_batch(tree.unflatten(used), *inputs)
+
+    return jax.jit(run, out_shardings=replicated(mesh))
+
+
+def _in_use(sharding: NamedSharding) -> NamedSharding:
+    """Whole where `fsdp` alone splits it, as in training (`vae_jax.training.sharding.gathering` says why)."""
+    split_by = {name for names in sharding.spec if names for name in ((names,) if isinstance(names, str) else names)}
+    return replicated(sharding.mesh) if split_by == {"fsdp"} else sharding
 
 
 def _on_all(params: Params, mesh: Mesh) -> Params:
