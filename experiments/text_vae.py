@@ -14,6 +14,7 @@ set. Ways to train: `WAYS`. `vae_jax.open_run` opens the best cure, which the re
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Annotated, Any, NamedTuple
 
@@ -26,7 +27,7 @@ from experiments.text_vae_report import LANGUAGE_MODEL, Trained, best_cure, late
 from vae_jax import Conditional, Fitted, Model, core, nets, text
 from vae_jax.command import publish
 from vae_jax.command.config import SHARE, Adam, at_least, checked, read_back
-from vae_jax.command.placement import Placed, fit_on
+from vae_jax.command.placement import Placed, fit_on, mesh_of
 from vae_jax.core import objectives
 from vae_jax.evaluation import rate_split
 from vae_jax.parts import autoregressive, bag_of_words, committed_gaussian, in_training
@@ -219,7 +220,8 @@ def train(config: Config, name: str, way: Way | None, corpus: text.Text, key: ja
     trains = None if way is None else way.trains(steps)
     fitted = run(k_fit, start, objective, parts=trains, epochs=config.epochs, validation=(corpus.valid, None))
     params, generator, k = fitted.params, parts.generator(ys.shape[1]), 0 if way is None else config.k
-    result = text.evaluate_by_length(model, params, k_evaluate, corpus.test, lengths, k=k, samples=4, at_once=512)
+    evaluate = functools.partial(text.evaluate_by_length, mesh=mesh_of(config))
+    result = evaluate(model, params, k_evaluate, corpus.test, lengths, k=k, samples=4, at_once=512)
     if way is None:
         print(f"{name}: {-result.elbo.mean():.2f} nats")
         return Trained(None, generator, {}, params, params, fitted.history, result, None, None)
@@ -232,7 +234,7 @@ def train(config: Config, name: str, way: Way | None, corpus: text.Text, key: ja
     def decoder_alone(length: int) -> Model:
         return core.lift(parts.generator(length))
 
-    alone = -text.evaluate_by_length(decoder_alone, gen, k_evaluate, corpus.test, lengths, zeros).elbo
+    alone = -evaluate(decoder_alone, gen, k_evaluate, corpus.test, lengths, zeros).elbo
     return Trained(parts.encoder, generator, params["enc"], gen, params, fitted.history, result, split, alone)
 
 

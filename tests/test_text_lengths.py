@@ -211,11 +211,13 @@ def test_columns_that_are_none_are_refused(columns):
 # Whole splits
 
 
-def test_an_evaluation_by_length_is_the_evaluation():
-    """Every example, its noise included, in the order of the data; 13 sentences in batches of 4."""
+@pytest.mark.parametrize("devices", [None, 4])
+def test_an_evaluation_by_length_is_the_evaluation(devices):
+    """Every example, its noise included, in the order of the data; 13 sentences in batches of 4, also over a mesh."""
     ys, key = sentences(13, key=7), jax.random.key(3)
+    mesh = devices and jax.make_mesh((devices,), ("data",))
     whole = evaluate(text_vae(WIDTH), PARAMS, key, ys, k=5, samples=2, batch_size=4)
-    parts = evaluate_by_length(text_vae, PARAMS, key, ys, (2, 5), k=5, samples=2, batch_size=4, at_once=8)
+    parts = evaluate_by_length(text_vae, PARAMS, key, ys, (2, 5), k=5, samples=2, batch_size=4, at_once=8, mesh=mesh)
     for name, value in whole._asdict().items():
         if isinstance(value, np.ndarray):
             np.testing.assert_allclose(getattr(parts, name), value, rtol=1e-5, atol=1e-6, err_msg=name)

@@ -4,15 +4,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh
 
 from vae_jax.core.model import Model, Params
 from vae_jax.data.check import check_data
 from vae_jax.data.preprocess import identity
 from vae_jax.evaluation.whole_split import Evaluation, Mean, check_options, evaluation_of, over_split, values_of
-from vae_jax.text.bucketing import branch_of, check_columns, lengths, widths_of
+from vae_jax.text.bucketing import check_columns, lengths, widths_of
 
 
 def evaluate_by_length(
@@ -28,6 +28,7 @@ def evaluate_by_length(
     batch_size: int = 100,
     at_once: int = 4096,
     progress: bool = False,
+    mesh: Mesh | None = None,
 ) -> Evaluation:
     """`vae_jax.evaluation.evaluate`, in batches of like length and on as many columns as their sentences need.
 
@@ -37,7 +38,7 @@ def evaluate_by_length(
         build: from T to the model of sentences (T,). `functools.cache(build)` keeps what was compiled.
         ys: (n, T).
         columns: where to cut, as in `cut_to_length`.
-        k, samples, batch_size, at_once, progress: as in `evaluate`.
+        k, samples, batch_size, at_once, progress, mesh: as in `evaluate`.
 
     Raises:
         ValueError: as `evaluate` and `cut_to_length` do.
@@ -48,19 +49,21 @@ def evaluate_by_length(
     ys, cs = check_data(whole, ys, cs, identity(), params=params)
     check_options(whole, k, samples, at_once, batch_size)
     batch_size = min(batch_size, len(ys))
+    chunk = max(1, at_once // batch_size)
     widths = widths_of(columns, ys.shape[-1])
-    order = np.argsort(lengths(ys), kind="stable")
-    models = {width: build(width) for width in widths}
-
-    def of_batch(params, key, places, ys, cs):
-        width = widths[int(branch_of(widths, lengths(ys).max()))]
-        values = values_of(models[width], identity(), k, samples, max(1, at_once // batch_size), cs is not None)
-        return values(params, key, jnp.asarray(order[places]), ys[:, :width], cs)
-
-    ordered = jax.tree.map(lambda x: np.asarray(x)[order], (ys, cs))
-    by_length = over_split(of_batch, params, key, *ordered, batch_size=batch_size, progress=progress)
+    length = lengths(ys)
+    order = np.argsort(length, kind="stable")
+    parts = []
+    for shorter, width in zip((0, *widths), widths, strict=False):
+        places = order[(shorter < length[order]) & (length[order] <= width)]
+        if len(places):
+            values = values_of(build(width), identity(), k, samples, chunk, cs is not None)
+            here, conditions = ys[places, :width], jax.tree.map(lambda x, places=places: np.asarray(x)[places], cs)
+            options = {"batch_size": batch_size, "progress": progress, "doing": f"evaluating {width} columns"}
+            parts.append(over_split(values, params, key, here, conditions, mesh=mesh, indices=places, **options))
     back = np.argsort(order)
-    return evaluation_of(jax.tree.map(lambda x: x[back], by_length), k, ys.shape[-1], identity())
+    by_place = jax.tree.map(lambda *found: np.concatenate(found)[back], *parts)
+    return evaluation_of(by_place, k, ys.shape[-1], identity())
 
 
 def perplexity(nats: Any, tokens: Any) -> Mean:
