@@ -210,6 +210,7 @@ LATER = {
 # Of these `.ci/run` runs what `make test-all` is not left with, after `make test`: no commit goes without them. The
 # experiments train and write their report, as test_experiment has the first of them do in `make test`.
 AFTERWARDS = {
+    "test_bench.py": ("test_the_first_step_is_timed",),
     "test_bounds.py": ("test_baselines_lower_the_variance",),
     "test_buckets.py": (
         "test_checkpoints_are_whole_or_named",

@@ -34,12 +34,12 @@ FIRST_STEP = """
 import time; start = time.perf_counter()
 import jax, jax.numpy as jnp, optax, resource
 import vae_jax
-from vae_jax import nets, preprocess
+from vae_jax import data, nets
 model = vae_jax.vae(vae_jax.gaussian(nets.MLP((500,), 40)), vae_jax.standard_normal(20),
                     vae_jax.bernoulli(nets.MLP((500,), (28, 28, 1))))
 optimizer = optax.adam(1e-3)
 state = vae_jax.init_state(model, optimizer, jax.random.key(0), jnp.zeros((28, 28, 1)))
-step = vae_jax.make_train_step(model, optimizer, preprocess=preprocess.dynamic_binarisation())
+step = vae_jax.make_train_step(model, optimizer, preprocess=data.dynamic_binarisation())
 step = jax.jit(step, donate_argnums=0)
 state, metrics = step(state, jax.random.key(1), jnp.zeros((128, 28, 28, 1), jnp.uint8))
 metrics["loss"].block_until_ready()
