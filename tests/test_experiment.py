@@ -20,7 +20,7 @@ from PIL import Image
 from vae_jax import init_state, make_train_step
 from vae_jax.command.images import load_splits
 from vae_jax.command.placement import WHERE
-from vae_jax.command.train import Config, build, build_objective, build_optimizer, main
+from vae_jax.command.train import Config, build, build_objective, build_optimizer, main, too_few
 from vae_jax.data.check import check_data
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -228,6 +228,11 @@ def command(*arguments):
         timeout=200,
     )
     return done.returncode, done.stdout, done.stderr
+
+
+def test_a_short_training_is_said_to_be_short():
+    assert too_few(60, 30) == "60 steps in all, in which little is learnt: --epochs 500 takes 1000"
+    assert not too_few(1000, 30)
 
 
 def test_help_shows_every_option_with_its_default():

@@ -190,6 +190,15 @@ def load(config: Config) -> tuple[Split, Split, Split, Dataset]:
     )
 
 
+FEW = 1000  # steps in which little is learnt
+
+
+def too_few(steps: int, epochs: int) -> str:
+    """What to say of a training as short as that on some dozens of pictures is by default; or nothing."""
+    enough = -(-epochs * FEW // steps)
+    return "" if steps >= FEW else f"{steps} steps in all, in which little is learnt: --epochs {enough} takes {FEW}"
+
+
 @publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, report; returns the numbers of the table."""
@@ -200,10 +209,13 @@ def main(config: Config) -> dict[str, Any]:
     config = fitting(config, len(train.ys))
     model, prepare = build(config, train)
     steps_per_epoch = max(1, len(train.ys) // config.batch_size)
+    steps = config.epochs * steps_per_epoch
+    if not config.smoke and (said := too_few(steps, config.epochs)):
+        print(said)
     fitted = fit_on(
         config,
         model,
-        build_optimizer(config, config.epochs * steps_per_epoch),
+        build_optimizer(config, steps),
         train.ys,
         train.cs,
         key=jax.random.fold_in(jax.random.key(config.seed), 0),
