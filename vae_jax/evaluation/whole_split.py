@@ -217,7 +217,7 @@ def over_split(
         mesh = auto(mesh)
         batch_size = -(-batch_size // shards(mesh)) * shards(mesh)
         params = _on_all(params, mesh)
-        of_batch = _over_mesh(of_batch, mesh, tuple(_in_use(x.sharding) for x in jax.tree.leaves(params)))
+        of_batch = _over_mesh(of_batch, mesh, tuple(_in_use(x.sharding, mesh) for x in jax.tree.leaves(params)))
     rows_read = slice(None) if mesh is None else rows_here(mesh, batch_size)
     starts: Iterable[int] = range(0, n, batch_size)
     places = [np.minimum(np.arange(start, start + batch_size), n - 1)[rows_read] for start in starts]
@@ -246,15 +246,15 @@ def _over_mesh(of_batch: Callable[..., Any], mesh: Mesh, in_use: tuple[NamedShar
     def run(params, *inputs):
         leaves, tree = jax.tree.flatten(params)
         used = [jax.lax.with_sharding_constraint(x, sharding) for x, sharding in zip(leaves, in_use, strict=True)]
-        return of_batch(tree.unflatten(used), *inputs)
+        return of_batch(jax.tree.unflatten(tree, used), *inputs)
 
     return jax.jit(run, out_shardings=replicated(mesh))
 
 
-def _in_use(sharding: NamedSharding) -> NamedSharding:
+def _in_use(sharding: NamedSharding, mesh: Mesh) -> NamedSharding:
     """Whole where `fsdp` alone splits it, as in training (`vae_jax.training.sharding.gathering` says why)."""
     split_by = {name for names in sharding.spec if names for name in ((names,) if isinstance(names, str) else names)}
-    return replicated(sharding.mesh) if split_by == {"fsdp"} else sharding
+    return replicated(mesh) if split_by == {"fsdp"} else sharding
 
 
 def _on_all(params: Params, mesh: Mesh) -> Params:

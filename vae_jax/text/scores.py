@@ -53,14 +53,24 @@ def evaluate_by_length(
     widths = widths_of(columns, ys.shape[-1])
     length = lengths(ys)
     order = np.argsort(length, kind="stable")
-    parts = []
+    parts: list[Any] = []
     for shorter, width in zip((0, *widths), widths, strict=False):
         places = order[(shorter < length[order]) & (length[order] <= width)]
         if len(places):
             values = values_of(build(width), identity(), k, samples, chunk, cs is not None)
-            here, conditions = ys[places, :width], jax.tree.map(lambda x, places=places: np.asarray(x)[places], cs)
-            options = {"batch_size": batch_size, "progress": progress, "doing": f"evaluating {width} columns"}
-            parts.append(over_split(values, params, key, here, conditions, mesh=mesh, indices=places, **options))
+            found = over_split(
+                values,
+                params,
+                key,
+                ys[places, :width],
+                jax.tree.map(lambda x, places=places: np.asarray(x)[places], cs),
+                batch_size=batch_size,
+                progress=progress,
+                doing=f"evaluating {width} columns",
+                mesh=mesh,
+                indices=places,
+            )
+            parts.append(found)
     back = np.argsort(order)
     by_place = jax.tree.map(lambda *found: np.concatenate(found)[back], *parts)
     return evaluation_of(by_place, k, ys.shape[-1], identity())
