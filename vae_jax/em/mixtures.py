@@ -36,7 +36,7 @@ def mixture(
 
     Args:
         family: the components: `gaussians`, `bernoullis`, `categoricals`, `factor_analysers`.
-        components: K.
+        components: their number, K.
         start: where EM starts: k-means from a k-means++ start, its start alone, or components on random examples.
         concentration: of a symmetric Dirichlet prior on the weights; 1 is maximum likelihood.
         hard: hard EM (k-means is one): the E-step gives each y to its most probable component, and ln P in the history

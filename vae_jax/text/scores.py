@@ -1,5 +1,6 @@
 """Numbers of whole splits of sentences: without the work on padding, and as a perplexity."""
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ def evaluate_by_length(
     length = lengths(ys)
     order = np.argsort(length, kind="stable")
     parts: list[Any] = []
-    for shorter, width in zip((0, *widths), widths, strict=False):
+    for shorter, width in itertools.pairwise((0, *widths)):
         places = order[(shorter < length[order]) & (length[order] <= width)]
         if len(places):
             values = values_of(build(width), identity(), k, samples, chunk, cs is not None)

@@ -165,7 +165,8 @@ class Trained:
         and minus `reach` standard deviations of z. Which units they are, `units_of` says.
 
         Raises:
-            as `interpolate`.
+            ValueError: fewer than two examples, fewer than two steps, or no unit.
+            TypeError: z is no number (classes, codes).
         """
         if not is_whole(steps, 2) or not is_whole(units):
             raise ValueError(f"traverse wants units >= 1 and steps >= 2; got units={units}, steps={steps}")
@@ -339,7 +340,7 @@ def open_run(directory: PathLike, *, which: Literal["best", "last"] = "best", re
         found.state,
         built.preprocess,
         *example,
-        name=str(root),
+        name=str(directory),
         step=found.step,
         config=config,
         history=found.meta["history"],

@@ -29,7 +29,7 @@ class MarkovChain(dist.Distribution):
     Args:
         initial: (K,) logits of P(z_1).
         transition: (K, K) logits of P(z_t|z_{t-1}), a row for each z_{t-1}.
-        length: T.
+        length: the number of steps, T.
         evidence: (T, K) ln P(y_t|z_t), nats; None: the chain itself.
         count: the number of real steps; None: all.
         parallel: see `forward`.

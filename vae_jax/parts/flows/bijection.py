@@ -42,7 +42,7 @@ class Flow(dist.Distribution):
 
     Args:
         base: the distribution of u, of vectors.
-        push: f.
+        push: the bijection, f.
         params: its parameters.
         h: what f is conditioned on, a vector that may be empty.
     """
