@@ -5,32 +5,31 @@ vector-quantize-pytorch. The number each ends with is the mean squared error per
 start as the same rows everywhere.
 """
 
-import importlib.util
 from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench.ceiling import Work
+from experiments.bench.compare import Contestants, missing
 from vae_jax.core.model import average
 from vae_jax.vq import codebook, ema
 
 VECTORS = 65_536  # of one call
 DECAY = 0.99
-Contestants = dict[str, Callable[[], float]]
 
 
-def contestants(n: int = VECTORS, d: int = 64, k: int = 1024) -> Contestants:
-    """n vectors of d numbers, k codes; PyTorch's row where vector-quantize-pytorch is installed."""
+def contestants(n: int = VECTORS, d: int = 64, k: int = 1024) -> tuple[Contestants, Work]:
+    """n vectors of d numbers, k codes, and the work of one vector: a product with each code, and to be read."""
     rng = np.random.default_rng(0)
     middles = rng.normal(size=(2 * k, d)).astype(np.float32)
     rows = middles[rng.integers(2 * k, size=n)] + 0.5 * rng.normal(size=(n, d)).astype(np.float32)
     start = rows[:k]
     found = {"vae_jax": _ours(rows, start), "plain JAX with scatter-add": _plain(rows, start)}
-    if importlib.util.find_spec("vector_quantize_pytorch") is None:
-        print("vector-quantize-pytorch is not installed: its row is left out (pip install vector-quantize-pytorch)")
-        return found
-    return found | {"vector-quantize-pytorch": _torch(rows, start)}
+    if not missing("vector_quantize_pytorch", "vector-quantize-pytorch"):
+        found["vector-quantize-pytorch"] = _torch(rows, start)
+    return found, Work(2 * k * d, 4 * d)
 
 
 def _ours(rows: np.ndarray, start: np.ndarray) -> Callable[[], float]:

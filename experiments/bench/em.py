@@ -1,6 +1,5 @@
 """Contestants for EM: one call is a few iterations from the same start; the last number is the mean ln P they reach."""
 
-import importlib.util
 import warnings
 from collections.abc import Callable
 
@@ -8,12 +7,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench.ceiling import Work, work_of
+from experiments.bench.compare import Contestants, missing
 from vae_jax.core import EM, Params
 from vae_jax.em import categorical_hmm, expect_in_chunks, mixture_of_gaussians
 from vae_jax.em.algorithm import em_of
 
 ITERATIONS = 3
-Contestants = dict[str, Callable[[], float]]
 
 
 def projected(pixels: np.ndarray, dimensions: int) -> np.ndarray:
@@ -41,8 +41,14 @@ def ours(em: EM, params: Params, ys: np.ndarray, chunk: int) -> Callable[[], flo
     return lambda: float(run(params, data))
 
 
-def mixtures(rows: np.ndarray, components: int) -> Contestants:
-    """A mixture of Gaussians with full covariances: this library and scikit-learn, from the same start."""
+def _work(em: EM, params: Params, ys: np.ndarray) -> Work:
+    """Of one number of the data (or a row) in one iteration, by what this library does."""
+    step = work_of(lambda params, ys: em.expect(params, ys, None), params, jnp.asarray(ys))
+    return step.per(len(ys) if ys.dtype == np.float32 else ys.size)
+
+
+def mixtures(rows: np.ndarray, components: int) -> tuple[Contestants, Work]:
+    """A mixture of Gaussians with full covariances: this library and scikit-learn, from one start; a row's work."""
     size = rows.shape[1]
     model = mixture_of_gaussians(size, components, "full")
     means = rows[np.random.default_rng(0).choice(len(rows), components, replace=False)]
@@ -53,9 +59,9 @@ def mixtures(rows: np.ndarray, components: int) -> Contestants:
     params = {"pri": {"logits": np.zeros(components)}, "gen": gen}
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     contestants = {"vae_jax": ours(em_of(model), params, rows, 2048)}
-    if importlib.util.find_spec("sklearn") is not None:
+    if not missing("sklearn", "scikit-learn"):
         contestants["scikit-learn"] = _sklearn_mixture(rows, components, means, np.linalg.inv(covariance))
-    return contestants
+    return contestants, _work(em_of(model), params, rows[:2048])
 
 
 def _sklearn_mixture(rows, components, means, precision) -> Callable[[], float]:
@@ -93,8 +99,8 @@ def sequences(count: int, length: int, states: int, levels: int) -> tuple[np.nda
     return ys, start
 
 
-def hidden_markov_models(ys: np.ndarray, start: dict[str, np.ndarray]) -> Contestants:
-    """A categorical hidden Markov model: this library, hmmlearn and dynamax, from the same start."""
+def hidden_markov_models(ys: np.ndarray, start: dict[str, np.ndarray]) -> tuple[Contestants, Work]:
+    """A categorical hidden Markov model: this library, hmmlearn and dynamax, from the same start; a symbol's work."""
     states, levels = start["emission"].shape
     model = categorical_hmm(levels, states, ys.shape[1])
     logits = {name: jnp.log(jnp.asarray(p, jnp.float32)) for name, p in start.items()}
@@ -103,12 +109,12 @@ def hidden_markov_models(ys: np.ndarray, start: dict[str, np.ndarray]) -> Contes
         "gen": {"logits": logits["emission"]},
     }
     contestants = {"vae_jax": ours(em_of(model), params, ys, len(ys))}
-    if importlib.util.find_spec("hmmlearn") is not None:
+    if not missing("hmmlearn", "hmmlearn"):
         contestants["hmmlearn, log (default)"] = _hmmlearn(ys, start, "log")
         contestants["hmmlearn, scaling"] = _hmmlearn(ys, start, "scaling")
-    if importlib.util.find_spec("dynamax") is not None:
+    if not missing("dynamax", "dynamax"):
         contestants["dynamax"] = _dynamax(ys, start)
-    return contestants
+    return contestants, _work(em_of(model), params, ys)
 
 
 def _hmmlearn(ys, start, implementation) -> Callable[[], float]:

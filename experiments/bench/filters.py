@@ -10,15 +10,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from experiments.bench.ceiling import Work, work_of
+from experiments.bench.compare import Contestants
 from vae_jax.core.linalg import cholesky, eye_like, inverse_of_lower, matmul, transposed
 from vae_jax.em import linear_gaussian_state_space
 
 SEQUENCES, LENGTH, SIZE, LATENT = 64, 500, 6, 4
-Contestants = dict[str, Callable[[], float]]
 
 
-def contestants(count: int, *, parallel: bool) -> Contestants:
-    """This library, in square-root form, and the information form, on `count` sequences."""
+def contestants(count: int, *, parallel: bool) -> tuple[Contestants, Work]:
+    """This library, in square-root form, and the information form, on `count` sequences; the work of a step."""
     model = linear_gaussian_state_space(SIZE, LATENT, LENGTH, parallel=parallel)
     params = jax.jit(model.init)(jax.random.key(0))
     ys = jax.jit(lambda p: model.dist(p).sample(jax.random.key(1), (count,)))(params)
@@ -26,7 +27,8 @@ def contestants(count: int, *, parallel: bool) -> Contestants:
         "vae_jax": lambda p, y: model.dist(p).log_prob(y),
         "information form by hand": partial(by_hand, filtered=in_parallel if parallel else in_steps),
     }
-    return {name: _mean(jax.jit(jax.vmap(one, in_axes=(None, 0))), params, ys) for name, one in run.items()}
+    found = {name: _mean(jax.jit(jax.vmap(one, in_axes=(None, 0))), params, ys) for name, one in run.items()}
+    return found, work_of(jax.vmap(run["vae_jax"], in_axes=(None, 0)), params, ys).per(count * LENGTH)
 
 
 def _mean(run, params, ys) -> Callable[[], float]:

@@ -4,7 +4,6 @@ A vocabulary of 8,000 words, sentences of 20, embeddings of 128, an LSTM of 256,
 and the same model in PyTorch, eager.
 """
 
-import importlib.util
 from collections.abc import Callable
 
 import jax
@@ -12,7 +11,9 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from vae_jax import init_state, make_scan, make_train_step
+from experiments.bench.ceiling import Work, work_of_training
+from experiments.bench.compare import Contestants, missing
+from vae_jax import Model, init_state, make_scan, make_train_step
 from vae_jax.core import lift
 from vae_jax.nets import LSTM
 from vae_jax.parts import autoregressive
@@ -22,14 +23,28 @@ BATCH, STEPS = 32, 10
 TOKENS = BATCH * STEPS * LENGTH  # of one call
 
 
-def contestants() -> dict[str, Callable[[], float]]:
-    """PyTorch's row where torch is installed."""
+def contestants() -> tuple[Contestants, Work]:
+    """Who trains, and the work of one token; PyTorch's rows where torch is installed."""
     ys = sentences(BATCH * STEPS)
     found = {"vae_jax": _ours(ys)}
-    if importlib.util.find_spec("torch") is None:
-        print("torch is not installed: its row is left out (pip install torch)")
-        return found
-    return found | {"PyTorch, eager": _torch(ys)}
+    if not missing("torch", "torch"):
+        found |= {f"PyTorch, {kind}": _torch(ys, kind == "compiled") for kind in ("eager", "compiled")}
+    return found, _work(jnp.asarray(ys[:BATCH]))
+
+
+def language_model(length: int = LENGTH) -> Model:
+    """Of sentences of that many words at most."""
+    return lift(autoregressive(LSTM(WORDS, EMBED, HIDDEN), length, WORDS, end=0))
+
+
+def _work(ys: jax.Array) -> Work:
+    model = language_model()
+    params = jax.jit(model.init)(jax.random.key(0), ys[0], None)
+
+    def loss(params, ys):
+        return jnp.mean(jax.vmap(lambda y: model.terms(params, jax.random.key(0), y, None).nats)(ys))
+
+    return work_of_training(loss, params, ys).per(ys.size)
 
 
 def sentences(n: int) -> np.ndarray:
@@ -41,8 +56,7 @@ def sentences(n: int) -> np.ndarray:
 
 
 def _ours(ys: np.ndarray) -> Callable[[], float]:
-    model = lift(autoregressive(LSTM(WORDS, EMBED, HIDDEN), LENGTH, WORDS, end=0))
-    optimizer = optax.adam(1e-3)
+    model, optimizer = language_model(), optax.adam(1e-3)
     data, key = jnp.asarray(ys), jax.random.key(1)
     box = [init_state(model, optimizer, jax.random.key(0), data[0])]
     scan = jax.jit(make_scan(make_train_step(model, optimizer), BATCH, STEPS), donate_argnums=0)
@@ -54,7 +68,7 @@ def _ours(ys: np.ndarray) -> Callable[[], float]:
     return call
 
 
-def _torch(ys: np.ndarray) -> Callable[[], float]:
+def _torch(ys: np.ndarray, compiled: bool) -> Callable[[], float]:
     import torch
     from torch import nn
 
@@ -71,6 +85,7 @@ def _torch(ys: np.ndarray) -> Callable[[], float]:
     torch.manual_seed(0)
     model = Language()
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    network = torch.compile(model) if compiled else model
     data = torch.tensor(ys, dtype=torch.long)
     begin = torch.full((BATCH, 1), WORDS)
 
@@ -78,7 +93,7 @@ def _torch(ys: np.ndarray) -> Callable[[], float]:
         order = torch.randperm(len(data))
         for start in range(0, len(data), BATCH):
             y = data[order[start : start + BATCH]]
-            logits = model(torch.cat([begin, y[:, :-1]], dim=1))
+            logits = network(torch.cat([begin, y[:, :-1]], dim=1))
             ends = y == 0
             counts = ends.cumsum(1) - ends.long() == 0
             nats = nn.functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="none")

@@ -4,7 +4,6 @@ Channels 32-64-64 on 28 x 28, attention at 14 x 14 and 7 x 7, one million parame
 the same network written plainly in flax, and diffusers' UNet2DModel in PyTorch.
 """
 
-import importlib.util
 from collections.abc import Callable
 from typing import Any
 
@@ -14,6 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from experiments.bench.ceiling import Work, work_of_training
+from experiments.bench.compare import Contestants, missing
 from vae_jax.core import as_network
 from vae_jax.nets import UNet
 from vae_jax.nets.unet import folded, unfolded, waves
@@ -21,17 +22,22 @@ from vae_jax.nets.unet import folded, unfolded, waves
 BATCH, STEPS = 32, 4
 CHANNELS = (32, 64, 64)
 IMAGES = BATCH * STEPS  # of one call
-Contestants = dict[str, Callable[[], float]]
 
 
-def contestants(pixels: np.ndarray) -> Contestants:
-    """Images (n, 28, 28, 1) in 0..255; PyTorch's row where diffusers is installed."""
+def contestants(pixels: np.ndarray) -> tuple[Contestants, Work]:
+    """Images (n, 28, 28, 1) in 0..255, and the work of one; PyTorch's rows where diffusers is installed."""
     ys = pixels[:IMAGES].astype(np.float32).reshape(STEPS, BATCH, 28, 28, 1) / 127.5 - 1
     found = {"vae_jax": _ours(ys), "plain flax": _plain(ys)}
-    if importlib.util.find_spec("diffusers") is None:
-        print("diffusers is not installed: its row is left out (pip install torch diffusers)")
-        return found
-    return found | {"diffusers UNet2DModel, eager": _diffusers(ys)}
+    if not missing("diffusers", "torch diffusers"):
+        found |= {f"diffusers, {kind}": _diffusers(ys, kind == "compiled") for kind in ("eager", "compiled")}
+    return found, _work(ys)
+
+
+def _work(ys: np.ndarray) -> Work:
+    """Of one image: that of the plain network."""
+    params = jax.jit(Plain().init)(jax.random.key(0), ys[0], jnp.zeros(BATCH))
+    loss = _loss(Plain().apply)
+    return work_of_training(lambda p, ys: loss(p, jax.random.key(0), ys), params, jnp.asarray(ys[0])).per(BATCH)
 
 
 def _noisy(key, y) -> tuple[Any, Any, Any]:
@@ -42,12 +48,19 @@ def _noisy(key, y) -> tuple[Any, Any, Any]:
     return jnp.sqrt(jax.nn.sigmoid(-gamma)) * y + jnp.sqrt(jax.nn.sigmoid(gamma)) * noise, gamma, noise
 
 
-def _step(apply, optimizer):
-    """(params, opt_state), (key, ys) -> the same after one step, the loss; `apply` takes batches."""
+def _loss(apply):
+    """(params, key, ys) -> mean squared error of the noise; `apply` takes batches."""
 
     def loss(params, key, ys):
         zs, gammas, noise = jax.vmap(_noisy)(jax.random.split(key, BATCH), ys)
         return jnp.mean((apply(params, zs, gammas) - noise) ** 2)
+
+    return loss
+
+
+def _step(apply, optimizer):
+    """(params, opt_state), (key, ys) -> the same after one step, the loss."""
+    loss = _loss(apply)
 
     def step(carry, batch):
         value, grads = jax.value_and_grad(loss)(carry[0], *batch)
@@ -125,7 +138,7 @@ def _plain(ys: np.ndarray) -> Callable[[], float]:
     return call
 
 
-def _diffusers(ys: np.ndarray) -> Callable[[], float]:
+def _diffusers(ys: np.ndarray, compiled: bool) -> Callable[[], float]:
     import torch
     from diffusers import UNet2DModel
 
@@ -142,6 +155,7 @@ def _diffusers(ys: np.ndarray) -> Callable[[], float]:
         up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
     ).to(memory_format=torch.channels_last)
     optimizer = torch.optim.Adam(model.parameters(), 1e-3)
+    network = torch.compile(model) if compiled else model
     data = torch.tensor(ys).permute(0, 1, 4, 2, 3)
 
     def call() -> float:
@@ -149,7 +163,7 @@ def _diffusers(ys: np.ndarray) -> Callable[[], float]:
             gamma, noise = torch.rand(BATCH) * 18 - 13, torch.randn_like(batch)
             signal = torch.sigmoid(-gamma)[:, None, None, None]
             z = (signal.sqrt() * batch + (1 - signal).sqrt() * noise).contiguous(memory_format=torch.channels_last)
-            loss = ((model(z, gamma).sample - noise) ** 2).mean()
+            loss = ((network(z, gamma).sample - noise) ** 2).mean()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
