@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.sharding import NamedSharding, PartitionSpec
 from scipy import stats
 from scipy.special import log_softmax, logsumexp, softmax
 from sklearn.datasets import load_iris, load_wine
@@ -18,6 +19,7 @@ from vae_jax.em import (
     as_vae,
     expect_in_chunks,
     fit_em,
+    gaussian_hmm,
     gaussians,
     init_em,
     k_means,
@@ -430,6 +432,27 @@ def test_stepwise_em_on_minibatches_reaches_the_maximum(x64):
     start = init_em(model, jnp.asarray(ys), params=best.params | {"pri": {"logits": jnp.zeros(3)}})
     state, _ = jax.jit(lambda s, k: jax.lax.scan(body, s, k))(start, jax.random.split(jax.random.key(0), 1500))
     assert mean_log_p(model, state.params, ys) == pytest.approx(best.history[-1], abs=0.02)
+
+
+@pytest.mark.parametrize("name", ["mixture", "hidden Markov model"])
+def test_a_step_on_a_mesh(x64, name):
+    """The numbers of one device, and no example leaves the device that has it: the branches of an E-step included."""
+    rng = np.random.default_rng(0)
+    if name == "mixture":
+        model, ys = mixture_of_gaussians(4, 3, "tied"), rng.normal(size=(8, 4))
+    else:
+        model, ys = gaussian_hmm(2, 3, 6, parallel=True), rng.normal(size=(8, 6, 2))
+    mesh = jax.make_mesh((4,), ("data",))
+    start = init_em(model, jnp.asarray(ys), key=jax.random.key(0))
+    place = NamedSharding(mesh, PartitionSpec("data"))
+    run = jax.jit(make_em_step(model, decay=0.5, mesh=mesh)).lower(start, jax.device_put(ys, place)).compile()
+    assert "all-gather" not in run.as_text()
+    found, log_p = run(start, jax.device_put(ys, place))
+    wanted, wanted_log_p = jax.jit(make_em_step(model, decay=0.5))(start, jnp.asarray(ys))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-10, atol=1e-12), found, wanted)
+    assert float(log_p) == pytest.approx(float(wanted_log_p), rel=1e-12)
+    with pytest.raises(ValueError, match="6 does not divide over the 4 devices"):
+        make_em_step(model, decay=0.5, mesh=mesh)(start, jnp.asarray(ys[:6]))
 
 
 # One driver; a prior; a model like others

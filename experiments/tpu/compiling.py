@@ -35,7 +35,7 @@ def compiled(name: str, training: Training, topology: str, sharding: str, dtype:
     """Compile it, and read what the program says."""
     mesh = mesh_of(topology)
     rule, whole_there = SHARDINGS[sharding], replicated(mesh)
-    step, state, batch = traced(training, mesh.size, gathering(mesh, rule))
+    step, state, batch = traced(training, mesh, gathering(mesh, rule))
     of_state = shardings(state, mesh, rule)
     arguments = [placed(state, of_state)]
     if isinstance(training.model, Model):
@@ -62,15 +62,15 @@ def compiled(name: str, training: Training, topology: str, sharding: str, dtype:
     )
 
 
-def traced(training: Training, chips: int, gather: Callable[[Any], Any]) -> tuple[Any, Any, tuple[Any, ...]]:
+def traced(training: Training, mesh: Mesh, gather: Callable[[Any], Any]) -> tuple[Any, Any, tuple[Any, ...]]:
     """(the step, the shapes of its state, those of the batch of all chips): ys, and cs where there are any."""
-    key, n = jax.random.key(0), chips * training.batch
+    key, n = jax.random.key(0), mesh.size * training.batch
     examples = (training.y,) if training.c is None else (training.y, training.c)
     batch = jax.tree.map(lambda x: jax.ShapeDtypeStruct((n, *x.shape), x.dtype), examples)
     model = training.model
     if not isinstance(model, Model):
         start_em = functools.partial(init_em, model, key=key)
-        return make_em_step(model, decay=0.0), jax.eval_shape(start_em, *batch), batch
+        return make_em_step(model, decay=0.0, mesh=mesh), jax.eval_shape(start_em, *batch), batch
     optimizer = optax.adam(1e-3)
     step = make_train_step(
         model,

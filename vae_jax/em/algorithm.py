@@ -12,11 +12,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import Mesh, PartitionSpec
 from jax.typing import ArrayLike
 
 from vae_jax.core.combinator import vae
 from vae_jax.core.estimators import enumerated, fixed_encoder, sampled
 from vae_jax.core.keys import as_key
+from vae_jax.core.mesh import auto, batch_axes, shards
 from vae_jax.core.model import EM, Conditional, Model, Params, example_of, parted
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.arrays import as_arrays
@@ -250,7 +252,11 @@ def init_em(model: Conditional, ys: Any, cs: Any = None, *, key: Array | None = 
 
 
 def make_em_step(
-    model: Conditional, *, decay: float | Callable[[Array], Any], examples: float = float("inf")
+    model: Conditional,
+    *,
+    decay: float | Callable[[Array], Any],
+    examples: float = float("inf"),
+    mesh: Mesh | None = None,
 ) -> Callable[..., tuple[EMState, Array]]:
     """Stepwise EM for data that do not fit: `(state, ys[, cs]) -> (state, mean ln P of the batch before the step)`.
 
@@ -262,24 +268,50 @@ def make_em_step(
     Args:
         decay: a number in [0, 1), or a function of the step.
         examples: how many there are in all, which a prior on the parameters is weighed against.
+        mesh: split each batch over it, as `fit` does: each device takes the E-step of its own examples.
 
     Raises:
         TypeError: the model has no exact posterior.
-        ValueError: the decay is out of range.
+        ValueError: the decay is out of range; at the call, a batch that does not divide over the mesh.
     """
     em = em_of(model)
+    expect = em.expect if mesh is None else _on_each_device(em.expect, auto(mesh))
     if not callable(decay):
         check_decay(decay)
 
     def step(state: EMState, ys: Any, cs: Any = None) -> tuple[EMState, Array]:
         past = decay(state.step) if callable(decay) else decay
         ys, cs = jax.tree.map(lambda x: _widened(jnp.asarray(x)), (ys, cs))
-        log_p, new = em.expect(state.params, ys, cs)
+        log_p, new = expect(state.params, ys, cs)
         stats = running_average(state.stats, new, past)
         params = _with_dtypes(em.maximise(state.params, stats, examples), state.params)
         return EMState(params, em.recentre(stats, state.params, params), state.step + 1), log_p.mean()
 
     return step
+
+
+def _on_each_device(expect: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """An E-step of which each device takes that of its own examples; the averages are those of all.
+
+    Left to itself XLA gathers the examples, where the E-step branches, and each device computes all of it: a hidden
+    Markov model of 500 steps wanted 98 GiB of each of 16 x 16 TPU chips.
+    """
+    split, everywhere = PartitionSpec(batch_axes(mesh)), PartitionSpec()
+
+    def local(params, ys, cs):
+        log_p, stats = expect(params, ys, cs)
+        return log_p, jax.lax.pmean(stats, batch_axes(mesh))
+
+    read, given = (everywhere, split, split), (split, everywhere)
+    mapped = jax.shard_map(local, mesh=mesh, in_specs=read, out_specs=given, check_vma=False)
+
+    def of_all(params, ys, cs):
+        n = len(jax.tree.leaves(ys)[0])
+        if n % shards(mesh):
+            raise ValueError(f"a batch of {n} does not divide over the {shards(mesh)} devices of {dict(mesh.shape)}")
+        return mapped(params, ys, cs)
+
+    return of_all
 
 
 def running_average(old: Any, new: Any, past: ArrayLike) -> Any:
