@@ -100,7 +100,7 @@ def _by_examples(n: int) -> float:
             record_every=steps,
             progress=False,
         )
-        return steps * 1024 / train(steps=4 * steps).images_per_second / steps
+        return 1024 / train(steps=4 * steps).images_per_second
 
 
 def _by_samples(k: int) -> float:

@@ -37,6 +37,15 @@ def shards(mesh: Mesh) -> int:
     return math.prod(mesh.shape[name] for name in batch_axes(mesh))
 
 
+def check_divides(batch_size: int, mesh: Mesh | None) -> None:
+    """Raise a ValueError for a batch that cannot be split evenly over the mesh."""
+    if mesh is not None and batch_size % shards(mesh):
+        raise ValueError(
+            f"batch_size={batch_size} does not divide over the {shards(mesh)} devices of the mesh's axes "
+            f"{batch_axes(mesh)}: take a multiple of {shards(mesh)}"
+        )
+
+
 def rows_here(mesh: Mesh, batch_size: int) -> np.ndarray:
     """Which rows of a batch the devices of this process have, in ascending order: these it reads."""
     places = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()

@@ -18,7 +18,7 @@ from jax.typing import ArrayLike
 from vae_jax.core.combinator import vae
 from vae_jax.core.estimators import enumerated, fixed_encoder, sampled
 from vae_jax.core.keys import as_key
-from vae_jax.core.mesh import auto, batch_axes, shards
+from vae_jax.core.mesh import auto, batch_axes, check_divides
 from vae_jax.core.model import EM, Conditional, Model, Params, example_of, parted
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.arrays import as_arrays
@@ -306,9 +306,7 @@ def _on_each_device(expect: Callable[..., Any], mesh: Mesh) -> Callable[..., Any
     mapped = jax.shard_map(local, mesh=mesh, in_specs=read, out_specs=given, check_vma=False)
 
     def of_all(params, ys, cs):
-        n = len(jax.tree.leaves(ys)[0])
-        if n % shards(mesh):
-            raise ValueError(f"a batch of {n} does not divide over the {shards(mesh)} devices of {dict(mesh.shape)}")
+        check_divides(len(jax.tree.leaves(ys)[0]), mesh)
         return mapped(params, ys, cs)
 
     return of_all

@@ -23,7 +23,7 @@ from jax.sharding import Mesh
 
 from vae_jax.core.extras import extra
 from vae_jax.core.keys import as_key
-from vae_jax.core.mesh import auto
+from vae_jax.core.mesh import auto, check_divides
 from vae_jax.core.model import Model, Params, example_of
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_examples
@@ -36,7 +36,7 @@ from vae_jax.training.plan import Clock, Plan, check_length, plan_of
 from vae_jax.training.preemption import Preempted, Preemption
 from vae_jax.training.recipes import Recipe, check_recipe, config_of
 from vae_jax.training.run import Row, Run
-from vae_jax.training.sharding import Rule, check_divides, check_placement, gathering, shardings
+from vae_jax.training.sharding import Rule, check_placement, gathering, shardings
 from vae_jax.training.step import (
     Order,
     StepOptions,

@@ -10,7 +10,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from vae_jax.core.mesh import batch_axes, replicated, shards
+from vae_jax.core.mesh import replicated
 from vae_jax.core.model import Params
 from vae_jax.data.check import leaves_by_path
 
@@ -54,15 +54,6 @@ def check_placement(mesh: Any, sharding: Any) -> Rule:
     if rule is fsdp and mesh is not None and "fsdp" not in mesh.axis_names:
         raise ValueError(f'sharding="fsdp" wants a mesh with an axis "fsdp"; this one has {mesh.axis_names}')
     return rule
-
-
-def check_divides(batch_size: int, mesh: Mesh | None) -> None:
-    """Raise a ValueError for a batch that cannot be split evenly over the mesh."""
-    if mesh is not None and batch_size % shards(mesh):
-        raise ValueError(
-            f"batch_size={batch_size} does not divide over the {shards(mesh)} devices of the mesh's axes "
-            f"{batch_axes(mesh)}: take a multiple of {shards(mesh)}"
-        )
 
 
 def as_they_lie(params: Params) -> Params:
