@@ -12,6 +12,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from vae_jax import Model
+
 SIDES = (512, 1024, 2048)  # of the matrices
 COPIED, TIMES = 2**24, 8  # numbers, 64 MiB, and how often
 
@@ -71,6 +73,16 @@ def work_of_training(loss: Callable[..., Any], params: Any, *batch: Any) -> Work
     flops = work_of(jax.value_and_grad(loss), params, *batch).flops
     state, read = (sum(x.nbytes for x in jax.tree.leaves(tree)) for tree in (params, batch))
     return Work(flops, 2 * 3 * state + read)
+
+
+def work_of_model(model: Model, ys: jax.Array) -> Work:
+    """One step of Adam on a batch, by the bound of a model without conditions."""
+    params = jax.jit(model.init)(jax.random.key(0), ys[0], None)
+
+    def loss(params, ys):
+        return jnp.mean(jax.vmap(lambda y: model.terms(params, jax.random.key(0), y, None).nats)(ys))
+
+    return work_of_training(loss, params, ys)
 
 
 def _products(jaxpr: Any) -> float:

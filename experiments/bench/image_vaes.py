@@ -15,7 +15,7 @@ import numpy as np
 import optax
 
 from experiments.bench import handwritten
-from experiments.bench.ceiling import Work, work_of_training
+from experiments.bench.ceiling import Work, work_of_model
 from experiments.bench.compare import Contestants, missing, seconds_of
 from vae_jax import (
     Model,
@@ -75,13 +75,7 @@ def convolutional(pixels: np.ndarray) -> Contestants:
 
 def work(model: Model) -> Work:
     """Of one image in training."""
-    ys = jnp.zeros((BATCH, 28, 28, 1))
-    params = jax.jit(model.init)(jax.random.key(0), ys[0], None)
-
-    def loss(params, ys):
-        return jnp.mean(jax.vmap(lambda y: model.terms(params, jax.random.key(0), y, None).nats)(ys))
-
-    return work_of_training(loss, params, ys).per(BATCH)
+    return work_of_model(model, jnp.zeros((BATCH, 28, 28, 1))).per(BATCH)
 
 
 def scan(model: Model, pixels: np.ndarray, batch: int = BATCH) -> Callable[[], float]:
