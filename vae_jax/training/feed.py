@@ -48,6 +48,10 @@ def resident(train_step: TrainStep, ys: Any, cs: Any, key: Array, *, batch_size:
     return Feed(lambda state, size: jax.eval_shape(scan(size), state, key, ys, cs), begin)
 
 
+def _placed(shapes: Any, sharding: Any) -> Any:
+    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
+
+
 @functools.lru_cache(maxsize=32)
 def _compiled_scan(train_step: TrainStep, batch_size: int, size: int, order: Order) -> TrainStep:
     return jax.jit(make_scan(train_step, batch_size, size, order=order), donate_argnums=0)
@@ -78,6 +82,9 @@ def fed(
 
     def trace(state, size):
         chunk = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, batch_size, *x.shape), x.dtype), data.one())
+        if mesh is not None:  # as they will be there, so that the program is traced once
+            chunk = _placed(chunk, batch_sharding(mesh, axis=1))
+            state = jax.tree.map(_placed, state, sharding)
         return jax.eval_shape(scan, state, key, *chunk)
 
     @contextlib.contextmanager

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax import Array
+from jax.extend.core import jaxpr_as_fun
 from jax.sharding import Mesh
 
 from vae_jax.core.keys import as_key
@@ -401,18 +402,19 @@ def _again_where_broken(body: Callable[..., Any], state: TrainState, inputs: Any
     the time of a step of a fully connected VAE.
     """
 
-    @functools.partial(jax.jit, inline=True)  # traced once, for the shapes and for the loop
-    def run(look):
+    def steps(look):
         return jax.lax.scan(functools.partial(body, look), state, inputs)
+
+    # traced once, for the shapes and for the loop: a jitted function of what is being traced would be traced for both
+    run, result = jax.make_jaxpr(steps, return_shape=True)(jnp.array(True))
 
     def attempt(carry):
         tried, *_ = carry
-        return tried + 1, *run(tried > 0)
+        return tried + 1, *jax.tree.unflatten(jax.tree.structure(result), jaxpr_as_fun(run)(tried > 0))
 
     def broken(carry):
         tried, after, _ = carry
         return (tried == 0) | (tried == 1) & jnp.any(_not_finite(after.params))
 
-    _, metrics = jax.eval_shape(run, jnp.array(True))
-    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), metrics)
+    nothing = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), result[1])
     return jax.lax.while_loop(broken, attempt, (0, state, nothing))[1:]
