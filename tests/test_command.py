@@ -12,6 +12,7 @@ from test_experiment import TINY, save_labelled
 
 from vae_jax import open_run
 from vae_jax.__main__ import main
+from vae_jax.data import load
 from vae_jax.data.datasets import load_whole
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -31,17 +32,23 @@ def folder(tmp_path_factory):
 
 
 @pytest.fixture
-def command(folder, monkeypatch, capsys):
-    """`command("sample", ...)` with the run as its first argument: what it prints."""
-    monkeypatch.chdir(folder)
-    capsys.readouterr()
+def shell(monkeypatch, capsys):
+    """`shell("sample", "run", ...)`: what the command prints."""
 
-    def run(name, *options, run="run"):
-        monkeypatch.setattr(sys, "argv", ["vae-jax", name, run, *options])
+    def run(*line):
+        capsys.readouterr()
+        monkeypatch.setattr(sys, "argv", ["vae-jax", *line])
         main()
         return capsys.readouterr().out
 
     return run
+
+
+@pytest.fixture
+def command(folder, monkeypatch, shell):
+    """`command("sample", ...)` with the run as its first argument: what it prints."""
+    monkeypatch.chdir(folder)
+    return lambda name, *options, run="run": shell(name, run, *options)
 
 
 def refused(command, *line, **options):
@@ -133,12 +140,31 @@ def test_a_folder_of_pictures_is_encoded_whole_and_in_order(folder, command):
             "out=z.png: the end of the name says what is written, want .npz or .csv",
         ),
         (("encode", "--data", "nothing.npz"), "'nothing.npz' does not exist"),
+        (("compress",), "run was trained with conditions, which a file does not hold: see vae_jax.codec"),
+        (("compress", "--out", "x.zip"), "out=x.zip: the end of the name says what is written, want .vj"),
         (("evaluate", "--out", "n.txt"), "out=n.txt: the end of the name says what is written, want .json"),
         (("smaple",), "smaple is no command of vae-jax: want one of train, evaluate, sample,"),
     ],
 )
 def test_what_cannot_be_done_is_one_line(folder, command, line, message):
     assert f"error: {message}" in refused(command, *line)
+
+
+def test_examples_become_a_file_and_come_back(tmp_path, shell, monkeypatch):
+    """What the model sees of them: binary images, by the seed."""
+    monkeypatch.chdir(tmp_path)
+    carried = "carried/fashion_vae"
+    printed = shell("compress", carried, "--n", "5", "--seed", "7", "--out", "x.vj")
+    size = (tmp_path / "x.vj").stat().st_size
+    assert printed.startswith(f"x.vj: 5 examples (dynamic binarisation) in {size:,} bytes, ")
+    assert printed.endswith(" bits a dimension\n")
+    assert shell("decompress", carried, "--file", "x.vj", "--out", "y.npz") == "y.npz: float32[5, 28, 28, 1]\n"
+    seen = jax.vmap(open_run(carried).preprocess.apply)
+    want = seen(jax.random.split(jax.random.key(7), 5), load("fashion_mnist_mini", "test").ys[:5])
+    np.testing.assert_array_equal(np.load(tmp_path / "y.npz")["y"], want)
+    (tmp_path / "x.vj").write_bytes(b"something else")
+    said = refused(shell, "decompress", carried, "--file", "x.vj")
+    assert said == "error: this is no file of vae_jax.codec: it does not begin like one"
 
 
 def test_recipes_are_found_where_the_command_is_called(folder, command, monkeypatch):

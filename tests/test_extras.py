@@ -9,6 +9,7 @@ import optax
 import pytest
 
 from vae_jax import Trained, evaluate, fit, gaussian, learned_normal, standard_normal, vae
+from vae_jax.codec.stack import Stack
 from vae_jax.core import Network, lift
 from vae_jax.core.extras import extra
 from vae_jax.data import identity, source
@@ -30,6 +31,7 @@ USES = {
     "tokenizers": ("text", lambda: subwords(["a b"])),
     "flatbuffers": ("export", lambda: export(TRAINED, "never")),
     "safetensors": ("export", lambda: export(TRAINED, "never")),
+    "constriction": ("codec", lambda: Stack(np.ones(3, np.uint32), 1)),
     "tqdm": (
         "cli",
         lambda: evaluate(lift(standard_normal(2)), {}, jax.random.key(0), np.zeros((3, 2), np.float32), progress=True),

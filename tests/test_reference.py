@@ -15,6 +15,7 @@ FOLDERS = [".".join(path.parent.relative_to(ROOT).parts) for path in INITS]
 
 # What public functions take or return, and what no folder lists: documented beside them.
 BESIDE = {
+    "vae_jax.core.model.Coder",
     "vae_jax.core.model.Latent",
     "vae_jax.diffusion.schedules.Level",
     "vae_jax.em.factor_models.ClosedForm",

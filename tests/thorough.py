@@ -226,6 +226,7 @@ AFTERWARDS = {
     ),
     "test_checkpoint.py": ("test_sigkill_leaves_a_good_checkpoint", "test_importing_the_module_does_not_import_orbax"),
     "test_chorales_experiment.py": ("test_chorales",),
+    "test_codec.py": ("test_another_process_reads_it",),
     "test_collapse_experiments.py": ("test_collapse", "test_text_vae"),
     "test_command.py": (
         "test_training_says_how_the_model_is_built",

@@ -18,7 +18,7 @@ from typing import Annotated, Any, Literal
 import jax
 import numpy as np
 
-from vae_jax import Trained, open_run
+from vae_jax import Trained, codec, open_run
 from vae_jax.command import publish, train
 from vae_jax.command.config import SEED, at_least, check_numbers, read_back
 from vae_jax.command.image_report import enlarged, in_turn, show
@@ -142,6 +142,24 @@ class Evaluate(OnData):
 
 
 @dataclasses.dataclass(frozen=True)
+class Compress(OnData):
+    """Write data as a file of about as many bits as the model's bound says; they come back from it exactly."""
+
+    out: str = "examples.vj"
+    """File: .vj."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Decompress(Opened):
+    """Read a file of `compress` back, with the run that it was written with."""
+
+    file: str = "examples.vj"
+    """The file."""
+    out: str = "examples.npz"
+    """File: .png, .npz or .csv."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Report(Kept):
     """Evaluate a run of `vae-jax train` on its test images and write its page anew."""
 
@@ -230,6 +248,25 @@ def traverse(options: Traverse) -> None:
     run, (ys, cs) = opened(options)
     moved = run.traverse(ys, cs, units=options.units, steps=options.steps, reach=options.reach)
     write(options.out, moved, run, rows=True)
+
+
+def compress(options: Compress) -> None:
+    run, (ys, cs) = opened(options, ends=(".vj",))
+    if cs is not None:
+        raise ValueError(f"{options.run} was trained with conditions, which a file does not hold: see vae_jax.codec")
+    keys = jax.random.split(jax.random.key(options.seed), len(ys))
+    seen = np.asarray(jax.jit(jax.vmap(run.preprocess.apply))(keys, ys))
+    found = codec.compressed(run.model, run.params, seen, seed=options.seed)
+    path_of(options.out).write_bytes(found.data)
+    besides = f"{found.header_bits // 8} of them a header and {found.first_bits // 8} first bits"
+    print(f"{options.out}: {len(seen)} examples ({run.preprocess.name}) in {len(found.data):,} bytes, {besides}")
+    print(f"{found.bits / seen.size:.4f} bits a dimension")
+
+
+def decompress(options: Decompress) -> None:
+    run = opened_run(options)
+    ys = codec.decompress(run.model, run.params, path_of(options.file).read_bytes())
+    write(options.out, ys, run)
 
 
 def report(options: Report) -> dict[str, Any]:
@@ -350,6 +387,8 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "encode": (Encode, encode),
     "interpolate": (Interpolate, interpolate),
     "traverse": (Traverse, traverse),
+    "compress": (Compress, compress),
+    "decompress": (Decompress, decompress),
     "report": (Report, report),
     "export": (Export, export),
 }

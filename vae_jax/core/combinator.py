@@ -21,6 +21,7 @@ from vae_jax.core.model import (
     Latent,
     Model,
     Params,
+    bits_back,
     drawn,
     example_of,
     join,
@@ -124,6 +125,7 @@ def vae(
         pathwise=functools.partial(estimator.pathwise, parts) if offers_importance and estimator.pathwise else None,
         mean=functools.partial(sample, of_generator=shown),
         latent=Latent(encode, decode, draw),
+        coder=bits_back(encoder, parts.prior, parts.generator),
     )
 
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from vae_jax.core.model import Conditional, Latent, Model, lift, mean_sample
+from vae_jax.core.model import Coder, Conditional, Latent, Model, lift, mean_sample
 from vae_jax.core.numbers import is_whole
 
 
@@ -43,7 +43,7 @@ def labelled(model: Model | Conditional, classes: int) -> Model:
     def of(function):
         return function and (lambda params, key, y, c=None, *scale: function(params, key, y, seen(c), *scale))
 
-    support, latent = inner.support, inner.latent
+    support, latent, coder = inner.support, inner.latent, inner.coder
     return inner._replace(
         init=lambda key, y, c=None: inner.init(key, y, seen(c)),
         terms=of(inner.terms),
@@ -58,6 +58,11 @@ def labelled(model: Model | Conditional, classes: int) -> Model:
             encode=of(latent.encode),
             decode=of(latent.decode),
             draw=lambda params, key, c=None, temperature=None: latent.draw(params, key, seen(c), temperature),
+        ),
+        coder=coder
+        and Coder(
+            write=lambda stack, params, ys, cs=None: coder.write(stack, params, ys, seen(cs)),
+            read=lambda stack, params, cs=None: coder.read(stack, params, seen(cs)),
         ),
     )
 

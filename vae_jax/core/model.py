@@ -207,6 +207,23 @@ class Latent(NamedTuple):
     draw: Callable[..., Any]
 
 
+class Coder(NamedTuple):
+    """How examples go onto a stack of bits, and come back from it, with the latents: what a lossless code asks.
+
+    Arrays have an axis of examples at the front. A stack has `push(conditional, params, cs, xs)`, which writes the xs
+    in -ln P(x|c) nats each, and `pop(conditional, params, cs) -> xs`, which undoes it; of random bits it makes a draw.
+    So to write y by a latent z, z is popped from P_enc(z|y), and its bits are back (Townsend et al. 2019): what is left
+    on the stack is the bound. `each(function, params, *batches)` is the function of each example.
+
+    Fields:
+        write: `(stack, params, ys, cs) -> None`.
+        read: `(stack, params, cs) -> ys`, its inverse.
+    """
+
+    write: Callable[..., None]
+    read: Callable[..., Any]
+
+
 def _keep(params: Params, stats: Any) -> Params:
     del stats
     return params
@@ -232,6 +249,7 @@ class Model(NamedTuple):
         mean: `(params, key, c) -> y`: as `sample`, with the mean of the density next to y in place of a draw, where it
             has one: what pictures show. None is `sample` itself.
         latent: what the model offers of its z; None where it has none.
+        coder: how examples become bits (`vae_jax.codec`); None where they cannot.
     """
 
     init: Callable[..., Params]
@@ -244,6 +262,7 @@ class Model(NamedTuple):
     classes: int | None = None
     mean: Callable[..., Any] | None = None
     latent: Latent | None = None
+    coder: Coder | None = None
 
 
 def mean_sample(model: Model) -> Callable[..., Any]:
@@ -296,7 +315,52 @@ def lift(conditional: Conditional | Model) -> Model:
         return distribution.sample(key) if known is None else known
 
     latent = conditional.em and _latent_of_em(conditional.em)
-    return Model(init, terms, sample, terms, conditional.maximise or _keep, support, mean=mean, latent=latent)
+    coder = (conditional.em and _coder_of_em(conditional.em)) or _coder_of(conditional)
+    keep = conditional.maximise or _keep
+    return Model(init, terms, sample, terms, keep, support, mean=mean, latent=latent, coder=coder)
+
+
+def _coder_of(conditional: Conditional) -> Coder:
+    """By the density itself."""
+
+    def write(stack, params, ys, cs=None):
+        stack.push(conditional, params, cs, ys)
+
+    def read(stack, params, cs=None):
+        return stack.pop(conditional, params, cs)
+
+    return Coder(write, read)
+
+
+def _coder_of_em(em: EM) -> Coder | None:
+    """By the exact posterior, which gives all bits back: -ln P(y)."""
+    if em.prior is None or em.generator is None:
+        return None
+    encoder = Conditional(lambda key, c: None, lambda params, joined: em.posterior(params, *parted(joined)))
+    return bits_back(encoder, lift(em.prior), lift(em.generator), lambda params: params)
+
+
+def bits_back(
+    encoder: Conditional, prior: Model, generator: Model, enc: Callable[[Params], Params] = lambda params: params["enc"]
+) -> Coder | None:
+    """y by a z of its encoder, whose bits are back: for a prior that is such a model itself, in the order of Bit-Swap
+    (Kingma et al. 2019), z of one level popped before y or z of the level below is pushed."""
+    pri, gen = prior.coder, generator.coder
+    if pri is None or gen is None:
+        return None
+
+    def write(stack, params, ys, cs=None):
+        zs = stack.pop(encoder, enc(params), join(ys, cs))
+        gen.write(stack, params["gen"], ys, join(zs, cs))
+        pri.write(stack, params["pri"], zs, cs)
+
+    def read(stack, params, cs=None):
+        zs = pri.read(stack, params["pri"], cs)
+        ys = gen.read(stack, params["gen"], join(zs, cs))
+        stack.push(encoder, enc(params), join(ys, cs), zs)
+        return ys
+
+    return Coder(write, read)
 
 
 def _latent_of_em(em: EM) -> Latent | None:

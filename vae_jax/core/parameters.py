@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from vae_jax.core.model import Latent, Model, Params, Terms, mean_sample
+from vae_jax.core.model import Coder, Latent, Model, Params, Terms, mean_sample
 
 
 def through(
@@ -37,6 +37,9 @@ def through(
     def seen(function):
         return lambda params, *arguments: function(inner(params), *arguments)
 
+    def from_stack(function):
+        return lambda stack, params, *arguments: function(stack, inner(params), *arguments)
+
     support = model.support
     return Model(
         init=init,
@@ -49,6 +52,7 @@ def through(
         classes=model.classes,
         mean=lambda params, key, c=None: mean_sample(model)(inner(params), key, c),
         latent=model.latent and Latent(*map(seen, model.latent)),
+        coder=model.coder and Coder(*map(from_stack, model.coder)),
     )
 
 

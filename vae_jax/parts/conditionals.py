@@ -25,6 +25,7 @@ from vae_jax.core.distributions import (
 from vae_jax.core.model import Conditional
 from vae_jax.core.network import as_network
 from vae_jax.core.numbers import is_whole
+from vae_jax.parts.colour import OUTPUTS, coupled_logistics
 
 
 def conditional(net: Any, make: Callable[[Any], dist.Distribution]) -> Conditional:
@@ -160,11 +161,15 @@ def gumbel_softmax(net: Any, temperature: ArrayLike) -> Conditional:
     return of_array(net, "gumbel_softmax", lambda logits: GumbelSoftmax(logits, temperature).to_event(logits.ndim - 1))
 
 
-def discretised_logistic(net: Any, *, levels: int = 256, components: int = 1) -> Conditional:
+def discretised_logistic(net: Any, *, levels: int = 256, components: int = 1, coupled: bool = False) -> Conditional:
     """Independent discretised logistics, or mixtures of them, on the integers 0 .. levels-1 (8-bit pixels).
 
     The network gives shape `example + (2,)` (mean and raw log scale, on the [-1, 1] scale) for one component, or
     `example + (3 * components,)` (mixture logits, means, raw log scales).
+
+    Coupled, for colour: examples are (..., 3), the components are those of whole pixels, and each channel's mean
+    follows the channels before it (Salimans et al. 2017; see `vae_jax.parts.colour`). The network then gives shape
+    `(..., 10 * components)`: mixture logits, and of each channel means, raw log scales and raw couplings.
 
     Raises:
         ValueError: fewer than 2 levels or 1 component; the network's last axis has another size (when first called).
@@ -173,7 +178,7 @@ def discretised_logistic(net: Any, *, levels: int = 256, components: int = 1) ->
         raise ValueError(
             f"discretised_logistic wants whole levels >= 2 and components >= 1; got {levels} and {components}"
         )
-    wanted = 2 if components == 1 else 3 * components
+    wanted = OUTPUTS * components if coupled else 2 if components == 1 else 3 * components
 
     def make(output):
         if output.shape[-1:] != (wanted,):
@@ -181,6 +186,8 @@ def discretised_logistic(net: Any, *, levels: int = 256, components: int = 1) ->
                 f"discretised_logistic with {components} component(s) wants a last axis of {wanted}; the network "
                 f"gives shape {output.shape}"
             )
+        if coupled:
+            return coupled_logistics(output, components, levels, bounded_log_std)
         if components == 1:
             mean, log_scale = output[..., 0], bounded_log_std(output[..., 1])
             return DiscretisedLogistic(mean, log_scale, levels).to_event(mean.ndim)

@@ -25,6 +25,7 @@ from vae_jax.core.older_jax import enable_x64
 from vae_jax.selfcheck import (
     checks_bayes,
     checks_bounds,
+    checks_codec,
     checks_composition,
     checks_diffusion,
     checks_discrete,
@@ -47,6 +48,7 @@ SUBJECTS = (
     checks_discrete,
     checks_sequences,
     checks_composition,
+    checks_codec,
 )
 CHECKS = sorted((check for subject in SUBJECTS for check in subject.CHECKS), key=lambda check: check.oracle)
 PRECISION = "highest"

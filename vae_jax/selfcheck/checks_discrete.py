@@ -1,10 +1,14 @@
-"""Oracles 30 to 33: codes of a VQ-VAE."""
+"""Oracles 30 to 33: codes of a VQ-VAE; 43: levels of a colour pixel."""
+
+import itertools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from vae_jax.core.distributions import DiscretisedLogistic
 from vae_jax.core.model import average, log_prob
+from vae_jax.parts.colour import CoupledLogistics
 from vae_jax.selfcheck.check import Check, Row
 from vae_jax.selfcheck.solvable import floats
 from vae_jax.vq.codebooks import by_gradient, codebook, ema
@@ -83,9 +87,35 @@ def bijection() -> list[Row]:
     return rows
 
 
+LOGITS = np.array([0.3, -0.8])
+MEANS = np.array([[0.4, -0.6], [0.1, 0.9], [-0.5, 0.2]])
+LOG_SCALES = np.array([[-1.0, -0.2], [-2.0, -0.7], [-0.5, -1.4]])
+COUPLINGS = np.array([[0.9, -0.4], [-0.7, 0.2], [0.6, 0.5]])
+
+
+def colour() -> list[Row]:
+    """4 levels, 2 components: all 64 values of a pixel."""
+    values = jnp.asarray(list(itertools.product(range(4), repeat=3)))
+
+    def pixel(couplings):
+        return CoupledLogistics(floats(LOGITS), floats(MEANS), floats(LOG_SCALES), floats(couplings), 4)
+
+    def uncoupled(y):
+        """Each channel by itself, given the component."""
+        channels = DiscretisedLogistic(floats(MEANS), floats(LOG_SCALES), 4).log_prob(y[:, None])
+        return jax.nn.logsumexp(jax.nn.log_softmax(floats(LOGITS)) + jnp.sum(channels, axis=0))
+
+    free = pixel(np.zeros_like(COUPLINGS)).log_prob(values)
+    return [
+        Row("sum over all levels of a pixel", 1.0, jnp.exp(pixel(COUPLINGS).log_prob(values)).sum()),
+        Row("ln P without coupling, of each", np.asarray(jax.vmap(uncoupled)(values)), free),
+    ]
+
+
 CHECKS = [
     Check(30, "the gradient goes straight through the code", straight_through, 2e-6, 1e-12),
     Check(31, "a moving-average codebook of decay 0 is Lloyd's step", lloyd, 2e-6, 1e-12),
     Check(32, "perplexity, and the rate n ln K", surprise, 2e-4, 1e-6),
     Check(33, "codes of finite scalar quantisation and their vectors", bijection, 1e-6, 1e-6),
+    Check(43, "coupled colour sums to one, and uncoupled is a mixture", colour, 1e-5, 1e-12),
 ]

@@ -18,9 +18,10 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import numpyro.distributions as dist
 from jax import Array
 
-from vae_jax.core.model import Conditional, Latent, Model, Params, Units, example_of, join, lift, mean_sample
+from vae_jax.core.model import Coder, Conditional, Latent, Model, Params, Units, example_of, join, lift, mean_sample
 from vae_jax.core.network import Network, as_network
 from vae_jax.core.numbers import is_whole
 from vae_jax.parts.conditionals import gaussian
@@ -123,7 +124,88 @@ def ladder(rungs: Sequence[Rung], generator: Conditional | Model, *, remat: bool
         support=gen.support and support,
         mean=functools.partial(ladder_sample, rungs, shown),
         latent=Latent(encode=functools.partial(ladder_latents, rungs), decode=decode, draw=draw),
+        coder=gen.coder and ladder_coder(rungs, gen.coder),
     )
+
+
+class _Level(NamedTuple):
+    """One level, as its coder sees it: P_enc(z|h, x), P_pri(z|h) and `(params, h, z, c) -> h`; the rung it is of."""
+
+    rung: int
+    posterior: Conditional
+    prior: Conditional
+    update: Callable[..., Any]
+
+
+def ladder_coder(rungs: Sequence[Rung], generator: Coder) -> Coder:
+    """z of all levels popped from the top down, then y and the levels pushed from the bottom up."""
+    levels = [_level_of(rungs, r, i) for r, rung in enumerate(rungs) for i in range(rung.levels)]
+    enters = [functools.partial(_entered, rungs, r) for r in range(len(rungs))]
+
+    def features(params, y, c):
+        found, x = [], y
+        for rung, enc in zip(_bound(rungs, c)[::-1], params["enc"][::-1], strict=True):
+            x = rung.bottom.apply(enc["bottom"], x)
+            found.append(x)
+        return found[::-1]
+
+    def down(stack, params, cs, z_of):
+        """(h before each level, z of each, the last h)."""
+        hs: list[Any] = []
+        zs: list[Any] = []
+        h, rung = np.zeros((stack.here, 1), np.float32), -1
+        for level in levels:
+            if level.rung != rung:
+                rung, h = level.rung, stack.each(enters[level.rung], params, h, cs)
+            z = z_of(level, h)
+            hs.append(h)
+            zs.append(z)
+            h = stack.each(level.update, params, h, z, cs)
+        return hs, zs, h
+
+    def write(stack, params, ys, cs=None):
+        xs = stack.each(features, params, ys, cs)
+        hs, zs, h = down(stack, params, cs, lambda at, h: stack.pop(at.posterior, params, (h, xs[at.rung], cs)))
+        generator.write(stack, params["gen"], ys, join(h, cs))
+        for level, h, z in reversed([*zip(levels, hs, zs, strict=True)]):
+            stack.push(level.prior, params, (h, cs), z)
+
+    def read(stack, params, cs=None):
+        hs, zs, h = down(stack, params, cs, lambda at, h: stack.pop(at.prior, params, (h, cs)))
+        ys = generator.read(stack, params["gen"], join(h, cs))
+        xs = stack.each(features, params, ys, cs)
+        for level, h, z in reversed([*zip(levels, hs, zs, strict=True)]):
+            stack.push(level.posterior, params, (h, xs[level.rung], cs), z)
+        return ys
+
+    return Coder(write, read)
+
+
+def _entered(rungs: Sequence[Rung], r: int, params: Params, h: Any, c: Any) -> Any:
+    return _bound(rungs, c)[r].enter.apply(params["pri"][r]["enter"], h)
+
+
+def _level_of(rungs: Sequence[Rung], r: int, i: int) -> _Level:
+    def prior_of(params, h, c):
+        return _normal(_bound(rungs, c)[r].prior, _at(i, params["pri"][r]["levels"]["prior"]), h)
+
+    def prior(params, given):
+        return dist.Normal(*prior_of(params, *given)).to_event()
+
+    def posterior(params, given):
+        h, x, c = given
+        mean, std = prior_of(params, h, c)
+        delta, ratio = _normal(_bound(rungs, c)[r].posterior, _at(i, params["enc"][r]["posterior"]), h, x)
+        return dist.Normal(mean + delta, std * ratio).to_event()
+
+    def update(params, h, z, c):
+        return _bound(rungs, c)[r].update.apply(_at(i, params["pri"][r]["levels"]["update"]), h, z)
+
+    return _Level(r, Conditional(_no_params, posterior), Conditional(_no_params, prior), update)
+
+
+def _no_params(key: Array, c: Any) -> None:
+    """Those of the ladder are given."""
 
 
 def ladder_latents(rungs: Sequence[Rung], params: Params, key: Array | None, y: Any, c: Any = None) -> list[Array]:

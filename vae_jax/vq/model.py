@@ -10,16 +10,19 @@ z (`vae_jax.vq.quantiser`).
 Stage two is training with a fixed encoder: `parts=("pri",)`, with any prior over arrays of codes.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import numpyro.distributions as dist
 from jax import Array
 
 from vae_jax.core.distributions import unit_log_prob
 from vae_jax.core.estimators import latent_terms
 from vae_jax.core.model import (
+    Coder,
     Conditional,
     Latent,
     Model,
@@ -52,7 +55,8 @@ def uniform_codes(levels: int, shape: int | tuple[int, ...]) -> Conditional:
 
     def distribution(params, c=None):
         del params, c
-        return dist.DiscreteUniform(jnp.zeros(shape, jnp.int32), levels - 1).to_event(len(shape))
+        # of numpy: the bounds are numbers also where this is traced, and a code (`vae_jax.codec`) asks for them
+        return dist.DiscreteUniform(np.zeros(shape, np.int32), levels - 1).to_event(len(shape))
 
     return Conditional(lambda key, c=None: {}, distribution)
 
@@ -174,7 +178,29 @@ def vq_vae(
 
     support_or_none = generator.support and support
     latent = Latent(encode, decode, draw)
-    return Model(init, terms, sample, None, maximise, support_or_none, mean=mean, latent=latent)
+    coder = _coder_of_codes(encode, quantiser, prior.coder, generator.coder)
+    return Model(init, terms, sample, None, maximise, support_or_none, mean=mean, latent=latent, coder=coder)
+
+
+def _coder_of_codes(
+    encode: Callable[..., Array], quantiser: Quantiser, pri: Coder | None, gen: Coder | None
+) -> Coder | None:
+    """The codes are no draw, so that no bits are back: y, and then the codes by their prior."""
+    if pri is None or gen is None:
+        return None
+
+    def write(stack, params, ys, cs=None):
+        codes = stack.each(encode, params, None, ys, cs)
+        vectors = stack.each(quantiser.embed, params["codes"], codes)
+        gen.write(stack, params["gen"], ys, join(vectors, cs))
+        pri.write(stack, params["pri"], codes, cs)
+
+    def read(stack, params, cs=None):
+        codes = pri.read(stack, params["pri"], cs)
+        vectors = stack.each(quantiser.embed, params["codes"], codes)
+        return gen.read(stack, params["gen"], join(vectors, cs))
+
+    return Coder(write, read)
 
 
 def encode(model: Model, params: Params, y: Any, c: Any = None) -> Array:
