@@ -7,6 +7,7 @@ import pytest
 from experiments.bench import start
 from experiments.bench.ceiling import Work, work_of, work_of_training
 from experiments.bench.image_vaes import BATCH, fully_connected_model, work
+from vae_jax.nets.product import rows_times_matrix
 
 
 def test_the_first_step_is_timed():
@@ -18,6 +19,7 @@ def test_the_first_step_is_timed():
 def test_work_is_counted():
     a, b = jnp.ones((3, 5)), jnp.ones((5, 7))
     assert work_of(jnp.matmul, a, b) == Work(2 * 3 * 5 * 7, 4 * (15 + 35 + 21))
+    assert work_of(jax.vmap(rows_times_matrix, (0, None)), jnp.ones((2, 3, 5)), b).flops == 2 * 2 * 3 * 5 * 7
     looped = lambda x: jax.lax.scan(lambda x, _: (x @ x, None), x, None, length=4)[0]  # noqa: E731
     assert work_of(looped, jnp.ones((6, 6))).flops == 4 * 2 * 6**3
     assert work_of(jax.checkpoint(looped), jnp.ones((6, 6))).flops == 4 * 2 * 6**3

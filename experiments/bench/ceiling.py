@@ -94,6 +94,8 @@ def _products(jaxpr: Any) -> float:
         if name == "dot_general":
             (contracted, _), _ = options["dimension_numbers"]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[0][i] for i in contracted)
+        elif name == "rows_times_matrix":  # vae_jax.nets.product
+            total += 2 * math.prod(shapes[0]) * shapes[1][1]
         elif name == "conv_general_dilated":
             outputs = shapes[1][options["dimension_numbers"].rhs_spec[0]]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[1]) / outputs
