@@ -7,6 +7,7 @@ import pytest
 from experiments.bench import start
 from experiments.bench.ceiling import Work, work_of, work_of_training
 from experiments.bench.image_vaes import BATCH, fully_connected_model, work
+from vae_jax.nets.conv import conv as conv_of
 from vae_jax.nets.product import rows_times_matrix
 
 
@@ -28,6 +29,9 @@ def test_work_is_counted():
         x, k, (2, 2), "SAME", dimension_numbers=("NHWC", "HWIO", "NHWC")
     )
     assert work_of(conv, images, kernel).flops == 2 * (2 * 4 * 4 * 4) * 3 * 3 * 3
+    own = lambda x, k: jnp.sum(conv_of(x, k, stride=2) ** 2)  # noqa: E731
+    assert work_of(own, images, kernel).flops == 2 * (2 * 4 * 4 * 4) * 3 * 3 * 3
+    assert work_of(jax.grad(own, (0, 1)), images, kernel).flops == 3 * 2 * (2 * 4 * 4 * 4) * 3 * 3 * 3
     branches = lambda x: jax.lax.cond(x[0, 0] > 0, lambda x: x @ x, lambda x: x, x)  # noqa: E731
     assert work_of(branches, jnp.ones((6, 6))).flops == 2 * 6**3
 

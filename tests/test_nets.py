@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from vae_jax.core import as_network
 from vae_jax.nets import MLP, Conv, ConvDecoder, ConvEncoder, ConvTranspose, ResBlock, ResDecoder, ResEncoder
-from vae_jax.nets.conv import conv_matrix, conv_native, halved, transposed
+from vae_jax.nets.conv import conv, conv_matrix, conv_native, conv_transpose, halved, to_input
 from vae_jax.nets.mlp import check_sizes
 from vae_jax.nets.residual import groups
 
@@ -52,7 +52,7 @@ def values_and_gradients(form, x, kernel, y, stride):
     value, pull = jax.vjp(lambda x, k: form(x, k, stride=stride), x, kernel)
 
     def back(y, kernel):
-        return transposed(form, y, kernel.swapaxes(2, 3), stride=stride, size=x.shape[1:3])
+        return to_input(form, y, kernel, stride=stride, size=x.shape[1:3])
 
     transpose, push = jax.vjp(back, y, kernel)
     return value, pull(y), transpose, push(x)
@@ -73,6 +73,46 @@ def test_matrix_form_is_the_native_convolution(kernel, stride, x64):
         # <conv x, y> = <x, conv' y>, across the forms
         there, back = np.vdot(native[0], y), np.vdot(x, matrix[2])
         np.testing.assert_allclose(there, back, rtol=100 * tolerance)
+
+
+def native_transpose(y, kernel, *, stride, size):
+    return to_input(conv_native, y, kernel.swapaxes(2, 3), stride=stride, size=size)
+
+
+SIZE = (6, 5)
+IMAGES, KERNEL = jnp.asarray(normal(0, 3, 2, *SIZE, 9)), jnp.asarray(normal(1, 3, 2, 9, 10))
+KERNELS = jnp.asarray(normal(2, 3, 3, 2, 9, 10))
+
+
+def curved(form):
+    return lambda x, kernel: jnp.sum(jnp.sin(form(x, kernel)))
+
+
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda form: jax.vmap(form, (0, None))(IMAGES, KERNEL),
+        lambda form: jax.vmap(form, (None, 0))(IMAGES[0], KERNELS),
+        lambda form: jax.vmap(jax.vmap(form, (0, None)), (1, None), 2)(IMAGES[:, :, None], KERNEL),
+        lambda form: jax.grad(curved(jax.vmap(form, (0, None))), (0, 1))(IMAGES, KERNEL),
+        lambda form: jax.grad(curved(jax.vmap(form)), (0, 1))(IMAGES, KERNELS),
+        lambda form: jax.vmap(jax.grad(curved(form), (0, 1)), (0, None))(IMAGES, KERNEL),
+        lambda form: jax.jvp(form, (IMAGES[0], KERNEL), (jnp.cos(IMAGES[0]), jnp.cos(KERNEL))),
+        lambda form: jax.jacfwd(jax.grad(curved(form), (0, 1)), 1)(IMAGES[0, :1], KERNEL),
+        lambda form: jax.jacrev(jax.grad(curved(form), (0, 1)), (0, 1))(IMAGES[0, :1], KERNEL),
+    ],
+)
+def test_each_direction_under_every_transformation(use, stride):
+    """`conv` and `conv_transpose`, whose gradients have forms of their own, are what jax makes of XLA's convolution."""
+    there = {"size": tuple(stride * n for n in SIZE), "stride": stride}
+    exchanged = {
+        name: functools.partial(form, **there) for name, form in (("own", conv_transpose), ("xla", native_transpose))
+    }
+    forms = {"own": functools.partial(conv, stride=stride), "xla": functools.partial(conv_native, stride=stride)}
+    for pair in (forms, exchanged):
+        got, want = (jit(lambda form=pair[name]: use(form))() for name in ("own", "xla"))
+        assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 @given(
@@ -123,10 +163,26 @@ def test_one_form_is_compiled_and_the_platform_says_which(net):
     gradient = jit(jax.grad(lambda params, x: jnp.sum(jnp.tanh(net.apply(params, x)))))
     on_cpu = gradient.lower(params, x).compile().as_text()
     assert " dot(" in on_cpu
-    assert " convolution(" not in on_cpu and " conditional(" not in on_cpu
+    assert " convolution(" not in on_cpu and " conditional(" not in on_cpu  # neither is fast with stride 2
     for platform in ("cuda", "tpu"):
         there = gradient.trace(params, x).lower(lowering_platforms=(platform,)).as_text()
         assert "stablehlo.convolution" in there and "stablehlo.dot_general" not in there
+
+
+def test_a_convolution_with_stride_1_is_xlas_own_on_cpu():
+    """Forward, and back to the input; the kernel's gradient is a product."""
+    x = normal(0, 2, 6, 6, 16)
+    net = Conv(16)
+    params = some_params(net, x)
+
+    def loss(params, x):
+        return jnp.sum(jnp.tanh(net.apply(params, x)))
+
+    def convolutions(f):
+        return jit(f).lower(params, x).compile().as_text().count(" convolution(")
+
+    assert convolutions(loss) == 1
+    assert convolutions(jax.grad(loss, (0, 1))) == 2
 
 
 @each_conv

@@ -90,12 +90,16 @@ def _products(jaxpr: Any) -> float:
     total = 0.0
     for equation in jaxpr.eqns:
         name, options = equation.primitive.name, equation.params
-        shapes = [getattr(v.aval, "shape", ()) for v in equation.invars]
+        shapes: list[Any] = [getattr(v.aval, "shape", ()) for v in equation.invars]
         if name == "dot_general":
             (contracted, _), _ = options["dimension_numbers"]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[0][i] for i in contracted)
         elif name == "rows_times_matrix":  # vae_jax.nets.product
             total += 2 * math.prod(shapes[0]) * shapes[1][1]
+        elif name in ("conv", "conv_to_input", "conv_to_kernel"):  # vae_jax.nets.conv: (x, k), (y, k) and (x, y)
+            out = equation.outvars[0].aval.shape
+            grid, kernel = {"conv": (out, shapes[1]), "conv_to_input": shapes}.get(name, (shapes[1], out))
+            total += 2 * math.prod(grid[:4]) * math.prod(kernel[1:])
         elif name == "conv_general_dilated":
             outputs = shapes[1][options["dimension_numbers"].rhs_spec[0]]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[1]) / outputs

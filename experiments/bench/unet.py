@@ -16,6 +16,7 @@ import optax
 from experiments.bench.ceiling import Work, work_of_training
 from experiments.bench.compare import Contestants, missing
 from vae_jax.core import as_network
+from vae_jax.core.compiling import Jit
 from vae_jax.nets import UNet
 from vae_jax.nets.unet import folded, unfolded, waves
 
@@ -76,7 +77,7 @@ def _ours(ys: np.ndarray) -> Callable[[], float]:
     optimizer = optax.adam(1e-3)
     params = jax.jit(net.init)(jax.random.key(0), ys[0, 0], jnp.zeros(()))
     step = _step(jax.vmap(net.apply, (None, 0, 0)), optimizer)
-    run = jax.jit(lambda carry, keys, ys: jax.lax.scan(step, carry, (keys, ys)), donate_argnums=0)
+    run = Jit(lambda carry, keys, ys: jax.lax.scan(step, carry, (keys, ys)), donate_argnums=0)
     data = jnp.asarray(ys)
     box: list[Any] = [(params, optimizer.init(params)), jax.random.key(1)]
 

@@ -1,11 +1,13 @@
-"""Convolutions that are fast on every backend: one set of parameters, two forms of the same sum.
+"""Convolutions that are fast on every backend: one set of parameters, and one sum in three directions.
 
-    conv(x, k)[o]       = sum_i x[s o + i - p] k[i]             x is 0 outside; p pixels of padding
-    transposed(x, k)[m] = sum_{o, i : s o + i - p = m} x[o] k[i]
+    conv(x, k)[o]        = sum_i x[s o + i - p] k[i]            x is 0 outside; p pixels of padding
+    to_input(y, k)[m]    = sum_{o, i : s o + i - p = m} y[o] k[i]'        the gradient of <y, conv(x, k)> in x
+    to_kernel(x, y)[i]   = sum_o x[s o + i - p]' y[o]                     and in k
 
-XLA's convolution is fast on GPU and TPU. On CPU its gradients are not: inside `lax.scan`, where
-training runs, they reach 1-8 GFLOP/s on cores where a matrix product reaches 200. There the sum is
-written as patches times a matrix.
+The gradient of each is the other two. XLA's convolution is fast on GPU and TPU in all of them. On CPU it is fast as it
+stands, and the gradients that jax derives from it are not: inside `lax.scan`, where training runs, they reach 1-8
+GFLOP/s on cores where a matrix product reaches 200. So there each direction has a form of its own: the convolution
+itself, the one with the kernel turned round, and patches times a matrix.
 """
 
 from collections.abc import Callable
@@ -17,21 +19,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
+from jax.extend.core import Primitive
+from jax.interpreters import ad, batching, mlir
 from jaxtyping import Float, Shaped
 
-from vae_jax.nets.product import rows_times_matrix
+from vae_jax.nets.product import rows_plus_row, rows_times_matrix
 
-Form = Callable[..., Array]  # conv_native or conv_matrix
+Form = Callable[..., Array]
 Size = tuple[int, int]
+_NUMBERS = ("NHWC", "HWIO", "NHWC")
 
 
 def conv_native(
     x: Float[Array, "n h w a"], kernel: Float[Array, "kh kw a b"], *, stride: int = 1
 ) -> Float[Array, "n oh ow b"]:
     """Convolution with SAME padding, as XLA's own operation; oh = ceil(h / stride)."""
-    numbers = ("NHWC", "HWIO", "NHWC")
-    strides = (stride, stride)
-    return lax.conv_general_dilated(x, kernel, strides, "SAME", dimension_numbers=numbers)
+    return lax.conv_general_dilated(x, kernel, (stride, stride), "SAME", dimension_numbers=_NUMBERS)
 
 
 def conv_matrix(
@@ -91,42 +94,135 @@ def _margin(size: int, kernel: int, stride: int, blocks: int) -> tuple[int, int,
     return before, blocks * stride - before - size, 0
 
 
-def transposed(
-    form: Form,
-    x: Float[Array, "n oh ow a"],
-    kernel: Float[Array, "kh kw a b"],
-    *,
-    stride: int,
-    size: Size,
+def to_input(
+    form: Form, y: Float[Array, "n oh ow b"], kernel: Float[Array, "kh kw a b"], *, stride: int, size: Size
+) -> Float[Array, "n h w a"]:
+    """The transpose in x of the convolution `form`: <form(x, k), y> = <x, to_input(form, y, k)>; size is (h, w)."""
+    x = jax.ShapeDtypeStruct((y.shape[0], *size, kernel.shape[2]), y.dtype)
+    return jax.linear_transpose(lambda x: form(x, kernel, stride=stride), x)(y)[0]
+
+
+def to_kernel(
+    form: Form, x: Float[Array, "n h w a"], y: Float[Array, "n oh ow b"], *, stride: int, size: Size
+) -> Float[Array, "kh kw a b"]:
+    """The transpose in k of the convolution `form`: <form(x, k), y> = <k, to_kernel(form, x, y)>; size is (kh, kw)."""
+    kernel = jax.ShapeDtypeStruct((*size, x.shape[-1], y.shape[-1]), x.dtype)
+    return jax.linear_transpose(lambda kernel: form(x, kernel, stride=stride), kernel)(y)[0]
+
+
+# On CPU
+
+
+def _conv_on_cpu(x, kernel, *, stride):
+    return conv_native(x, kernel) if _fast(x, stride) else conv_matrix(x, kernel, stride=stride)
+
+
+def _to_input_on_cpu(y, kernel, *, stride, size):
+    if not _fast(y, stride):
+        return to_input(conv_matrix, y, kernel, stride=stride, size=size)
+    ends = [(same // 2, (same - 1) // 2) for same in kernel.shape[:2]]
+    return lax.conv_general_dilated(y, kernel[::-1, ::-1].swapaxes(2, 3), (1, 1), ends, dimension_numbers=_NUMBERS)
+
+
+def _to_kernel_on_cpu(x, y, *, stride, size):
+    return to_kernel(conv_matrix, x, y, stride=stride, size=size)
+
+
+def _fast(x: Array, stride: int) -> bool:
+    """Whether XLA has a fast convolution of x: faster than products for 16 channels and more, not for 8 or less."""
+    return stride == 1 and x.dtype == jnp.float32 and x.shape[-1] > 8
+
+
+# Each direction is a primitive of arrays with a first axis more, of groups with a kernel each. Under vmap the batch
+# joins the examples, as it does in a network for batches; where kernels differ, it joins the groups.
+
+
+def _direction(name: str, shape: Callable[..., tuple], native: Form, on_cpu: Form, matrix: Form) -> Primitive:
+    def in_groups(one: Form, many: Form):
+        def run(first, second, **options):
+            if len(first) == 1:
+                return one(first[0], second[0], **options)[None]
+            return jax.vmap(partial(many, **options))(first, second)
+
+        return mlir.lower_fun(run, multiple_results=False)
+
+    def batched(arguments, axes, **options):
+        (first, second), (i, j) = arguments, axes
+        if j is None and name != "conv_to_kernel":
+            first = jnp.moveaxis(first, i, 1)
+            joined = direction.bind(first.reshape(len(first), -1, *first.shape[3:]), second, **options)
+            return joined.reshape(*first.shape[:3], *joined.shape[2:]), 1
+        size = first.shape[i] if i is not None else second.shape[j]
+        both = [
+            jnp.broadcast_to(x, (size, *x.shape)) if axis is None else jnp.moveaxis(x, axis, 0)
+            for x, axis in ((first, i), (second, j))
+        ]
+        joined = direction.bind(*(x.reshape(-1, *x.shape[2:]) for x in both), **options)
+        return joined.reshape(size, -1, *joined.shape[1:]), 0
+
+    direction = Primitive(name)
+    direction.def_impl(jax.jit(direction.bind, static_argnames=("stride", "size")))
+    direction.def_abstract_eval(lambda first, second, **options: first.update(shape=shape(first, second, **options)))
+    mlir.register_lowering(direction, in_groups(native, native))
+    mlir.register_lowering(direction, in_groups(on_cpu, matrix), platform="cpu")
+    batching.primitive_batchers[direction] = batched
+    return direction
+
+
+_CONV = _direction(
+    "conv",
+    lambda x, kernel, stride: (*x.shape[:2], *halved(x.shape[2:4], stride), kernel.shape[-1]),
+    conv_native,
+    _conv_on_cpu,
+    conv_matrix,
+)
+_TO_INPUT = _direction(
+    "conv_to_input",
+    lambda y, kernel, stride, size: (*y.shape[:2], *size, kernel.shape[-2]),
+    partial(to_input, conv_native),
+    _to_input_on_cpu,
+    partial(to_input, conv_matrix),
+)
+_TO_KERNEL = _direction(
+    "conv_to_kernel",
+    lambda x, y, stride, size: (x.shape[0], *size, x.shape[-1], y.shape[-1]),
+    partial(to_kernel, conv_native),
+    _to_kernel_on_cpu,
+    partial(to_kernel, conv_matrix),
+)
+
+
+def _grid(x: Any) -> Size:
+    return x.aval.shape[2:4]
+
+
+ad.defbilinear(
+    _CONV,
+    lambda ct, x, kernel, stride: _TO_INPUT.bind(ct, kernel, stride=stride, size=_grid(x)),
+    lambda ct, x, kernel, stride: _TO_KERNEL.bind(x, ct, stride=stride, size=kernel.aval.shape[1:3]),
+)
+ad.defbilinear(
+    _TO_INPUT,
+    lambda ct, y, kernel, stride, size: _CONV.bind(ct, kernel, stride=stride),
+    lambda ct, y, kernel, stride, size: _TO_KERNEL.bind(ct, y, stride=stride, size=kernel.aval.shape[1:3]),
+)
+ad.defbilinear(
+    _TO_KERNEL,
+    lambda ct, x, y, stride, size: _TO_INPUT.bind(y, ct, stride=stride, size=_grid(x)),
+    lambda ct, x, y, stride, size: _CONV.bind(x, ct, stride=stride),
+)
+
+
+def conv(x: Float[Array, "n h w a"], kernel: Float[Array, "kh kw a b"], *, stride: int) -> Float[Array, "n oh ow b"]:
+    """Convolution with SAME padding, in the form that is fast where it runs."""
+    return _CONV.bind(x[None], kernel[None], stride=stride)[0]
+
+
+def conv_transpose(
+    x: Float[Array, "n oh ow a"], kernel: Float[Array, "kh kw a b"], *, stride: int, size: Size
 ) -> Float[Array, "n h w b"]:
-    """The linear transpose of the convolution `form` from b channels to a; size is (h, w).
-
-    <form(y, k'), x> = <y, transposed(form, x, k)>, where k' is k with its last two axes exchanged.
-    """
-
-    y = jax.ShapeDtypeStruct((x.shape[0], *size, kernel.shape[3]), x.dtype)
-    return jax.linear_transpose(lambda y: form(y, kernel.swapaxes(2, 3), stride=stride), y)(x)[0]
-
-
-def _conv_matrix_rebuilt(x: Array, kernel: Array, *, stride: int = 1) -> Array:
-    return jax.checkpoint(partial(conv_matrix, stride=stride), prevent_cse=False)(x, kernel)
-
-
-# The patches are built again for the gradient: keeping them costs more, several times the memory of x.
-_FORMS = {"cpu": _conv_matrix_rebuilt, "default": conv_native}
-
-
-# jit: outside of one, platform_dependent would compile anew at every call
-@partial(jax.jit, static_argnames=("stride",))
-def _conv(x, kernel, *, stride):
-    forms = {name: partial(form, stride=stride) for name, form in _FORMS.items()}
-    return lax.platform_dependent(x, kernel, **forms)
-
-
-@partial(jax.jit, static_argnames=("stride", "size"))
-def _conv_transpose(x, kernel, *, stride, size):
-    forms = {name: partial(transposed, form, stride=stride, size=size) for name, form in _FORMS.items()}
-    return lax.platform_dependent(x, kernel, **forms)
+    """The transpose of a convolution from b channels to a, likewise."""
+    return _TO_INPUT.bind(x[None], kernel.swapaxes(2, 3)[None], stride=stride, size=size)[0]
 
 
 class Conv(nn.Module):
@@ -151,7 +247,7 @@ class Conv(nn.Module):
     def __call__(self, x: Shaped[Array | np.ndarray, "n ..."]) -> Float[Array, "n oh ow b"]:
         x = as_images(x, self.dtype, "Conv")
         kernel = self.param("kernel", self.kernel_init, (*self.kernel, x.shape[-1], self.features))
-        y = _conv(x, kernel.astype(self.dtype), stride=self.stride)
+        y = conv(x, jnp.asarray(kernel, self.dtype), stride=self.stride)
         return _add_bias(self, y) if self.use_bias else y
 
 
@@ -187,7 +283,7 @@ class ConvTranspose(nn.Module):
         # stride**2: an output pixel is reached by one in stride**2 of the taps
         scaled = nn.initializers.variance_scaling(self.stride**2, "fan_in", "truncated_normal")
         kernel = self.param("kernel", self.kernel_init or scaled, (*self.kernel, a, self.features))
-        y = _conv_transpose(x, kernel.astype(self.dtype), stride=self.stride, size=size)
+        y = conv_transpose(x, jnp.asarray(kernel, self.dtype), stride=self.stride, size=size)
         return _add_bias(self, y) if self.use_bias else y
 
 
@@ -206,4 +302,4 @@ def as_images(x: Shaped[Array | np.ndarray, "..."], dtype: Any, name: str) -> Ar
 
 def _add_bias(module: Conv | ConvTranspose, y: Array) -> Array:
     bias = module.param("bias", nn.initializers.zeros, (module.features,))
-    return y + bias.astype(y.dtype).reshape(1, 1, 1, -1)
+    return rows_plus_row(y, jnp.asarray(bias, y.dtype))

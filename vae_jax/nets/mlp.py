@@ -13,7 +13,7 @@ from jaxtyping import Float, Shaped
 from vae_jax.core.conditions import quantities
 from vae_jax.core.network import shape_of
 from vae_jax.core.numbers import is_whole
-from vae_jax.nets.product import dot_general
+from vae_jax.nets.product import rows_plus_row, rows_times_matrix
 
 Batch = Shaped[Array | np.ndarray, "n ..."]
 Shape = int | tuple[int, ...]
@@ -60,9 +60,28 @@ def dense(h: Float[Array, "n *d"], features: int, dtype: Any, **options: Any) ->
     transpose whole activations, which costs 15 % of a training step on CPU.
     """
     if h.ndim > 2:
-        return nn.Dense(features, dtype=dtype, dot_general=dot_general, **options)(h)
+        return Dense(features, dtype=dtype, **options)(h)
     layer = nn.Dense(features, dtype=dtype, **options)
     return layer(h[0])[None] if h.shape[0] == 1 else layer(h)
+
+
+class Dense(nn.Module):
+    """flax's Dense of many rows, its parameters and numbers, and gradients that are one product each under vmap."""
+
+    features: int
+    use_bias: bool = True
+    dtype: Any = jnp.float32
+    kernel_init: Callable[..., Array] = nn.initializers.lecun_normal()
+    bias_init: Callable[..., Array] = nn.initializers.zeros
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n f"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+        y = rows_times_matrix(jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype))
+        if not self.use_bias:
+            return y
+        bias = self.param("bias", self.bias_init, (self.features,))
+        return rows_plus_row(y, jnp.asarray(bias, self.dtype))
 
 
 def flat(*inputs: Batch, dtype: Any) -> Float[Array, "n d"]:

@@ -16,8 +16,8 @@ from jaxtyping import Float, Shaped
 from vae_jax.core.conditions import quantities
 from vae_jax.core.older_jax import linear
 from vae_jax.core.sentences import lengths
-from vae_jax.nets.mlp import Batch, Shape, check_layers, flat, head, output
-from vae_jax.nets.product import dot_general, rows_times_matrix
+from vae_jax.nets.mlp import Batch, Dense, Shape, check_layers, flat, head, output
+from vae_jax.nets.product import rows_times_matrix
 
 Tokens = Shaped[Array | np.ndarray, "n *t"]
 Carry = tuple[Array, Array]  # h and c, (n, hidden)
@@ -58,8 +58,8 @@ class LSTM(nn.Module):
     def setup(self):
         self.embedding = nn.Embed(self.levels + 1, self.embed, dtype=self.dtype)
         self.stack = Stack(self.hidden, self.layers, self.dropout, self.dtype)
-        self.last = nn.Dense(self.levels, dtype=self.dtype, dot_general=dot_general)
-        self.skipped = nn.Dense(self.levels, use_bias=False, dtype=self.dtype, dot_general=dot_general)
+        self.last = Dense(self.levels, dtype=self.dtype)
+        self.skipped = Dense(self.levels, use_bias=False, dtype=self.dtype)
 
     def __call__(self, y: Tokens, *conditions: Batch) -> Float[Array, "n *t levels"]:
         context = joined(conditions, self.dtype)
@@ -128,13 +128,10 @@ class Stack(nn.Module):
     def setup(self):
         orthogonal = nn.initializers.orthogonal()
         size = 4 * self.hidden
-        self.inputs = [
-            nn.Dense(size, dtype=self.dtype, dot_general=dot_general, bias_init=_remembering)
-            for _ in range(self.layers)
-        ]
+        self.inputs = [Dense(size, dtype=self.dtype, bias_init=_remembering) for _ in range(self.layers)]
         self.kernels = [self.param(f"recurrent_{i}", orthogonal, (self.hidden, size)) for i in range(self.layers)]
-        self.context = nn.Dense(size, use_bias=False, dtype=self.dtype, dot_general=dot_general)
-        self.first = nn.Dense(2 * self.layers * self.hidden, dtype=self.dtype, dot_general=dot_general)
+        self.context = Dense(size, use_bias=False, dtype=self.dtype)
+        self.first = Dense(2 * self.layers * self.hidden, dtype=self.dtype)
         self.drop = nn.Dropout(self.dropout)
 
     def __call__(self, x: Float[Array, "n t d"], context: Float[Array, "n e"] | None) -> Float[Array, "n t hidden"]:

@@ -13,8 +13,7 @@ from jaxtyping import Bool, Float, Shaped
 
 from vae_jax.core.sentences import counts
 from vae_jax.nets.attention import attend
-from vae_jax.nets.mlp import Batch, Shape, check_layers, check_sizes, head, output
-from vae_jax.nets.product import dot_general
+from vae_jax.nets.mlp import Batch, Dense, Shape, check_layers, check_sizes, head, output
 from vae_jax.nets.recurrent import Tokens, at_end, joined, shifted
 
 Cache = tuple[Array, Array]  # keys and values, (n, t, heads, d)
@@ -56,9 +55,9 @@ class Transformer(nn.Module):
 
     def setup(self):
         self.embedding = nn.Embed(self.levels + 1, self.width, dtype=self.dtype)
-        self.context = nn.Dense(self.width, dtype=self.dtype, dot_general=dot_general)
+        self.context = Dense(self.width, dtype=self.dtype)
         self.blocks = Blocks(self.width, self.depth, self.heads, self.max_length, self.dropout, self.dtype)
-        self.last = nn.Dense(self.levels, dtype=self.dtype, dot_general=dot_general)
+        self.last = Dense(self.levels, dtype=self.dtype)
 
     def __call__(self, y: Tokens, *conditions: Batch) -> Float[Array, "n *t levels"]:
         x = self._add(self.embedding(shifted(y, self.levels)), *conditions)
@@ -116,7 +115,7 @@ class TransformerEncoder(nn.Module):
         x = nn.Embed(self.levels, self.width, dtype=self.dtype)(tokens)
         context = joined(conditions, self.dtype)
         if context is not None:
-            x = x + nn.Dense(self.width, dtype=self.dtype, dot_general=dot_general)(context)[:, None]
+            x = x + Dense(self.width, dtype=self.dtype)(context)[:, None]
         inside = counts(tokens, self.end)
         blocks = Blocks(self.width, self.depth, self.heads, self.max_length, self.dropout, self.dtype)
         h = blocks(x, jnp.broadcast_to(inside[:, None], (*tokens.shape, tokens.shape[1])))
@@ -182,7 +181,7 @@ class Block(nn.Module):
         n, length, width = x.shape
 
         def linear(features, **options):
-            return nn.Dense(features, dtype=self.dtype, dot_general=dot_general, **options)
+            return Dense(features, dtype=self.dtype, **options)
 
         # What 2 * depth halves add has the size of what they add to.
         smaller = nn.initializers.variance_scaling(0.5 / self.depth, "fan_in", "truncated_normal")

@@ -15,6 +15,7 @@ import numpy as np
 from jax import Array
 from jax.sharding import Mesh
 
+from vae_jax.core.compiling import Jit
 from vae_jax.core.mesh import batch_sharding, on_mesh, replicated, rows_here
 from vae_jax.data.sources import Source, batches
 from vae_jax.training.step import Metrics, Order, TrainState, TrainStep, make_fed_scan, make_scan
@@ -45,7 +46,7 @@ def resident(train_step: TrainStep, ys: Any, cs: Any, key: Array, *, batch_size:
         on_device = jax.tree.map(jnp.asarray, (ys, cs))
         return contextlib.nullcontext(lambda state, size: scan(size)(state, key, *on_device))
 
-    return Feed(lambda state, size: jax.eval_shape(scan(size), state, key, ys, cs), begin)
+    return Feed(lambda state, size: scan(size).eval_shape(state, key, ys, cs), begin)
 
 
 def _placed(shapes: Any, sharding: Any) -> Any:
@@ -53,8 +54,8 @@ def _placed(shapes: Any, sharding: Any) -> Any:
 
 
 @functools.lru_cache(maxsize=32)
-def _compiled_scan(train_step: TrainStep, batch_size: int, size: int, order: Order) -> TrainStep:
-    return jax.jit(make_scan(train_step, batch_size, size, order=order), donate_argnums=0)
+def _compiled_scan(train_step: TrainStep, batch_size: int, size: int, order: Order) -> Jit:
+    return Jit(make_scan(train_step, batch_size, size, order=order), donate_argnums=0)
 
 
 def fed(
@@ -73,7 +74,7 @@ def fed(
         sharding: of each leaf of the state over `mesh`, where there is one.
     """
     placed: dict[str, Any] = {} if mesh is None else {"out_shardings": (sharding, replicated(mesh))}
-    scan = jax.jit(make_fed_scan(train_step), donate_argnums=0, **placed)
+    scan = Jit(make_fed_scan(train_step), donate_argnums=0, **placed)
 
     def send(chunk):
         if mesh is None:
@@ -85,7 +86,7 @@ def fed(
         if mesh is not None:  # as they will be there, so that the program is traced once
             chunk = _placed(chunk, batch_sharding(mesh, axis=1))
             state = jax.tree.map(_placed, state, sharding)
-        return jax.eval_shape(scan, state, key, *chunk)
+        return scan.eval_shape(state, key, *chunk)
 
     @contextlib.contextmanager
     def begin(first, sizes):
