@@ -14,7 +14,7 @@ from jax.test_util import check_grads
 from vae_jax.core import as_network
 from vae_jax.nets import MLP, Conv, ConvDecoder, ConvEncoder, ConvTranspose, ResBlock, ResDecoder, ResEncoder
 from vae_jax.nets.conv import conv, conv_matrix, conv_native, conv_transpose, halved, to_input
-from vae_jax.nets.mlp import check_sizes
+from vae_jax.nets.mlp import Dense, check_sizes
 from vae_jax.nets.residual import groups
 
 # Everything here is small and called a few times: compiling is what takes time.
@@ -140,6 +140,17 @@ def test_conv_has_the_parameters_and_values_of_flax():
     params = some_params(ours, x)
     assert_close(params, some_params(theirs, x))
     np.testing.assert_allclose(ours.apply(params, x), theirs.apply(params, x), atol=1e-5)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_dense_is_that_of_flax(dtype):
+    x = normal(0, 2, 3, 5)
+    ours, theirs = Dense(4, dtype=dtype), nn.Dense(4, dtype=dtype)
+    start = [net.init(jax.random.key(0), x) for net in (ours, theirs)]
+    jax.tree.map(np.testing.assert_array_equal, *start)
+    params = some_params(ours, x)
+    assert ours.apply(params, x).dtype == dtype
+    np.testing.assert_array_equal(ours.apply(params, x), theirs.apply(params, x))
 
 
 def test_conv_transpose_is_the_transpose_of_conv():

@@ -75,12 +75,12 @@ class Dense(nn.Module):
     bias_init: Callable[..., Array] = nn.initializers.zeros
 
     @nn.compact
-    def __call__(self, x: Float[Array, "*n d"]) -> Float[Array, "*n f"]:
-        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features))
+    def __call__(self, x: Shaped[Array | np.ndarray, "*n d"]) -> Float[Array, "*n f"]:
+        kernel = self.param("kernel", self.kernel_init, (x.shape[-1], self.features), jnp.float32)
         y = rows_times_matrix(jnp.asarray(x, self.dtype), jnp.asarray(kernel, self.dtype))
         if not self.use_bias:
             return y
-        bias = self.param("bias", self.bias_init, (self.features,))
+        bias = self.param("bias", self.bias_init, (self.features,), jnp.float32)
         return rows_plus_row(y, jnp.asarray(bias, self.dtype))
 
 
