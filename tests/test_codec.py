@@ -120,6 +120,7 @@ def bound(model, params, ys):
 
 
 @pytest.mark.parametrize("name", SYSTEMS)
+@pytest.mark.over(["VAE", "two layers", "colour", "sentences"], others="afterwards")
 def test_a_file_is_its_bound(name):
     """Every example comes back; the bits are the bound's within 4 standard errors of the latents' draws, and 0.5 %."""
     model, ys = SYSTEMS[name]

@@ -65,7 +65,7 @@ def test_against_sums_by_hand(x64):
 def test_samples_follow_the_probabilities():
     """20,000 draws, chi-squared over 64 values below its 99.99 % quantile, key 1."""
     one, n = pixel(), 20_000
-    drawn = np.asarray(one.sample(jax.random.key(1), (n,)))
+    drawn = np.asarray(jax.jit(lambda key: one.sample(key, (n,)))(jax.random.key(1)))
     counts = np.bincount(drawn @ np.array([16, 4, 1]), minlength=64)
     expected = n * np.exp(np.asarray(one.log_prob(ALL), np.float64))
     assert np.sum((counts - expected) ** 2 / expected) < 119.9
