@@ -118,8 +118,8 @@ def main(options):
         sharding=options.get("sharding", "replicated"),
         progress=False,
     )
-    if (me, "write") == (killed, where):
-        die()  # the write was over before the watcher saw it: the others have not ended yet
+    if me == killed:
+        die()  # a busy machine saw too late where it was to die; the others have not ended yet
     leaves, _ = jax.tree_util.tree_flatten_with_path(process_allgather((fitted.state, fitted.params), tiled=True))
     if me == 0:
         np.savez(options["result"], **{jax.tree_util.keystr(path): np.asarray(leaf) for path, leaf in leaves})

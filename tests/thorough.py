@@ -332,7 +332,7 @@ AFTERWARDS = {
     "test_two_steps_experiment.py": ("test_two_steps",),
     "test_unet.py": (
         "test_bfloat16_is_near",
-        "test_matrix_form_is_the_native_one",
+        "test_forms_on_cpu_are_the_native_ones",
         "test_remat_changes_no_value",
         "test_starts_at_zero",
         "test_examples_do_not_mix_and_every_input_counts",
