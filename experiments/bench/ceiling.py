@@ -6,13 +6,14 @@ at the ceiling is the least time that there is; the share that a contestant reac
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from vae_jax import Model
+from vae_jax.core.compiling import inner_jaxprs
 
 SIDES = (512, 1024, 2048)  # of the matrices
 COPIED, TIMES = 2**24, 8  # numbers, 64 MiB, and how often
@@ -104,15 +105,7 @@ def _products(jaxpr: Any) -> float:
             outputs = shapes[1][options["dimension_numbers"].rhs_spec[0]]
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[1]) / outputs
         elif name == "cond":
-            total += max(_products(branch) for branch in _inside(options))
+            total += max(_products(branch) for branch in inner_jaxprs(options))
         else:
-            total += sum(map(_products, _inside(options))) * options.get("length", 1)
+            total += sum(map(_products, inner_jaxprs(options))) * options.get("length", 1)
     return total
-
-
-def _inside(options: dict[str, Any]) -> Iterator[Any]:
-    for value in jax.tree.leaves(options, is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")):
-        if hasattr(value, "jaxpr"):
-            yield value.jaxpr
-        elif hasattr(value, "eqns"):
-            yield value

@@ -152,11 +152,11 @@ def _beyond(away: np.ndarray, widths: np.ndarray | int) -> np.ndarray:
 
 
 def _gaussian(width: int) -> Any:
-    return _constriction().stream.model.QuantizedGaussian(-int(width), int(width) - 1)
+    return constriction().stream.model.QuantizedGaussian(-int(width), int(width) - 1)
 
 
 def _bernoulli() -> Any:
-    return _constriction().stream.model.Bernoulli(perfect=False)
+    return constriction().stream.model.Bernoulli(perfect=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -232,7 +232,7 @@ class Classes:
         rows = np.ascontiguousarray(table.reshape(-1, table.shape[-1]), np.float32)
         if rows.shape[1] == 1:  # the coder wants two: the other has the least mass
             rows = np.pad(rows, ((0, 0), (0, 1)))
-        return _constriction().stream.model.Categorical(perfect=False), rows
+        return constriction().stream.model.Categorical(perfect=False), rows
 
 
 @dataclasses.dataclass(frozen=True)
@@ -338,7 +338,8 @@ def _step_of(network: Any) -> Callable[..., Any]:
     return step
 
 
-def _constriction() -> Any:
+def constriction() -> Any:
+    """The library of entropy coders, which only this folder wants."""
     with extra("codec", "compression"):
         import constriction
     return constriction

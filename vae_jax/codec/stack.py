@@ -12,8 +12,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from vae_jax.codec.entropy import Form, OutOfReach, symbols_of
-from vae_jax.core.extras import extra
+from vae_jax.codec.entropy import Form, OutOfReach, constriction, symbols_of
 from vae_jax.core.model import Conditional, Params
 
 PROGRAMS = 512  # that are kept: a ladder has three for each level, and one that is dropped is compiled for every batch
@@ -34,11 +33,9 @@ class Stack:
     """
 
     def __init__(self, words: np.ndarray, size: int, *, written: bool = False):
-        with extra("codec", "compression"):
-            import constriction
         if written and len(words) and words[-1] == 0:
             raise Empty  # no stack ends so: constriction would refuse it
-        self.bits = constriction.stream.stack.AnsCoder(np.asarray(words, np.uint32), seal=not written)
+        self.bits = constriction().stream.stack.AnsCoder(np.asarray(words, np.uint32), seal=not written)
         self.size, self.here, self.reads = size, size, written
 
     def words(self) -> np.ndarray:

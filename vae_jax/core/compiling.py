@@ -54,8 +54,14 @@ def _without_ynnpack() -> dict[str, Any]:
 def _primitives(jaxpr: Any) -> Iterator[str]:
     for equation in jaxpr.eqns:
         yield equation.primitive.name
-        for inner in jax.tree.leaves(equation.params, is_leaf=lambda x: hasattr(x, "eqns") or hasattr(x, "jaxpr")):
-            if hasattr(inner, "jaxpr"):
-                yield from _primitives(inner.jaxpr)
-            elif hasattr(inner, "eqns"):
-                yield from _primitives(inner)
+        for inner in inner_jaxprs(equation.params):
+            yield from _primitives(inner)
+
+
+def inner_jaxprs(params: dict[str, Any]) -> Iterator[Any]:
+    """The programs inside an equation with these parameters: bodies of loops, branches, what is jitted."""
+    for value in jax.tree.leaves(params, is_leaf=lambda x: hasattr(x, "jaxpr") or hasattr(x, "eqns")):
+        if hasattr(value, "jaxpr"):
+            yield value.jaxpr
+        elif hasattr(value, "eqns"):
+            yield value
