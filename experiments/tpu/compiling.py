@@ -9,13 +9,13 @@ import jax
 import jax.numpy as jnp
 import optax
 from jax.experimental import topologies
-from jax.sharding import Mesh, NamedSharding
+from jax.sharding import Mesh
 
 from experiments.tpu.hlo import read
 from experiments.tpu.roofline import Row
 from experiments.tpu.systems import Training
 from vae_jax import Model, init_state, make_train_step
-from vae_jax.core.mesh import auto, batch_sharding, replicated
+from vae_jax.core.mesh import auto, batch_sharding, placed, replicated
 from vae_jax.em import init_em, make_em_step
 from vae_jax.training.sharding import fsdp, gathering, shardings, whole
 
@@ -87,9 +87,3 @@ def traced(training: Training, mesh: Mesh, gather: Callable[[Any], Any]) -> tupl
         return init_state(model, optimizer, key, y, training.c, ema=training.ema_decay is not None)
 
     return step, jax.eval_shape(start, key), batch
-
-
-def placed(shapes: Any, where: Any) -> Any:
-    """Shapes with their places on the mesh: one for all, or a tree of them."""
-    places = jax.tree.map(lambda _: where, shapes) if isinstance(where, NamedSharding) else where
-    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)

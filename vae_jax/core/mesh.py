@@ -66,3 +66,9 @@ def on_mesh(tree: Any, sharding: NamedSharding, batch_size: int | None = None, *
         return jax.make_array_from_process_local_data(sharding, x, shape)
 
     return jax.tree.map(put, tree)
+
+
+def placed(shapes: Any, where: Any) -> Any:
+    """Shapes with their places on the mesh: one for all, or a tree of them."""
+    places = jax.tree.map(lambda _: where, shapes) if isinstance(where, NamedSharding) else where
+    return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)

@@ -16,7 +16,7 @@ from jax import Array
 from jax.sharding import Mesh
 
 from vae_jax.core.compiling import Jit
-from vae_jax.core.mesh import batch_sharding, on_mesh, replicated, rows_here
+from vae_jax.core.mesh import batch_sharding, on_mesh, placed, replicated, rows_here
 from vae_jax.data.sources import Source, batches
 from vae_jax.training.step import Metrics, Order, TrainState, TrainStep, make_fed_scan, make_scan
 
@@ -49,10 +49,6 @@ def resident(train_step: TrainStep, ys: Any, cs: Any, key: Array, *, batch_size:
     return Feed(lambda state, size: scan(size).eval_shape(state, key, ys, cs), begin)
 
 
-def _placed(shapes: Any, sharding: Any) -> Any:
-    return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes)
-
-
 @functools.lru_cache(maxsize=32)
 def _compiled_scan(train_step: TrainStep, batch_size: int, size: int, order: Order) -> Jit:
     return Jit(make_scan(train_step, batch_size, size, order=order), donate_argnums=0)
@@ -73,8 +69,8 @@ def fed(
     Args:
         sharding: of each leaf of the state over `mesh`, where there is one.
     """
-    placed: dict[str, Any] = {} if mesh is None else {"out_shardings": (sharding, replicated(mesh))}
-    scan = Jit(make_fed_scan(train_step), donate_argnums=0, **placed)
+    outputs: dict[str, Any] = {} if mesh is None else {"out_shardings": (sharding, replicated(mesh))}
+    scan = Jit(make_fed_scan(train_step), donate_argnums=0, **outputs)
 
     def send(chunk):
         if mesh is None:
@@ -84,8 +80,8 @@ def fed(
     def trace(state, size):
         chunk = jax.tree.map(lambda x: jax.ShapeDtypeStruct((size, batch_size, *x.shape), x.dtype), data.one())
         if mesh is not None:  # as they will be there, so that the program is traced once
-            chunk = _placed(chunk, batch_sharding(mesh, axis=1))
-            state = jax.tree.map(_placed, state, sharding)
+            chunk = placed(chunk, batch_sharding(mesh, axis=1))
+            state = placed(state, sharding)
         return scan.eval_shape(state, key, *chunk)
 
     @contextlib.contextmanager
