@@ -34,9 +34,9 @@ def free_port() -> int:
 
 
 @contextlib.contextmanager
-def started(folder: Path, script: Path, count: int, *arguments: str, devices: int = 1, cache: Path) -> Iterator[list]:
+def started(folder: Path, script: Path, count: int, *arguments: str, devices: int = 1) -> Iterator[list]:
     """`count` processes of the script, each with so many devices. At the end of the `with` those that are left are
-    killed. Their output is in `folder`."""
+    killed. Their output is in `folder`; what they compile is kept where these tests keep it."""
     folder.mkdir(parents=True, exist_ok=True)
     at = f"127.0.0.1:{free_port()}"
     children = []
@@ -46,14 +46,13 @@ def started(folder: Path, script: Path, count: int, *arguments: str, devices: in
                 "PYTHONPATH": os.pathsep.join([str(HERE.parent), *filter(None, [os.environ.get("PYTHONPATH")])]),
                 "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
                 "JAX_PLATFORMS": "cpu",
-                "JAX_COMPILATION_CACHE_DIR": str(cache),
                 "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
                 "JAX_COORDINATOR_ADDRESS": at,
                 "JAX_NUM_PROCESSES": str(count),
                 "JAX_PROCESS_ID": str(number),
             }
             with (folder / f"{number}.out").open("w") as out, (folder / f"{number}.err").open("w") as errors:
-                command = [sys.executable, str(script), *arguments]
+                command = [sys.executable, str(HERE / "cached.py"), str(script), *arguments]
                 pipe = subprocess.PIPE
                 child = subprocess.Popen(command, env=environment, stdin=pipe, stdout=out, stderr=errors, cwd=folder)
             children.append(child)
@@ -107,9 +106,9 @@ def well(ended: list[Ended]) -> None:
     assert not any(each.code for each in ended), "\n\n".join(f"{each.code}: {each.errors[-4000:]}" for each in ended)
 
 
-def run(folder: Path, count: int, *, devices: int = 1, cache: Path, **options: Any) -> list[Ended]:
+def run(folder: Path, count: int, *, devices: int = 1, **options: Any) -> list[Ended]:
     """`pod_run.py` in so many processes, from its beginning to its end."""
     arguments = json.dumps(options)
-    with started(folder, HERE / "pod_run.py", count, arguments, devices=devices, cache=cache) as children:
+    with started(folder, HERE / "pod_run.py", count, arguments, devices=devices) as children:
         go(children, folder)
         return ends(children, folder)

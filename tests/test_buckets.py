@@ -59,15 +59,10 @@ def directory(bucket, request):
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory):
-    return tmp_path_factory.mktemp("compiled")
-
-
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory, cache):
+def whole(tmp_path_factory):
     """The run that is not disturbed, of one process, in a local directory."""
     folder = tmp_path_factory.mktemp("whole")
-    well(run(folder, 1, cache=cache, **of(folder, [1, 1], epochs=EPOCHS)))
+    well(run(folder, 1, **of(folder, [1, 1], epochs=EPOCHS)))
     return folder
 
 
@@ -144,17 +139,17 @@ def watched(bucket, method, see):
         yield
 
 
-def test_killed_and_resumed_equals_uninterrupted(bucket, directory, tmp_path, cache, whole):
+def test_killed_and_resumed_equals_uninterrupted(bucket, directory, tmp_path, whole):
     """In a step; when all of a checkpoint but its manifest is written; when a part of an older one is removed."""
     options = of(tmp_path, [1, 1], directory=str(directory), epochs=EPOCHS)
-    [killed] = run(tmp_path / "step", 1, cache=cache, **options, kill=[0, "step"])
+    [killed] = run(tmp_path / "step", 1, **options, kill=[0, "step"])
     assert killed.code == -signal.SIGKILL and rows(directory)
 
     moments = {"create_file": "/manifest.json", "delete_file": "/arrays/"}
     for method, part in moments.items():
         folder = tmp_path / method
         with (
-            started(folder, HERE / "pod_run.py", 1, json.dumps(options), cache=cache) as [child],
+            started(folder, HERE / "pod_run.py", 1, json.dumps(options)) as [child],
             watched(bucket, method, lambda name, part=part, child=child: part in name and child.kill()),
         ):
             go([child], folder)
@@ -163,7 +158,7 @@ def test_killed_and_resumed_equals_uninterrupted(bucket, directory, tmp_path, ca
         left = [name for name in names(bucket, directory) if name.endswith(".partial")]
         assert len(rows(directory)) < EPOCHS and left
 
-    ended = run(tmp_path / "last", 1, cache=cache, **options)
+    ended = run(tmp_path / "last", 1, **options)
     well(ended)
     same(tmp_path, whole, directory=directory)
     assert len(left) >= 2 and set(left) <= set(names(bucket, directory))
@@ -171,11 +166,11 @@ def test_killed_and_resumed_equals_uninterrupted(bucket, directory, tmp_path, ca
         assert f"{name}: unfinished" in ended[0].errors
 
 
-def test_two_processes_write_one_checkpoint(bucket, directory, tmp_path, cache):
+def test_two_processes_write_one_checkpoint(bucket, directory, tmp_path):
     """Each reads its rows of it again, and one process all. None writes a file more often than a bucket takes it."""
     written = []
     with (
-        started(tmp_path, HERE / "pod_state.py", 2, str(directory), cache=cache) as children,
+        started(tmp_path, HERE / "pod_state.py", 2, str(directory)) as children,
         watched(bucket, "create_file", written.append),
     ):
         go(children, tmp_path)
@@ -187,9 +182,9 @@ def test_two_processes_write_one_checkpoint(bucket, directory, tmp_path, cache):
         np.testing.assert_array_equal(found.state[name], array)
 
 
-def test_a_run_of_two_processes(directory, tmp_path, cache, whole):
+def test_a_run_of_two_processes(directory, tmp_path, whole):
     options = of(tmp_path, [1, 2], directory=str(directory), epochs=EPOCHS, sharding="fsdp")
-    well(run(tmp_path, 2, cache=cache, **options))
+    well(run(tmp_path, 2, **options))
     same(tmp_path, whole, ROUNDING, directory)
 
 

@@ -34,12 +34,7 @@ def shared(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def cache(shared):
-    return shared / "compiled"
-
-
-@pytest.fixture(scope="session")
-def complete(shared, cache):
+def complete(shared):
     """`(name, processes, devices of each, mesh, options) -> folder` of a run of two epochs that was not disturbed."""
 
     def made(name, count, devices, mesh, **options):
@@ -48,7 +43,7 @@ def complete(shared, cache):
             fcntl.flock(lock, fcntl.LOCK_EX)
             if not (folder / "result.npz").exists():
                 shutil.rmtree(folder, ignore_errors=True)
-                well(run(folder, count, devices=devices, cache=cache, **of(folder, mesh, **options)))
+                well(run(folder, count, devices=devices, **of(folder, mesh, **options)))
         return folder
 
     return made
@@ -105,31 +100,31 @@ def test_several_processes_are_one(complete, name, count, devices, mesh, shardin
         same(folder, complete("one-of-two-devices", 1, 2, mesh))
 
 
-def test_a_directory_each(complete, shared, cache, tmp_path):
+def test_a_directory_each(complete, shared, tmp_path):
     """A disk each: the first one has the run, the other nothing."""
     options = of(tmp_path, [2, 1], directory=str(tmp_path / "{}" / "run"))
-    well(run(tmp_path, 2, cache=cache, **options))
+    well(run(tmp_path, 2, **options))
     assert not (tmp_path / "1").exists()
     shutil.move(tmp_path / "0" / "run", tmp_path / "run")
     same(tmp_path, in_two(complete))
 
 
 @pytest.mark.parametrize(("killed", "where"), [(1, "step"), (0, "evaluation"), (0, "write"), (1, "write")])
-def test_a_killed_process_ends_the_others_and_the_run_goes_on(complete, cache, tmp_path, killed, where):
-    ended = run(tmp_path, 2, cache=cache, **of(tmp_path, [2, 1], kill=[killed, where]))
+def test_a_killed_process_ends_the_others_and_the_run_goes_on(complete, tmp_path, killed, where):
+    ended = run(tmp_path, 2, **of(tmp_path, [2, 1], kill=[killed, where]))
     assert ended[killed].code == -signal.SIGKILL and ended[1 - killed].code not in (0, -signal.SIGKILL)
     assert ended[1 - killed].seconds - ended[killed].seconds < LOST_AFTER + 5
     errors = ended[1 - killed].errors
     assert "ends, and with it the run" in errors or "another task died" in errors
     assert rows(tmp_path / "run")[0]["epoch"] == 1
 
-    well(run(tmp_path, 2, cache=cache, **of(tmp_path, [2, 1])))
+    well(run(tmp_path, 2, **of(tmp_path, [2, 1])))
     same(tmp_path, in_two(complete))
 
 
-def test_an_error_in_one_process_ends_the_others(cache, tmp_path):
+def test_an_error_in_one_process_ends_the_others(tmp_path):
     """At once, where they wait for it in a sum; none waits for the others at its exit."""
-    ended = run(tmp_path, 2, cache=cache, **of(tmp_path, [2, 1], fail=1, lost_after=100))
+    ended = run(tmp_path, 2, **of(tmp_path, [2, 1], fail=1, lost_after=100))
     assert [each.code for each in ended] == [1, -signal.SIGABRT] or [each.code for each in ended] == [1, 1]
     assert abs(ended[0].seconds - ended[1].seconds) < 20
     assert "OSError: the disk of this host is gone" in ended[1].errors
@@ -138,14 +133,14 @@ def test_an_error_in_one_process_ends_the_others(cache, tmp_path):
 
 
 @pytest.mark.parametrize("told", [[1], [0, 1]])
-def test_sigterm_saves_and_the_run_goes_on(complete, cache, tmp_path, told):
-    ended = run(tmp_path, 2, cache=cache, **of(tmp_path, [2, 1], stop=told))
+def test_sigterm_saves_and_the_run_goes_on(complete, tmp_path, told):
+    ended = run(tmp_path, 2, **of(tmp_path, [2, 1], stop=told))
     for each in ended:
         assert each.code == 1
         assert "SIGTERM came" in each.errors and "holds the state of step" in each.errors and "--resume" in each.errors
     assert len(rows(tmp_path / "run")) == 1
 
-    well(run(tmp_path, 2, cache=cache, **of(tmp_path, [2, 1])))
+    well(run(tmp_path, 2, **of(tmp_path, [2, 1])))
     same(tmp_path, in_two(complete))
 
 
@@ -153,26 +148,26 @@ def test_sigterm_saves_and_the_run_goes_on(complete, cache, tmp_path, told):
     ("count", "devices", "mesh", "sharding"),
     [(1, 1, [1, 1], "replicated"), (1, 4, [2, 2], "fsdp"), (4, 1, [4, 1], "replicated")],
 )
-def test_a_run_goes_on_on_another_mesh(complete, cache, tmp_path, count, devices, mesh, sharding):
+def test_a_run_goes_on_on_another_mesh(complete, tmp_path, count, devices, mesh, sharding):
     half = complete("half-fsdp", 2, 1, [1, 2], sharding="fsdp", epochs=1)
     shutil.copytree(half / "run", tmp_path / "run")
-    well(run(tmp_path, count, devices=devices, cache=cache, **of(tmp_path, mesh, sharding=sharding)))
+    well(run(tmp_path, count, devices=devices, **of(tmp_path, mesh, sharding=sharding)))
     same(tmp_path, in_two(complete), ROUNDING)
 
 
-def test_the_script_for_pods(cache, tmp_path, monkeypatch):
+def test_the_script_for_pods(tmp_path, monkeypatch):
     """As its README says: two processes, one of them is killed; the same line again goes on. The run opens on one
     device, with the ELBO that was printed but for rounding."""
     script = tmp_path / "mine.py"
     shutil.copy(POD / "train.py", script)
     shutil.copy(POD / "image_vae.py", tmp_path)
     line = ["--directory", str(tmp_path / "run"), "--steps", "60", "--record-every", "20", "--batch-size", "64"]
-    with started(tmp_path, script, 2, *line, cache=cache) as children:
+    with started(tmp_path, script, 2, *line) as children:
         wait_until(lambda: (tmp_path / "run" / "metrics.jsonl").exists() and rows(tmp_path / "run"), children, tmp_path)
         children[1].kill()
         lost, _ = ends(children, tmp_path, 60)
     assert lost.code != 0 and ("ends, and with it the run" in lost.errors or "another task died" in lost.errors)
-    with started(tmp_path, script, 2, *line, cache=cache) as children:
+    with started(tmp_path, script, 2, *line) as children:
         first, second = ended = ends(children, tmp_path)
     well(ended)
     assert "\nELBO -" in first.out and "ELBO" not in second.out
@@ -183,11 +178,11 @@ def test_the_script_for_pods(cache, tmp_path, monkeypatch):
     assert result.elbo.mean() == pytest.approx(printed, rel=1e-3)
 
 
-def test_an_experiment(cache, tmp_path):
+def test_an_experiment(tmp_path):
     """The first of two processes prints and writes; a profile of ten steps."""
     small = ["--smoke", "--hidden", "8", "--latent", "2", "--k", "0", "--epochs", "1", "--batch-size", "32"]
     line = [*small, "--out", "here", "--distributed", "--mesh", "data=1,fsdp=-1", "--sharding", "fsdp"]
-    with started(tmp_path, VAE, 2, *line, "--profile", str(tmp_path / "profile"), cache=cache) as children:
+    with started(tmp_path, VAE, 2, *line, "--profile", str(tmp_path / "profile")) as children:
         first, second = ended = ends(children, tmp_path)
     well(ended)
     assert "test ELBO" in first.out and "report: here" in first.out and "ELBO" not in second.out + second.errors
