@@ -84,11 +84,12 @@ def test_a_row_is_added(use):
         lambda total, spread: jax.grad(lambda x: jnp.sum(X * jnp.sin(spread(x))))(X[:, 0]),
         lambda total, spread: jax.hessian(lambda x: jnp.sum(jnp.sin(total(jnp.sin(spread(x))))))(X[:, 0]),
         lambda total, spread: jax.jvp(total, (X,), (jnp.cos(X),)),
+        lambda total, spread: jax.vmap(jax.grad(lambda x: jnp.sum(jnp.sin(total(x**2)))))(X[:, None]),
     ],
 )
 def test_sums_of_rows(use):
     """Of X, (4, 5, 3)."""
-    own = sum_of_rows, lambda x: for_each_row(x, 5)
+    own = sum_of_rows, lambda x: for_each_row(x, (5,))
     plain = lambda x: x.sum(axis=1), lambda x: jnp.repeat(x[:, None], 5, axis=1)
     got, want = (jax.jit(lambda f=forms: use(*f))() for forms in (own, plain))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)

@@ -97,6 +97,8 @@ def _products(jaxpr: Any) -> float:
             total += 2 * math.prod(equation.outvars[0].aval.shape) * math.prod(shapes[0][i] for i in contracted)
         elif name == "rows_times_matrix":  # vae_jax.nets.product
             total += 2 * math.prod(shapes[0]) * shapes[1][1]
+        elif name == "rows_times_rows":  # the gradient of its matrix
+            total += 2 * math.prod(shapes[0]) * shapes[1][-1]
         elif name in ("conv", "conv_to_input", "conv_to_kernel"):  # vae_jax.nets.conv: (x, k), (y, k) and (x, y)
             out = equation.outvars[0].aval.shape
             grid, kernel = {"conv": (out, shapes[1]), "conv_to_input": shapes}.get(name, (shapes[1], out))

@@ -29,7 +29,7 @@ class Attention(nn.Module):
     def __call__(self, x: Float[Array, "n h w a"]) -> Float[Array, "n h w a"]:
         n, h, w, a = x.shape
         rows = dense(GroupNorm(self.dtype)(x).reshape(n, h * w, a), 3 * a, self.dtype)
-        q, k, v = jnp.split(rows.reshape(n, h * w, 3 * self.heads, a // self.heads), 3, axis=2)
+        q, k, v = (part.reshape(n, h * w, self.heads, a // self.heads) for part in jnp.split(rows, 3, axis=-1))
         y = attend(q, k, v).reshape(n, h * w, a)
         return x + dense(y, a, self.dtype, kernel_init=nn.initializers.zeros).reshape(x.shape)
 

@@ -135,17 +135,17 @@ def group_norm(
     Statistics are float32 at least. Moments are taken channel by channel and the groups joined afterwards: x is read
     once for both, and once more to be scaled.
     """
-    n, h, w, a = x.shape
-    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32)).reshape(n, h * w, a)
+    grid, pixels = x.shape[1:3], x.shape[1] * x.shape[2]
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
     # about a pixel rather than about 0: far from zero the variance keeps its digits
-    origin = jax.lax.stop_gradient(wide[:, 0])
-    offset = wide - for_each_row(origin, h * w)
-    mean, square = sum_of_rows(offset) / (h * w), sum_of_rows(offset**2) / (h * w)
+    origin = jax.lax.stop_gradient(wide[:, 0, 0])
+    offset = wide - for_each_row(origin, grid)
+    mean, square = sum_of_rows(offset) / pixels, sum_of_rows(offset**2) / pixels
     apart = mean + origin - _mean_of_group(mean + origin)  # of a channel's mean from its group's
     variance = _mean_of_group(square - mean**2 + apart**2)
     rate = jax.lax.rsqrt(jnp.maximum(variance, 0) + 1e-6) * scale
     level = shift + (apart - mean) * rate
-    return (offset * for_each_row(rate, h * w) + for_each_row(level, h * w)).reshape(x.shape).astype(x.dtype)
+    return (offset * for_each_row(rate, grid) + for_each_row(level, grid)).astype(x.dtype)
 
 
 def _mean_of_group(x: Float[Array, "n a"]) -> Float[Array, "n a"]:
