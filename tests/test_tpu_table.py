@@ -7,10 +7,13 @@ import importlib
 import re
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 
 from experiments.tpu import roofline
 from experiments.tpu.hlo import Collective, arrays, group_of, parse, product, read, turns
+from experiments.tpu.plain import PAIRS
 from experiments.tpu.roofline import Row, line, report, weak_scaling
 from experiments.tpu.systems import SMALL, SYSTEMS
 
@@ -162,7 +165,15 @@ def test_bytes_that_a_ring_sends():
 def row(**changes) -> Row:
     """197 GFLOP in 394 GFLOP of passes, 1.638 GB; 100 MB are reduced over 4 chips."""
     reduced = [Collective("all-reduce", 100_000_000, 4, 1.0)]
-    figures = {"memory": 2**30, "flops": 197e9, "passes": 394e9, "hbm": 1.638e9, "collectives": reduced, "seconds": 7.4}
+    figures = {
+        "temporaries": 0.0,
+        "memory": 2**30,
+        "flops": 197e9,
+        "passes": 394e9,
+        "hbm": 1.638e9,
+        "collectives": reduced,
+        "seconds": 7.4,
+    }
     return Row("ladder", "v5e:2x2", 4, "replicated", "float32", 64, **{**figures, **changes})
 
 
@@ -225,6 +236,33 @@ def test_a_system_that_does_not_compile_or_fit_is_named(program, monkeypatch, ca
     monkeypatch.setattr(program, "compiled", lambda *what: row())
     assert program.main(program.Config(smoke=True)) == 0
     assert f"{len(SMALL)} steps compile and fit in 16 GiB a chip" in capsys.readouterr().out
+
+
+def test_networks_beside_plain_ones(program, monkeypatch, capsys):
+    """An error where ours moves more, or keeps more; none where it does not."""
+    made = []
+
+    def compared(name, pair, dtype):
+        made.append((name, dtype))
+        return row(hbm=3e9 if dtype == "float32" else 1e9, temporaries=1e6), row(hbm=2e9, temporaries=2e6)
+
+    monkeypatch.setattr(program, "compared", compared)
+    monkeypatch.setattr(program, "PAIRS", {"U-Net": lambda dtype: None, "ladder": lambda dtype: None})
+    assert program.main(program.Config(plain=True, only=("ladder",))) == 1
+    assert made == [("ladder", "float32"), ("ladder", "bfloat16")]
+    printed = capsys.readouterr().out
+    assert "ladder, float32: flops 1.00, hbm 1.50, temporaries 0.50 of plain flax" in printed
+    assert printed.rstrip().endswith("ladder, float32: flops 1.00, hbm 1.50, temporaries 0.50")
+
+
+def test_pairs_are_of_one_size():
+    """Ours and the plain network have as many parameters, but for the biases that one of them has alone."""
+    for pair in (each(jnp.float32) for each in PAIRS.values()):
+        ours, plain = (
+            sum(leaf.size for leaf in jax.tree.leaves(jax.eval_shape(start, jax.random.key(0))))
+            for start in (pair.start_ours, pair.start_plain)
+        )
+        assert ours == pytest.approx(plain, rel=0.01)
 
 
 def test_what_is_missing_is_said_in_one_line(program, monkeypatch):

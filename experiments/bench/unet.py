@@ -4,6 +4,7 @@ Channels 32-64-64 on 28 x 28, attention at 14 x 14 and 7 x 7, one million parame
 the same network written plainly in flax, and diffusers' UNet2DModel in PyTorch.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -37,7 +38,7 @@ def contestants(pixels: np.ndarray) -> tuple[Contestants, Work]:
 def _work(ys: np.ndarray) -> Work:
     """Of one image: that of the plain network."""
     params = jax.jit(Plain().init)(jax.random.key(0), ys[0], jnp.zeros(BATCH))
-    loss = _loss(Plain().apply)
+    loss = loss_of(Plain().apply)
     return work_of_training(lambda p, ys: loss(p, jax.random.key(0), ys), params, jnp.asarray(ys[0])).per(BATCH)
 
 
@@ -49,11 +50,11 @@ def _noisy(key, y) -> tuple[Any, Any, Any]:
     return jnp.sqrt(jax.nn.sigmoid(-gamma)) * y + jnp.sqrt(jax.nn.sigmoid(gamma)) * noise, gamma, noise
 
 
-def _loss(apply):
+def loss_of(apply):
     """(params, key, ys) -> mean squared error of the noise; `apply` takes batches."""
 
     def loss(params, key, ys):
-        zs, gammas, noise = jax.vmap(_noisy)(jax.random.split(key, BATCH), ys)
+        zs, gammas, noise = jax.vmap(_noisy)(jax.random.split(key, len(ys)), ys)
         return jnp.mean((apply(params, zs, gammas) - noise) ** 2)
 
     return loss
@@ -61,7 +62,7 @@ def _loss(apply):
 
 def _step(apply, optimizer):
     """(params, opt_state), (key, ys) -> the same after one step, the loss."""
-    loss = _loss(apply)
+    loss = loss_of(apply)
 
     def step(carry, batch):
         value, grads = jax.value_and_grad(loss)(carry[0], *batch)
@@ -92,34 +93,41 @@ def _ours(ys: np.ndarray) -> Callable[[], float]:
 class Plain(nn.Module):
     """The same network as anybody would write it: flax's own layers, block after block."""
 
+    dtype: Any = jnp.float32
+
     @nn.compact
     def __call__(self, z, gamma):
-        code = nn.silu(nn.Dense(128)(nn.silu(nn.Dense(128)(waves(gamma, 128)))))
+        dense = functools.partial(nn.Dense, dtype=self.dtype)
+        conv = functools.partial(nn.Conv, dtype=self.dtype)
+        norm = functools.partial(nn.GroupNorm, dtype=self.dtype)
+        code = nn.silu(dense(128)(nn.silu(dense(128)(waves(gamma, 128)))))
 
         def block(h, attention):
             features = h.shape[-1]
-            x = nn.Conv(features, (3, 3))(nn.silu(nn.GroupNorm(features // 4)(h)))
-            scale, shift = jnp.split(nn.Dense(2 * features)(code)[:, None, None], 2, axis=-1)
-            x = nn.silu(nn.GroupNorm(features // 4, use_bias=False, use_scale=False)(x) * (1 + scale) + shift)
-            h = h + nn.Conv(features, (3, 3), kernel_init=nn.initializers.zeros)(x)
+            x = conv(features, (3, 3))(nn.silu(norm(features // 4)(h)))
+            scale, shift = jnp.split(dense(2 * features)(code)[:, None, None], 2, axis=-1)
+            x = nn.silu(norm(features // 4, use_bias=False, use_scale=False)(x) * (1 + scale) + shift)
+            h = h + conv(features, (3, 3), kernel_init=nn.initializers.zeros)(x)
             if attention:
-                rows = nn.GroupNorm(features // 4)(h).reshape(len(h), -1, features)
-                h = h + nn.SelfAttention(1, out_kernel_init=nn.initializers.zeros)(rows).reshape(h.shape)
+                rows = norm(features // 4)(h).reshape(len(h), -1, features)
+                attend = nn.MultiHeadDotProductAttention(1, dtype=self.dtype, out_kernel_init=nn.initializers.zeros)
+                h = h + attend(rows).reshape(h.shape)
             return h
 
-        h, skips = nn.Conv(CHANNELS[0], (3, 3))(z), []
+        h, skips = conv(CHANNELS[0], (3, 3))(z), []
         for level, features in enumerate(CHANNELS[1:]):
             for _ in range(2):
                 h = block(h, level == 1)
                 skips.append(h)
-            h = nn.Dense(features)(folded(h, 2))
+            h = dense(features)(folded(h, 2))
         for _ in range(4):
             h = block(h, True)
         for level in (1, 0):
-            h = unfolded(nn.Dense(4 * CHANNELS[level])(h), 2)
+            h = unfolded(dense(4 * CHANNELS[level])(h), 2)
             for _ in range(2):
                 h = block((h + skips.pop()) * 0.5**0.5, level == 1)
-        return nn.Conv(1, (3, 3), kernel_init=nn.initializers.zeros)(nn.silu(nn.GroupNorm(8)(h)))
+        out = conv(1, (3, 3), kernel_init=nn.initializers.zeros)(nn.silu(norm(8)(h)))
+        return out.astype(jnp.float32)
 
 
 def _plain(ys: np.ndarray) -> Callable[[], float]:

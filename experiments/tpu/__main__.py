@@ -22,12 +22,13 @@ import importlib.metadata
 import importlib.util
 import itertools
 import sys
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
 from experiments.tpu import roofline
-from experiments.tpu.compiling import DTYPES, SHARDINGS, compiled
+from experiments.tpu.compiling import DTYPES, SHARDINGS, compared, compiled
+from experiments.tpu.plain import PAIRS
 from experiments.tpu.roofline import Row
 from experiments.tpu.systems import SMALL, SYSTEMS
 
@@ -45,16 +46,21 @@ class Config:
     """Systems by name (default: all)."""
     smoke: bool = False
     """The small part: a few steps on 4 chips."""
+    plain: bool = False
+    """Networks beside the same in plain flax, in float32 and bfloat16; the exit status is 1 where ours moves more."""
 
 
 def main(config: Config) -> int:
     """Print the tables; 1 if a step does not compile or fit."""
-    if unknown := set(config.only) - set(SYSTEMS):
-        sys.exit(f"error: no such system: {sorted(unknown)}; there are {list(SYSTEMS)}")
+    systems: Any = PAIRS if config.plain else SYSTEMS
+    if unknown := set(config.only) - set(systems):
+        sys.exit(f"error: no such system: {sorted(unknown)}; there are {list(systems)}")
     if importlib.util.find_spec("libtpu") is None:
         sys.exit("error: the TPU compiler is not installed: make tpu, or pip install 'jax[tpu]'")
     versions = ", ".join(f"{name} {importlib.metadata.version(name)}" for name in ("jax", "libtpu"))
     print(f"TPU v5e, compiled with {versions}\n\n{roofline.HEAD}", flush=True)
+    if config.plain:
+        return beside_plain(config)
     rows, failures = [], []
     for name, topology, sharding, dtype in wanted(config):
         try:
@@ -71,6 +77,20 @@ def main(config: Config) -> int:
     scale(rows)
     print(*("", *failures), sep="\n") if failures else print(f"\n{len(rows)} steps compile and fit in 16 GiB a chip")
     return bool(failures)
+
+
+def beside_plain(config: Config) -> int:
+    """Print pairs of rows and their ratios; 1 if a step of ours moves more through HBM, or has more temporaries."""
+    worse = []
+    for name, dtype in itertools.product(config.only or PAIRS, DTYPES):
+        ours, plain = compared(name, PAIRS[name](DTYPES[dtype]), dtype)
+        print(roofline.line(ours), roofline.line(plain), sep="\n")
+        ratios = {field: getattr(ours, field) / getattr(plain, field) for field in ("flops", "hbm", "temporaries")}
+        told = ", ".join(f"{field} {ratio:.2f}" for field, ratio in ratios.items())
+        print(f"{name}, {dtype}: {told} of plain flax\n", flush=True)
+        worse += [f"{name}, {dtype}: {told}"] * (max(ratios["hbm"], ratios["temporaries"]) > 1)
+    print(*worse, sep="\n")
+    return bool(worse)
 
 
 def wanted(config: Config) -> list[tuple[str, str, str, str]]:

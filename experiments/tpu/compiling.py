@@ -8,10 +8,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax import Array
 from jax.experimental import topologies
-from jax.sharding import Mesh
+from jax.sharding import Mesh, SingleDeviceSharding
 
 from experiments.tpu.hlo import read
+from experiments.tpu.plain import Loss, Pair, start_of, step_of
 from experiments.tpu.roofline import Row
 from experiments.tpu.systems import Training
 from vae_jax import Model, init_state, make_train_step
@@ -41,16 +43,36 @@ def compiled(name: str, training: Training, topology: str, sharding: str, dtype:
     if isinstance(training.model, Model):
         arguments.append(placed(jax.eval_shape(lambda: jax.random.key(0)), whole_there))
     arguments += [placed(each, batch_sharding(mesh)) for each in batch]
+    run = jax.jit(step, donate_argnums=0, out_shardings=(of_state, whole_there))
+    return _row(run, arguments, (name, topology, mesh.size, sharding, dtype, training.batch))
+
+
+def compared(name: str, pair: Pair, dtype: str) -> tuple[Row, Row]:
+    """One step of this library and one of plain flax, on one chip."""
+    chip = SingleDeviceSharding(mesh_of("v5e:2x2").devices.flat[0])
+    key = jax.eval_shape(lambda: jax.random.key(0))
+
+    def row(whose: str, loss: Loss, start: Callable[[Array], Any]) -> Row:
+        arguments = placed((jax.eval_shape(start_of(start), key), key, pair.batch), chip)
+        told = (name + whose, "v5e:2x2", 1, "replicated", dtype, pair.batch.shape[0])
+        return _row(jax.jit(step_of(loss), donate_argnums=0), arguments, told)
+
+    return row("", pair.ours, pair.start_ours), row(", plain flax", pair.plain, pair.start_plain)
+
+
+def _row(function: Any, arguments: list[Any], told: tuple[str, str, int, str, str, int]) -> Row:
+    """Compile it, and read what the program says; `told` are the first fields."""
     start = time.perf_counter()
-    run = jax.jit(step, donate_argnums=0, out_shardings=(of_state, whole_there)).lower(*arguments).compile()
+    run = function.lower(*arguments).compile()
     seconds = time.perf_counter() - start
     text, memory, costs = run.as_text(), run.memory_analysis(), run.cost_analysis()
     assert text is not None and memory is not None and costs is not None
-    work = read(text, mesh.size)
+    work = read(text, told[2])
     other = max(costs.get("flops", 0.0) - (work.products - work.repeated), 0.0)
     arguments_and_temporaries = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     return Row(
-        *(name, topology, mesh.size, sharding, dtype, training.batch),
+        *told,
+        temporaries=memory.temp_size_in_bytes,
         memory=arguments_and_temporaries + memory.output_size_in_bytes - memory.alias_size_in_bytes,
         flops=work.products + other,
         passes=work.passes + other,

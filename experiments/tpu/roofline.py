@@ -25,7 +25,8 @@ class Row(NamedTuple):
 
     Fields:
         batch: examples on one chip.
-        memory: bytes on one chip: arguments, temporaries, and results that are not in the place of an argument.
+        memory: bytes on one chip: arguments, temporaries, and results that are not in the place of an argument;
+            temporaries: of these alone.
         flops: of one chip and step; passes: the same, products as often as the matrix unit passes over them.
         hbm: bytes read and written there.
         collectives: each of them.
@@ -40,6 +41,7 @@ class Row(NamedTuple):
     dtype: str
     batch: int
     memory: float
+    temporaries: float
     flops: float
     passes: float
     hbm: float

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec, Sharding
 
 
 def auto(mesh: Mesh) -> Mesh:
@@ -69,6 +69,6 @@ def on_mesh(tree: Any, sharding: NamedSharding, batch_size: int | None = None, *
 
 
 def placed(shapes: Any, where: Any) -> Any:
-    """Shapes with their places on the mesh: one for all, or a tree of them."""
-    places = jax.tree.map(lambda _: where, shapes) if isinstance(where, NamedSharding) else where
+    """Shapes with their places on the devices: one for all, or a tree of them."""
+    places = jax.tree.map(lambda _: where, shapes) if isinstance(where, Sharding) else where
     return jax.tree.map(lambda x, place: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=place), shapes, places)
