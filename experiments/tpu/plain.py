@@ -21,6 +21,7 @@ from vae_jax.systems import ladder
 Loss = Callable[[Any, jax.Array, jax.Array], jax.Array]  # (params, key, a batch) -> mean loss
 SHAPE = (28, 28, 1)
 WORDS, LENGTH = 1000, 128
+ADAM = optax.adam(1e-3)
 
 
 class Pair(NamedTuple):
@@ -35,11 +36,10 @@ class Pair(NamedTuple):
 
 def step_of(loss: Loss) -> Callable[..., Any]:
     """(params, optimiser state), key, batch -> the same after one step of Adam."""
-    optimizer = optax.adam(1e-3)
 
     def step(state, key, ys):
         grads = jax.grad(loss)(state[0], key, ys)
-        updates, moments = optimizer.update(grads, state[1])
+        updates, moments = ADAM.update(grads, state[1])
         return optax.apply_updates(state[0], updates), moments
 
     return step
@@ -48,7 +48,7 @@ def step_of(loss: Loss) -> Callable[..., Any]:
 def start_of(start: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
     def state(key):
         params = start(key)
-        return params, optax.adam(1e-3).init(params)
+        return params, ADAM.init(params)
 
     return state
 

@@ -4,7 +4,8 @@ The library writes networks for one example and vmaps them. jax then gives a pro
 and for the gradient of the matrix XLA has to sum over two axes at once: on CPU it copies whole activations round first,
 a third to a half of a convolution's time. Here the batch is one more axis of rows, and on CPU all of them are made one.
 On a TPU they are left as they are: an image's rows lie there in an order of their own, and to join them moves them all
-(a U-Net's step, 32-64-64 at batch 32, took 9.0 GB in place of 7.1 by XLA's count; libtpu 0.0.50.1).
+(a U-Net's step, 32-64-64 at batch 32 with its blocks written out, took 9.0 GB in place of 7.1 by XLA's count; libtpu
+0.0.50.1).
 
 A sum over rows is a product with ones on CPU: as a sum XLA computes it number by number once it has fused it with what
 the rows are made of, at 3 to 15 ns a number on a core where a product takes 0.2 (jaxlib 0.10.2).
@@ -98,7 +99,8 @@ _spread = _primitive("for_each_row", _repeated, lambda x, rows: (*x.shape[:-1], 
 
 
 def _more_rows(primitive: Primitive, form: Callable[..., Array]) -> Callable[..., Any]:
-    """The batch is an axis of rows; where there is another right-hand side for each, `form` is mapped."""
+    """The batch is an axis of rows; where there is another right-hand side for each, `form` is mapped, which joins the
+    rows of each by itself: here the platform is not known."""
 
     def batched(arguments, axes):
         if axes[0] is None or axes[1] is not None:
@@ -143,8 +145,8 @@ ad.primitive_jvps[_plus] = _plus_jvp
 ad.primitive_transposes[_plus] = _plus_transpose
 ad.deflinear2(_sum, lambda cotangent, x, kept: [_spread.bind(cotangent, rows=x.aval.shape[kept:-1])])
 ad.deflinear2(_spread, lambda cotangent, x, rows: [_sum.bind(cotangent, kept=x.aval.ndim - 1)])
-batching.primitive_batchers[_product] = _more_rows(_product, _dot)
-batching.primitive_batchers[_outer] = lambda arguments, axes: (jax.vmap(_outer_dot, axes)(*arguments), 0)
+batching.primitive_batchers[_product] = _more_rows(_product, _joined_dot)
+batching.primitive_batchers[_outer] = lambda arguments, axes: (jax.vmap(_joined_outer_dot, axes)(*arguments), 0)
 batching.primitive_batchers[_plus] = _more_rows(_plus, _add)
 batching.primitive_batchers[_sum] = _sum_batched
 batching.primitive_batchers[_spread] = _spread_batched
