@@ -554,8 +554,8 @@ SYSTEMS: dict[str, System] = {
 
 # Checkpoints, devices and evaluation treat every model alike but for these differences: rates per unit or none, a
 # condition or none, tied parts, closed-form M-steps, parts without parameters or gradients. One of each kind is enough.
-# One for each way in which terms are made and parameters change: the laws that compile much more run over these, and
-# over all systems in `make test-all`.
+# One for each way in which terms are made and parameters change: in `make test` the laws run over these, then over all
+# systems in `.ci/run`; those that compile much more, in `make test-all`.
 REPRESENTATIVE = (
     "sampled",
     "sticking",

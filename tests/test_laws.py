@@ -95,9 +95,16 @@ class Case:
         return state
 
 
+def runs_later(name):
+    """What a system is marked with: `make test` has one of each kind."""
+    if name in LARGER:
+        return pytest.mark.thorough
+    return () if name in REPRESENTATIVE else pytest.mark.afterwards
+
+
 @pytest.fixture(
     scope="module",
-    params=[pytest.param(name, marks=pytest.mark.thorough if name in LARGER else ()) for name in SYSTEMS],
+    params=[pytest.param(name, marks=runs_later(name)) for name in SYSTEMS],
 )
 def case(request):
     return Case(SYSTEMS[request.param])
