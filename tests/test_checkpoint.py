@@ -226,6 +226,26 @@ def test_a_changed_number_in_the_manifest_is_noticed(tmp_path):
         assert_is_step(checkpoint.restore(tmp_path, state_at(0)), 1)
 
 
+def test_another_process_may_begin_before_the_first(tmp_path, monkeypatch):
+    """It writes its part as soon as it sees the mark, and makes the folder if process 0 has not come to that yet."""
+    mark = checkpoint._mark
+
+    class Seen:
+        def __init__(self, path):
+            self.path, self.file = path, mark(path)
+
+        def touch(self):
+            self.file.touch()
+            (self.path / "arrays" / "1").mkdir(parents=True)
+
+        def __getattr__(self, name):
+            return getattr(self.file, name)
+
+    monkeypatch.setattr(checkpoint, "_mark", Seen)
+    save_steps(tmp_path, 3)
+    assert checkpoint.restore(tmp_path, state_at(0)).step == 3
+
+
 def test_damaged_and_unfinished_ones_stay_and_do_not_count(tmp_path):
     save_steps(tmp_path, 1, 2, 3)
     folder = tmp_path / "checkpoints"

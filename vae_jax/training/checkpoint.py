@@ -325,7 +325,7 @@ def _write(path: epath.Path, held: dict[str, np.ndarray], manifest: dict[str, An
     if jax.process_index() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         _mark(path).touch()
-        path.mkdir()
+        path.mkdir(exist_ok=True)  # another process may have seen the mark, and begun with its part
         files = _write_part(path, held)
         _seal(path, manifest | {"files": files | _files_of_others(path, manifest["arrays"])})
         _mark(path).unlink()
