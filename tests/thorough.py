@@ -251,16 +251,10 @@ AFTERWARDS = {
         "test_an_example_has_its_number_whatever_the_batches",
         "test_the_interval_contains_the_likelihood",
     ),
-    "test_checkpoint.py": (
-        "test_sigkill_leaves_a_good_checkpoint",
-        "test_importing_the_module_does_not_import_orbax",
-    ),
+    "test_checkpoint.py": ("test_sigkill_leaves_a_good_checkpoint", "test_importing_the_module_does_not_import_orbax"),
     "test_chorales_experiment.py": ("test_chorales",),
     "test_codec.py": ("test_another_process_reads_it",),
-    "test_collapse_experiments.py": (
-        "test_collapse",
-        "test_text_vae",
-    ),
+    "test_collapse_experiments.py": ("test_collapse", "test_text_vae"),
     "test_command.py": (
         "test_training_says_how_the_model_is_built",
         "test_what_is_written_is_what_the_run_gives",
@@ -276,14 +270,8 @@ AFTERWARDS = {
         "test_a_generator_that_ignores_z_has_an_encoder_that_learns",
     ),
     "test_data.py": ("test_loading_carried_arrays_imports_neither_tfds_nor_pillow",),
-    "test_diffusion.py": (
-        "test_times_change_the_variance_only",
-        "test_importance_samples_average_to_the_likelihood",
-    ),
-    "test_diffusion_experiments.py": (
-        "test_diffusion",
-        "test_latent_diffusion",
-    ),
+    "test_diffusion.py": ("test_times_change_the_variance_only", "test_importance_samples_average_to_the_likelihood"),
+    "test_diffusion_experiments.py": ("test_diffusion", "test_latent_diffusion"),
     "test_diffusion_samplers.py": (
         "test_likelihood_of_a_gaussian",
         "test_likelihood_integrates_to_one",
@@ -291,10 +279,7 @@ AFTERWARDS = {
         "test_probes_are_unbiased",
         "test_unequal_steps_are_those_of_the_papers",
     ),
-    "test_discrete_experiment.py": (
-        "test_it_runs",
-        "test_bias_and_spread",
-    ),
+    "test_discrete_experiment.py": ("test_it_runs", "test_bias_and_spread"),
     "test_discrete_families.py": (
         "test_the_fixed_point_has_gradient_zero",
         "test_float32_on_many_pixels",
@@ -313,10 +298,7 @@ AFTERWARDS = {
         "test_half_precision_is_widened",
         "test_missing_entries_are_summed_out",
     ),
-    "test_em_experiments.py": (
-        "test_em_mixture",
-        "test_gmm_prior",
-    ),
+    "test_em_experiments.py": ("test_em_mixture", "test_gmm_prior"),
     "test_evaluate.py": ("test_data_that_are_trees",),
     "test_experiment.py": (
         "test_a_folder_of_pictures_and_a_run_that_goes_on",
@@ -402,14 +384,8 @@ AFTERWARDS = {
         "test_the_exact_posterior_leaves_no_gap",
     ),
     "test_laws.py": ("test_another_key_another_sample",),
-    "test_lecture.py": (
-        "test_denoising_by_a_u_net",
-        "test_training_lets_the_encoder_of_a_language_model_ignore_y",
-    ),
-    "test_linear_vae_experiment.py": (
-        "test_smoke",
-        "test_collapse_is_as_predicted",
-    ),
+    "test_lecture.py": ("test_denoising_by_a_u_net", "test_training_lets_the_encoder_of_a_language_model_ignore_y"),
+    "test_linear_vae_experiment.py": ("test_smoke", "test_collapse_is_as_predicted"),
     "test_nets.py": ("test_constant_images_are_finite",),
     "test_network.py": (
         "test_run_of_nnx_is_resumed_bit_for_bit",
@@ -444,10 +420,7 @@ AFTERWARDS = {
         "test_shared_vampprior_has_the_gradient_written_out",
         "test_sharing_ties_every_function_of_the_model",
     ),
-    "test_rate_distortion.py": (
-        "test_smoke",
-        "test_what_cannot_be_run_is_an_error_without_a_traceback",
-    ),
+    "test_rate_distortion.py": ("test_smoke", "test_what_cannot_be_run_is_an_error_without_a_traceback"),
     "test_readme.py": ("test_every_block_of_code_runs",),
     "test_relaxed.py": ("test_the_rate_of_a_relaxed_z_is_right_at_any_temperature",),
     "test_report.py": ("test_drawing_libraries_are_imported_only_when_used",),
@@ -458,10 +431,7 @@ AFTERWARDS = {
         "test_an_m_step_that_forgets_the_weights_is_seen",
     ),
     "test_sequence_nets.py": ("test_dropout_is_on_with_a_key_and_off_without",),
-    "test_sources.py": (
-        "test_workers_read_the_same",
-        "test_numbers_do_not_depend_on_the_mesh",
-    ),
+    "test_sources.py": ("test_workers_read_the_same", "test_numbers_do_not_depend_on_the_mesh"),
     "test_state_space.py": (
         "test_every_draw_of_the_exact_bound_is_ln_p_and_fishers_identity",
         "test_parallel_equals_sequential",
