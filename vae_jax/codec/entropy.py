@@ -298,21 +298,19 @@ class Sequence:
     end: int | None
 
     def push(self, stack, params, values, arrays):
-        tokens, before, carry = values.reshape(len(values), -1), np.full(len(values), self.levels), arrays
-        seen = []
+        tokens, step = values.reshape(len(values), -1).astype(np.int32), stack.steps(self.step, params, arrays)
+        before, seen = np.full(len(values), self.levels, np.int32), []
         for t in range(tokens.shape[1]):
-            carry, table = stack.each(self.step, params, carry, before.astype(np.int32))
-            seen.append((self._going(tokens[:, :t]), table))
+            seen.append((self._going(tokens[:, :t]), step(before)))
             before = tokens[:, t]
         for t, (going, table) in reversed([*enumerate(seen)]):
             Classes(0).push(stack, params, tokens[going, t], (table[going],))
 
     def pop(self, stack, params, arrays):
-        n, carry = len(jax.tree.leaves(arrays)[0]), arrays
+        n, step = len(jax.tree.leaves(arrays)[0]), stack.steps(self.step, params, arrays)
         tokens, before = np.zeros((n, math.prod(self.shape)), np.int32), np.full(n, self.levels, np.int32)
         for t in range(tokens.shape[1]):
-            carry, table = stack.each(self.step, params, carry, before)
-            going = self._going(tokens[:, :t])
+            table, going = step(before), self._going(tokens[:, :t])
             tokens[:, t] = self.end or 0
             tokens[going, t] = Classes(0).pop(stack, params, (table[going],))
             before = tokens[:, t]

@@ -49,7 +49,27 @@ class Stack:
             OutOfReach: a number is NaN.
         """
         run = _compiled(function, tuple(batch is not None for batch in batches), self.size)
-        found = jax.tree.map(lambda x: np.asarray(x)[: self.here], run(params, *jax.tree.map(self._padded, batches)))
+        return self._real(run(params, *jax.tree.map(self._padded, batches)))
+
+    def steps(self, function: Callable[..., Any], params: Params, carry: Any) -> Callable[[np.ndarray], np.ndarray]:
+        """`function(params, carry, x) -> (carry, found)` of each example, step after step: from the xs of a step to
+        what is found. The carry stays on the device.
+
+        Raises:
+            OutOfReach: at a step, a number is NaN.
+        """
+        run, params = _compiled(function, (True, True), self.size), jax.device_put(params)
+        held = [jax.tree.map(self._padded, carry)]
+
+        def step(xs: np.ndarray) -> np.ndarray:
+            held[0], found = run(params, held[0], self._padded(xs))
+            return self._real(found)
+
+        return step
+
+    def _real(self, batch: Any) -> Any:
+        """Of the examples that are real, as numpy has it."""
+        found = jax.tree.map(lambda x: np.asarray(x)[: self.here], batch)
         if any(np.isnan(x).any() for x in jax.tree.leaves(found)):
             raise OutOfReach("the model computes NaN of these data, which has no code: is it trained?")
         return found
