@@ -42,7 +42,7 @@ from vae_jax import (
     vae,
 )
 from vae_jax.core import Estimator, as_network, join, lift, share
-from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint, bounded_log_std
+from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint
 from vae_jax.diffusion import (
     Denoiser,
     ancestral,
@@ -69,11 +69,22 @@ from vae_jax.em import (
     mixture_of_categoricals,
     mixture_of_gaussians,
 )
-from vae_jax.parts import autoregressive, gumbel_softmax, one_hot, vampprior
+from vae_jax.parts import (
+    autoregressive,
+    columns,
+    gumbel_softmax,
+    maybe_missing,
+    negative_binomial,
+    one_hot,
+    poisson,
+    seeing_what_is_missing,
+    vampprior,
+)
 from vae_jax.parts.autoregression import Sentences
 from vae_jax.parts.classes import OneHot
 from vae_jax.parts.flows import autoregressive_flow, coupling_flow, inverse_autoregressive_flow
-from vae_jax.systems import Rung, adversarial, chain, ladder
+from vae_jax.systems import Rung, adversarial, chain, factor_vae, geco, ladder, partly_labelled
+from vae_jax.tables import cell_vae
 from vae_jax.vq import Quantiser, by_gradient, codebook, projected, residual, rotation, uniform_codes, vq_vae
 
 BATCH = 8
@@ -105,7 +116,7 @@ class System(NamedTuple):
         model: what the laws are about.
         data: what it is a model of.
         density: `(params, y, c) -> ln P(y|c)`, by summing over the latent, or None where that takes too long.
-        cs: (8, *condition), or None.
+        cs: (8, *condition), or a dict of such, or None.
         held: paths of parameters whose gradient is 0 by design.
         on_average: paths whose gradient is right on average, not for each draw, or biased (relaxed classes).
         same_as: name of the system with the same parts and another estimator.
@@ -115,7 +126,7 @@ class System(NamedTuple):
     model: Model
     data: Data
     density: Callable[..., Any] | None = None
-    cs: np.ndarray | None = None
+    cs: Any = None
     held: tuple[str, ...] = ()
     on_average: tuple[str, ...] = ()
     same_as: str | None = None
@@ -162,7 +173,10 @@ BITS = Data(integers(2, 3).astype(np.float32), words(2, 3), integers(2, 3).astyp
 CLASSES = Data(integers(3, 2), words(3, 2), np.tile([0, 2], (BATCH, 1)))
 LEVELS = Data(integers(8, 2), words(8, 2), np.tile([0, 7], (BATCH, 1)))
 COUNTS = Data(integers(5, 1), words(60, 1), np.full((BATCH, 1), 10_000))
+PAIR_OF_COUNTS = Data(1 + integers(5, 2), None, np.full((BATCH, 2), 10_000))
 REALS = Data(_reals, grid(2, reach=9.0, step=0.4), 1e4 * _reals)
+_gaps = np.where(np.eye(2, dtype=bool)[integers(2)] & (integers(3)[:, None] > 0), np.nan, 1).astype(np.float32)
+GAPS = REALS._replace(ys=_gaps * _reals, extreme=_gaps * REALS.extreme)
 NO_SUM = REALS._replace(values=None)  # where a sum over y takes too long
 IMAGES = Data(integers(2, 4, 4, 1).astype(np.float32), None, np.ones((BATCH, 4, 4, 1), np.float32))
 _texts = words(3, 3).points[Sentences(3, 0)(words(3, 3).points)]
@@ -310,13 +324,20 @@ def climbed(rungs, gen: Conditional, data: Data, zs: Grid | None, **fields) -> S
     return System(ladder(rungs, gen), data, density if zs else None, **fields)
 
 
-def poisson(net) -> Conditional:
-    return conditional(net, lambda raw: dist.Poisson(jnp.exp(bounded_log_std(raw))).to_event(1))
-
-
 def class_of(net) -> Conditional:
     """One class, a scalar; `categorical` gives arrays of them."""
     return conditional(net, lambda logits: dist.CategoricalLogits(logits))
+
+
+def in_part(classes: int, inner: System, cs: np.ndarray) -> System:
+    """A model of y and its class, which is -1 where it is not known, and the density of what is known."""
+
+    def density(params, y, c):
+        each = jnp.stack([inner.density(params["gen"], y, one) for one in jnp.eye(classes)])
+        joint = jax.nn.log_softmax(params["pri"]["logits"]) + each
+        return jnp.where(c < 0, logsumexp(joint), joint[c])
+
+    return System(partly_labelled(affine(classes), inner.model, classes), inner.data, density, cs)
 
 
 def uniform(shape: tuple[int, ...], make: Callable[[Any], dist.Distribution]) -> Conditional:
@@ -404,7 +425,18 @@ SYSTEMS: dict[str, System] = {
         encoder(1, 0.05), standard_normal(1), discretised_logistic(affine(2, 9), levels=8, components=3), LEVELS, LINE
     ),
     "a dict of arrays": latent(encoder(1), standard_normal(1), both(MIXED_PARTS, MIXED), MIXED, LINE),
+    "rows of a table": latent(encoder(1), standard_normal(1), columns(affine(3), MIXED_PARTS), MIXED, LINE),
     "poisson": latent(encoder(1, 0.05), standard_normal(1), poisson(affine(1)), COUNTS, LINE),
+    "negative binomial, more zeros": latent(
+        encoder(1, 0.05), standard_normal(1), negative_binomial(affine(1, 2), zero_inflated=True), COUNTS, LINE
+    ),
+    "missing entries": latent(
+        gaussian(seeing_what_is_missing(affine(2, scale=0.2, bias=[0.0, 0.3]))),
+        standard_normal(1),
+        maybe_missing(l2(affine(2))),
+        GAPS,
+        LINE,
+    ),
     # Models with an exact posterior.
     "mixture of Gaussians": exact(mixture_of_gaussians(2, 3, "full"), REALS, THREE),
     "mixture of Bernoullis": exact(mixture_of_bernoullis((3,), 3), BITS, THREE),
@@ -506,6 +538,24 @@ SYSTEMS: dict[str, System] = {
         PLANE,
         held=("gen/dis",),
     ),
+    # Classes known in part, and models of particular data.
+    "classes in part": in_part(
+        2, latent(encoder(1), standard_normal(1), bernoulli(affine(3)), BITS, LINE), np.arange(BATCH) % 3 - 1
+    ),
+    "cells": System(
+        cell_vae(2, 1, hidden=(3,)).model,
+        PAIR_OF_COUNTS,
+        cs={"total": PAIR_OF_COUNTS.ys.sum(axis=1).astype(np.float32)},
+    ),
+    # Parameters beside a model's own, which its bound does not see.
+    "a distortion that is asked for": latent(*NORMAL)._replace(
+        model=geco(vae(*NORMAL[:3]), 1.0)[0],
+        density=lambda params, y, c: latent(*NORMAL).density(params["model"], y, c),
+        held=("multiplier",),
+    ),
+    "FactorVAE": latent(*NORMAL, held=("dis",))._replace(
+        model=factor_vae(vae(*NORMAL[:3]), NORMAL[0], affine(1), 1.0)[0]
+    ),
     # Autoregressive models.
     "language model, given labels": no_latent(
         autoregressive(nets.LSTM(3, 2, 3, dtype=None), 3, 3, end=0), TEXTS, LABELS
@@ -557,6 +607,8 @@ SYSTEMS: dict[str, System] = {
 # One for each way in which terms are made and parameters change: in `make test` the laws run over these, then over all
 # systems in `.ci/run`; those that compile much more, in `make test-all`.
 REPRESENTATIVE = (
+    "missing entries",
+    "classes in part",
     "sampled",
     "sticking",
     "enumerated bits",

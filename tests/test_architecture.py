@@ -24,6 +24,7 @@ FLOORS = [
     {"evaluation", "codec"},
     {"training"},
     {"nets", "diffusion", "vq", "text"},
+    {"tables"},
     {"selfcheck"},
     {"command"},
     {"__main__"},

@@ -28,7 +28,7 @@ class Case:
     def __init__(self, system: System):
         self.system, self.model = system, system.model
         self.ys = jax.tree.map(jnp.asarray, system.data.ys)
-        self.cs = None if system.cs is None else jnp.asarray(system.cs)
+        self.cs = jax.tree.map(jnp.asarray, system.cs)
         self.y, self.c = jax.tree.map(lambda x: x[0], (self.ys, self.cs))
         self.optimizer = optax.adam(0.03)
         self.traces = {"graded": 0, "step": 0}

@@ -7,6 +7,7 @@ how E L is estimated, `objectives` (and `multi_sample`) what a step minimises, `
 
 from vae_jax.core.combinator import importance_weighted_bound, means, reconstruct, vae
 from vae_jax.core.conditions import labelled
+from vae_jax.core.disentangling import beta_tc, dip, log_aggregate
 from vae_jax.core.estimators import Estimator, analytic, enumerated, fixed_encoder, sampled, sticking
 from vae_jax.core.model import EM, Conditional, Diffused, Model, Params, Scatter, Terms, Units, join, lift, parted
 from vae_jax.core.multi_sample import (
@@ -23,8 +24,10 @@ from vae_jax.core.network import Network, SequenceNetwork, as_network
 from vae_jax.core.objectives import (
     FreeBits,
     Objective,
+    balanced,
     batch_mean_per_unit,
     beta_elbo,
+    capacity,
     cyclical_annealing,
     drop_condition,
     elbo,
@@ -40,10 +43,10 @@ from vae_jax.core.reinforce import score_function
 
 __all__ = [
     "EM", "Conditional", "Diffused", "Estimator", "FreeBits", "Model", "Network", "Objective", "Params", "Scatter",
-    "SequenceNetwork", "Terms", "Units", "analytic", "as_network", "batch_mean_per_unit", "beta_elbo", "ciwae",
-    "cyclical_annealing", "doubly_reparameterised", "drop_condition", "elbo", "enumerated", "fixed_encoder",
-    "free_bits", "hoist", "importance_weighted", "importance_weighted_bound", "join", "labelled", "leave_one_out",
-    "lift", "linear_annealing", "means", "miwae", "of", "parted", "per_example", "per_unit", "piwae", "reconstruct",
-    "renyi", "sampled", "score_function", "share", "sigmoid_annealing", "start_from", "sticking", "through", "vae",
-    "vimco",
+    "SequenceNetwork", "Terms", "Units", "analytic", "as_network", "balanced", "batch_mean_per_unit", "beta_elbo",
+    "beta_tc", "capacity", "ciwae", "cyclical_annealing", "dip", "doubly_reparameterised", "drop_condition", "elbo",
+    "enumerated", "fixed_encoder", "free_bits", "hoist", "importance_weighted", "importance_weighted_bound", "join",
+    "labelled", "leave_one_out", "lift", "linear_annealing", "log_aggregate", "means", "miwae", "of", "parted",
+    "per_example", "per_unit", "piwae", "reconstruct", "renyi", "sampled", "score_function", "share",
+    "sigmoid_annealing", "start_from", "sticking", "through", "vae", "vimco",
 ]  # fmt: skip

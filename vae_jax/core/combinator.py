@@ -26,6 +26,7 @@ from vae_jax.core.model import (
     example_of,
     join,
     lift,
+    log_prob,
     mean_sample,
 )
 from vae_jax.core.numbers import is_whole
@@ -108,6 +109,17 @@ def vae(
             "gen": parts.generator.maximise(params["gen"], stats["gen"]),
         }
 
+    rest_of_y = parts.generator.complete
+
+    def complete(params, key, y, c=None):
+        assert rest_of_y is not None  # else it is not offered
+        k_z, k_pri, k_gen = jax.random.split(key, 3)
+        q = encoder.dist(params["enc"], join(y, c))
+        z = q.sample(k_z)
+        of_prior = importance_of(parts.prior)(params["pri"], k_pri, z, c).nats
+        log_gen, drawn, expected = rest_of_y(params["gen"], k_gen, y, join(z, c))
+        return log_gen - of_prior - log_prob(q, z), drawn, expected
+
     support_of_generator = parts.generator.support
 
     def support(params, c=None):
@@ -126,6 +138,7 @@ def vae(
         mean=functools.partial(sample, of_generator=shown),
         latent=Latent(encode, decode, draw),
         coder=bits_back(encoder, parts.prior, parts.generator),
+        complete=complete if offers_importance and rest_of_y else None,
     )
 
 

@@ -64,6 +64,7 @@ def labelled(model: Model | Conditional, classes: int) -> Model:
             write=lambda stack, params, ys, cs=None: coder.write(stack, params, ys, seen(cs)),
             read=lambda stack, params, cs=None: coder.read(stack, params, seen(cs)),
         ),
+        complete=of(inner.complete),
     )
 
 

@@ -277,17 +277,18 @@ def tempered(distribution: dist.Distribution, key: Array, temperature: ArrayLike
 
 def unit_log_prob(distribution: dist.Distribution, x: Array) -> Array | None:
     """ln P of each element of x (shape of x) where the density factorises over them, else None."""
-    base = _factors(distribution)
+    base = factors(distribution)
     return None if base is None else base.log_prob(x)
 
 
 def unit_kl(q: dist.Distribution, p: dist.Distribution) -> Array | None:
     """KL(q || p) of each element where both factorise over them, else None."""
-    q_base, p_base = _factors(q), _factors(p)
+    q_base, p_base = factors(q), factors(p)
     return None if q_base is None or p_base is None else dist.kl_divergence(q_base, p_base)
 
 
-def _factors(distribution: dist.Distribution) -> dist.Distribution | None:
+def factors(distribution: dist.Distribution) -> dist.Distribution | None:
+    """The distribution of each number by itself, where they are independent; None where they are not."""
     if not isinstance(distribution, dist.Independent) or distribution.batch_shape != ():
         return None
     base = distribution.base_dist

@@ -21,6 +21,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
 from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint, draw_or_point, mean_of, tempered
+from vae_jax.core.missing import completed
 
 Params = Any
 """A tree of arrays, dicts of dicts: what `init` makes, and what every function of a model is given first."""
@@ -250,6 +251,9 @@ class Model(NamedTuple):
             has one: what pictures show. None is `sample` itself.
         latent: what the model offers of its z; None where it has none.
         coder: how examples become bits (`vae_jax.codec`); None where they cannot.
+        complete: `(params, key, y, c) -> (log_w, drawn, expected)`, one importance sample of the latents: its weight,
+            ln P(y|c) in expectation of its exponential, and y with what is missing of it drawn, and with its mean, both
+            given what is seen and these latents. None where the model has no such sample.
     """
 
     init: Callable[..., Params]
@@ -263,6 +267,7 @@ class Model(NamedTuple):
     mean: Callable[..., Any] | None = None
     latent: Latent | None = None
     coder: Coder | None = None
+    complete: Callable[..., Any] | None = None
 
 
 def mean_sample(model: Model) -> Callable[..., Any]:
@@ -314,10 +319,15 @@ def lift(conditional: Conditional | Model) -> Model:
         known = mean_of(distribution)
         return distribution.sample(key) if known is None else known
 
+    def complete(params, key, y, c=None):
+        distribution = conditional.dist(params, c)
+        return log_prob(distribution, y), *completed(distribution, key, y)
+
     latent = conditional.em and _latent_of_em(conditional.em)
+    complete = (conditional.em and _complete_of_em(conditional)) or complete
     coder = (conditional.em and _coder_of_em(conditional.em)) or _coder_of(conditional)
     keep = conditional.maximise or _keep
-    return Model(init, terms, sample, terms, keep, support, mean=mean, latent=latent, coder=coder)
+    return Model(init, terms, sample, terms, keep, support, mean=mean, latent=latent, coder=coder, complete=complete)
 
 
 def _coder_of(conditional: Conditional) -> Coder:
@@ -379,6 +389,22 @@ def _latent_of_em(em: EM) -> Latent | None:
         return drawn(lift(prior), prior, params["pri"], key, c, temperature)
 
     return Latent(encode, decode, draw)
+
+
+def _complete_of_em(conditional: Conditional) -> Callable[..., Any] | None:
+    """z from the exact posterior, which makes all weights equal."""
+    em = conditional.em
+    if em is None or em.prior is None or em.generator is None:
+        return None
+    of_y = em.generator
+
+    def complete(params, key, y, c=None):
+        k_z, k_y = jax.random.split(key)
+        z = em.posterior(params, y, c).sample(k_z)
+        generator = of_y.dist(params["gen"], join(z, c))
+        return log_prob(conditional.dist(params, c), y), *completed(generator, k_y, y)
+
+    return complete
 
 
 def drawn(model: Model, tractable: Conditional | None, params: Params, key: Any, c: Any, temperature: Any) -> Any:

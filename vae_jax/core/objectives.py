@@ -5,7 +5,7 @@ and the batch's terms, unweighted, from which the step reports ELBO, rate and di
 each example are in `vae_jax.core.multi_sample`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -124,6 +124,56 @@ def per_unit(rates: Array, floor: float) -> Array:
 def per_example(rates: Array, floor: float) -> Array:
     """mean_b max(floor, sum_d rate_bd) for rates (batch, units): one floor for the whole latent."""
     return jnp.mean(jnp.maximum(jnp.sum(rates, axis=1), floor))
+
+
+def capacity(weight: float, nats: float | Annealing) -> Objective:
+    """distortion + weight |mean rate - nats|: a rate that is asked for, rising with the step (Burgess et al. 2018).
+
+    Raises:
+        ValueError: a negative weight or capacity; or, when first called, a function that gives no number.
+    """
+    if not is_number(weight, 0):
+        raise ValueError(f"weight is that of the rate's distance from its capacity, 0 or more; got {weight}")
+    wanted = _weight(nats)
+
+    def objective(model, params, keys, ys, cs, step):
+        terms = batch_terms(model.terms, params, keys, ys, cs)
+        apart = jnp.abs(jnp.mean(terms.rate) - wanted(step))
+        return jnp.mean(terms.distortion + terms.penalty) + weight * apart, terms
+
+    return objective
+
+
+def balanced(beta: Annealing, sizes: Sequence[float] = ()) -> Objective:
+    """distortion + beta sum_l gamma_l rate_l while beta(step) < 1, the ELBO after it (Vahdat & Kautz 2020, appendix A).
+
+    gamma_l is in proportion to the level's size times its mean rate over the batch, 1 on average, and a constant to the
+    gradient: a level that carries little is charged little, so that it is not switched off while the weight rises.
+
+    Args:
+        beta: from the step to the rate's weight, `linear_annealing(steps)` for instance.
+        sizes: of each level of latents, the one next to y first: numbers in it; none: all alike.
+
+    Raises:
+        ValueError: sizes that are not positive; or, when first called, a model without levels, or other many of them.
+    """
+    if any(not (is_number(size) and size > 0) for size in sizes):
+        raise ValueError(f"sizes are how many numbers each level has, above 0; got {tuple(sizes)}")
+    weight = _weight(beta)
+
+    def objective(model, params, keys, ys, cs, step):
+        terms = batch_terms(model.terms, params, keys, ys, cs)
+        if terms.rates is None or (sizes and terms.rates.shape[1] != len(sizes)):
+            levels = 0 if terms.rates is None else terms.rates.shape[1]
+            raise ValueError(f"balanced weighs the levels of latents, of which this model has {levels}; sizes: {sizes}")
+        rates = jnp.mean(terms.rates, axis=0)
+        share = jax.lax.stop_gradient(jnp.maximum(rates, 0) * jnp.asarray(sizes or 1.0, rates.dtype))
+        gamma = len(rates) * share / jnp.maximum(jnp.sum(share), 1e-9)
+        now = weight(step)
+        rate = jnp.where(now < 1, now * jnp.sum(gamma * rates), now * jnp.mean(terms.rate))
+        return jnp.mean(terms.distortion + terms.penalty) + rate, terms
+
+    return objective
 
 
 def of(build: Callable[[Any], Model], objective: Objective = elbo()) -> Objective:

@@ -53,6 +53,7 @@ def through(
         mean=lambda params, key, c=None: mean_sample(model)(inner(params), key, c),
         latent=model.latent and Latent(*map(seen, model.latent)),
         coder=model.coder and Coder(*map(from_stack, model.coder)),
+        complete=model.complete and seen(model.complete),
     )
 
 

@@ -8,6 +8,8 @@ dequantisation and binarisation happen inside jit (`preprocess`), and what a mod
 Importing this package reads nothing; pillow, grain and tensorflow-datasets are imported where used.
 """
 
+from vae_jax.data.cells import Cells, simulated_cells
+from vae_jax.data.columns import Column, Columns, load_columns
 from vae_jax.data.datasets import NAMES, load
 from vae_jax.data.folders import read_image
 from vae_jax.data.images import Dataset
@@ -22,10 +24,11 @@ from vae_jax.data.preprocess import (
     unit_scale,
 )
 from vae_jax.data.sources import Source, source
+from vae_jax.data.sparse import SparseRows
 from vae_jax.data.tables import Table, load_table
 
 __all__ = [
-    "NAMES", "Dataset", "Preprocess", "Source", "Table", "dequantisation", "dynamic_binarisation", "eight_bit",
-    "identity", "load", "load_table", "read_image", "source", "static_binarisation", "threshold_binarisation",
-    "unit_scale",
+    "NAMES", "Cells", "Column", "Columns", "Dataset", "Preprocess", "Source", "SparseRows", "Table", "dequantisation",
+    "dynamic_binarisation", "eight_bit", "identity", "load", "load_columns", "load_table", "read_image",
+    "simulated_cells", "source", "static_binarisation", "threshold_binarisation", "unit_scale",
 ]  # fmt: skip

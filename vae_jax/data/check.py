@@ -2,7 +2,7 @@
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -124,8 +124,7 @@ def _check_examples(
         fresh = jax.eval_shape(model.init, key, seen, c)
         terms = jax.eval_shape(model.terms, fresh, key, seen, c)
     support = support_of(model, fresh, seen, c)
-    if not takes_missing(support, seen):
-        _check_finite(f"{where}ys", ys, places)
+    _check_finite(f"{where}ys", ys, places, takes_missing(support, seen))
     if params is not _NOT_MADE:
         _check_params(fresh, params)
     _check_terms(terms)
@@ -162,9 +161,11 @@ def _shapes(tree: Any) -> str:
     return ", ".join(f"{x.dtype}{list(np.shape(x))}" for x in jax.tree.leaves(tree))
 
 
-def _check_finite(name: str, xs: Any, places: np.ndarray) -> None:
-    for x in jax.tree.leaves(xs):
-        if not jnp.issubdtype(x.dtype, jnp.floating):
+def _check_finite(name: str, xs: Any, places: np.ndarray, may_be_missing: Sequence[bool] = ()) -> None:
+    leaves = jax.tree.leaves(xs)
+    allowed = may_be_missing if len(may_be_missing) == len(leaves) else [False] * len(leaves)
+    for x, missing in zip(leaves, allowed, strict=True):
+        if missing or not jnp.issubdtype(x.dtype, jnp.floating):
             continue
         bad = ~np.isfinite(np.asarray(x)).reshape(len(x), -1).all(axis=1)
         if bad.any():

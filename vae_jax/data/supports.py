@@ -77,14 +77,14 @@ def _inside_each(model: Model) -> Callable[..., Any]:
     return jax.jit(jax.vmap(functools.partial(_inside, model), in_axes=(None, 0, 0)))
 
 
-def takes_missing(support: Support, y: Any) -> bool:
-    """Whether the likelihood takes NaN, which then means missing, in an example like y."""
-    if len(support.constraints) != 1 or support.constraints[0] is None:
-        return False
-    (leaf,) = jax.tree.leaves(y)
-    return jnp.issubdtype(leaf.dtype, jnp.floating) and bool(
-        np.all(support.constraints[0](np.full(leaf.shape, np.nan, leaf.dtype)))
-    )
+def takes_missing(support: Support, y: Any) -> list[bool]:
+    """Of each array of an example like y whether the likelihood takes NaN, which then means missing."""
+
+    def takes(constraint, leaf):
+        floats = jnp.issubdtype(leaf.dtype, jnp.floating)
+        return bool(constraint and floats and np.all(constraint(np.full(leaf.shape, np.nan, leaf.dtype))))
+
+    return [takes(*each) for each in zip(support.constraints, jax.tree.leaves(y), strict=True)]
 
 
 def check_support(support: Support, ys: Any, cs: Any, places: np.ndarray, preprocess: Preprocess, where: str) -> None:
@@ -122,6 +122,7 @@ def _check_values(support: Any, ys: Any, preprocess: Preprocess, name: str) -> N
     if np.asarray(support(np.asarray(ys))).all():
         return
     values = np.asarray(ys, np.float64)
+    values = values[~np.isnan(values)]
     raise ValueError(
         f"{name} has values in [{values.min():g}, {values.max():g}] ({preprocess.name}); the likelihood wants "
         f"{_describe(support)}. {_advice(support, values)}"

@@ -69,6 +69,34 @@ def load_table(name: str | os.PathLike) -> Table:
 
 
 def _read(path: Path, source: str) -> Table:
+    found = read_fields(path)
+    ys = np.array([_numbers(path, line, fields, found.columns, found.separator) for line, fields in found.rows])
+    check_marks(path, found)
+    return Table(ys, found.columns, source if found.named else f"{source}, without names of its columns")
+
+
+class Fields(NamedTuple):
+    """What a CSV file holds, as text.
+
+    Fields:
+        columns: their names; "column 1", ... where the file gives none.
+        rows: (line where it starts, fields) of each, as many as there are columns.
+        separator: of the fields.
+        named: whether the first line names the columns.
+    """
+
+    columns: tuple[str, ...]
+    rows: list[tuple[int, list[str]]]
+    separator: str
+    named: bool
+
+
+def read_fields(path: Path) -> Fields:
+    """The text of a CSV file, as `load_table` reads it.
+
+    Raises:
+        ValueError: no text, no lines, or lines of different lengths.
+    """
     lines = [_plain(line) for line in io.StringIO(_text(path), newline=None)]
     unquoted = re.sub(r'"[^"]*"', "", "".join(lines))
     first = next((line for line in unquoted.splitlines() if line.strip("#")), "")
@@ -78,7 +106,7 @@ def _read(path: Path, source: str) -> Table:
     records = records[filled[0] : filled[-1] + 1] if filled else []
     single = bool(records) and len(records[0][1]) == 1
     records = [(line, fields or [""]) for line, fields in records if fields or single]
-    return _table(path, records, separator, source)
+    return _named(path, records, separator)
 
 
 def _text(path: Path) -> str:
@@ -113,8 +141,8 @@ def _records(path: Path, lines: Sequence[str], separator: str) -> Iterator[tuple
         raise ValueError(f"{path}, line {start}: {error}; want a quotation mark at both ends of a field") from None
 
 
-def _table(path: Path, records: Sequence[tuple[int, list[str]]], separator: str, source: str) -> Table:
-    named = bool(records) and any(_number(field, separator) is None for field in records[0][1])
+def _named(path: Path, records: Sequence[tuple[int, list[str]]], separator: str) -> Fields:
+    named = bool(records) and any(number(field, separator) is None for field in records[0][1])
     if len(records) <= named:
         raise ValueError(
             f"{path}: want the names of the columns in the first line and numbers below; got {len(records)}"
@@ -123,30 +151,38 @@ def _table(path: Path, records: Sequence[tuple[int, list[str]]], separator: str,
     if len(names) > 1 and not names[-1] and not any("".join(fields[len(names) - 1 :]) for _, fields in rows):
         names = names[:-1]
     columns = tuple(name or f"column {i}" for i, name in enumerate(names, 1))
-    ys = np.array([_numbers(path, line, fields, columns, separator) for line, fields in rows])
-    marks = {mark for _, fields in rows for field in fields for mark in ",." if mark in field[1:]}
-    if len(marks) > 1:
+    return Fields(columns, [(line, _fitted(path, line, fields, columns)) for line, fields in rows], separator, named)
+
+
+def check_marks(path: Path, found: Fields) -> None:
+    """Raise a ValueError where some numbers have a decimal comma and some a point."""
+    numbers = [field for _, fields in found.rows for field in fields if number(field, found.separator) is not None]
+    if len({mark for field in numbers for mark in ",." if mark in field[1:]}) > 1:
         raise ValueError(f"{path}: some numbers have a decimal comma, some a point; want the same in all")
-    return Table(ys, columns, source if named else f"{source}, without names of its columns")
 
 
-def _numbers(path: Path, line: int, fields: list[str], columns: tuple[str, ...], separator: str) -> list[float]:
+def _fitted(path: Path, line: int, fields: list[str], columns: tuple[str, ...]) -> list[str]:
     if len(fields) == len(columns) + 1 and not fields[-1]:
         fields = fields[:-1]
     if len(fields) != len(columns):
         raise ValueError(f"{path}, line {line}: {len(fields)} fields, and the first line names {len(columns)} columns")
+    return fields
+
+
+def _numbers(path: Path, line: int, fields: list[str], columns: tuple[str, ...], separator: str) -> list[float]:
     numbers = []
     for column, field in zip(columns, fields, strict=True):
-        if (number := _number(field, separator)) is None:
+        if (value := number(field, separator)) is None:
             raise ValueError(
                 f"{path}, line {line}, column {column!r}: could not convert {field!r} to a number; want numbers with "
-                "a decimal point, separated by commas (or by semicolons or tabs), and no column of words"
+                "a decimal point, separated by commas (or by semicolons or tabs), and no column of words (load_columns "
+                "reads those)"
             )
-        numbers.append(number)
+        numbers.append(value)
     return numbers
 
 
-def _number(field: str, separator: str) -> float | None:
+def number(field: str, separator: str) -> float | None:
     """NaN where it is missing, None where it is no number."""
     if field.casefold() in MISSING:
         return float("nan")

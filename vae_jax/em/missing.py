@@ -61,6 +61,22 @@ class MaybeMissing(dist.Distribution):
     def mean(self):
         return self.loc
 
+    def complete(self, key: Array, y: Array) -> Array:
+        """y with its missing entries drawn, given those that are seen."""
+        noise = jax.random.normal(key, self.loc.shape, self.loc.dtype)
+        if self.factor.ndim == self.loc.ndim:
+            return jnp.where(jnp.isnan(y), self.loc + self.factor * noise, y)
+        parts = divided(self.factor, ~jnp.isnan(y))
+        return jnp.where(jnp.isnan(y), self.expected(y) + matmul(parts.hidden, noise), y)
+
+    def expected(self, y: Array) -> Array:
+        """y with what is expected of its missing entries, given those that are seen."""
+        seen, residual = _residual(y, self.loc)
+        if self.factor.ndim == self.loc.ndim:
+            return jnp.where(seen, y, self.loc)
+        parts = divided(self.factor, seen)
+        return jnp.where(seen, y, self.loc + matmul(parts.known, matmul(parts.whitening, residual)))
+
 
 class Divided(NamedTuple):
     """N(0, factor factor') (d,) divided into what is seen and what is not: known w + hidden eps, both N(0, I).

@@ -15,6 +15,7 @@ from jax.scipy.special import logsumexp
 from jaxtyping import Shaped
 
 from vae_jax.core.combinator import vae
+from vae_jax.core.distributions import unit_log_prob
 from vae_jax.core.model import Conditional, Model, Params, Terms, join, log_prob
 from vae_jax.core.numbers import is_whole
 from vae_jax.data.check import check_data
@@ -124,6 +125,9 @@ class RateSplit(NamedTuple):
         mutual_information_upper: each example left out of its own aggregate: an upper bound in expectation for that
             distribution (Poole et al. 2019, equations 12, 13).
         marginal_kl: KL(aggregate || prior), with the same bias as mutual_information in the other direction.
+        total_correlation, dimension_kl: the two parts of marginal_kl where encoder and prior factorise over units,
+            KL(aggregate || product of its margins) and the sum of KL(margin || prior) (Chen et al. 2018, equation 2);
+            else None.
         limit: ln n.
     """
 
@@ -132,6 +136,8 @@ class RateSplit(NamedTuple):
     mutual_information_upper: Mean
     marginal_kl: Mean
     limit: float
+    total_correlation: Mean | None = None
+    dimension_kl: Mean | None = None
 
 
 def rate_split(
@@ -172,9 +178,10 @@ def rate_split(
     batch_size = min(batch_size, n)
     encode = _encode(encoder, prior, preprocess, samples, cs is not None)
     run = functools.partial(over_split, batch_size=batch_size, progress=progress)
-    qs, zs, own, pri = run(encode, wanted, key, ys, cs, doing="encoding")
-    everyone, others = run(_aggregate, _in_blocks(qs, n, batch_size), key, zs, None, doing="all pairs")
+    qs, zs, own, pri, factorises = run(encode, wanted, key, ys, cs, doing="encoding")
+    everyone, others, margins = run(_aggregate, _in_blocks(qs, n, batch_size), key, zs, None, doing="all pairs")
     everyone, others = everyone - np.log(n), others - np.log(n - 1)
+    margins = (margins - np.log(n)).sum(axis=-1) if factorises.all() and margins.shape[-1] else None
 
     def averaged(values):
         return mean(values.mean(axis=1, dtype=np.float64))
@@ -185,6 +192,8 @@ def rate_split(
         mutual_information_upper=averaged(own - others),
         marginal_kl=averaged(everyone - pri),
         limit=float(np.log(n)),
+        total_correlation=None if margins is None else averaged(everyone - margins),
+        dimension_kl=None if margins is None else averaged(margins - pri),
     )
 
 
@@ -205,14 +214,17 @@ def _rate_model(encoder: Conditional, prior: Conditional) -> Model:
 
 @functools.lru_cache(maxsize=16)
 def _encode(encoder: Conditional, prior: Conditional, preprocess: Preprocess, samples: int, conditional: bool):
-    """`(params, key, indices, ys, cs) -> (q, zs, ln q(z|y), ln p(z))` of a batch; `samples` draws on axis 1."""
+    """`(params, key, indices, ys, cs) -> (q, zs, ln q(z|y), ln p(z), whether the prior factorises)` of a batch;
+    `samples` draws on axis 1."""
 
     def one(params, key, index, y, c):
         k_data, k_z = jax.random.split(jax.random.fold_in(key, index), 3)[:2]
         q = encoder.dist(params["enc"], join(preprocess.apply(k_data, y), c))
         pri = prior.dist(params["pri"], c)
         zs = jax.vmap(q.sample)(jax.random.split(k_z, samples))
-        return q, zs, jax.vmap(lambda z: log_prob(q, z))(zs), jax.vmap(lambda z: log_prob(pri, z))(zs)
+        factorises = unit_log_prob(pri, zs[0]) is not None
+        log_q, log_p = (jax.vmap(lambda z, of=of: log_prob(of, z))(zs) for of in (q, pri))
+        return q, zs, log_q, log_p, jnp.bool_(factorises)
 
     return jax.jit(jax.vmap(one, in_axes=(None, None, 0, 0, 0 if conditional else None)))
 
@@ -225,18 +237,28 @@ def _in_blocks(qs: Any, n: int, size: int) -> Any:
 
 
 @jax.jit
-def _aggregate(blocks: Any, key: Array, indices: Array, zs: Array, cs: None) -> tuple[Array, Array]:
-    """ln sum_j P_enc(z|y_j) over all j, and over all but the example that z belongs to: (batch, samples) each."""
+def _aggregate(blocks: Any, key: Array, indices: Array, zs: Array, cs: None) -> tuple[Array, Array, Array]:
+    """ln sum_j P_enc(z|y_j) over all j, and over all but the example that z belongs to, (batch, samples) each; and over
+    all j of each unit, (batch, samples, units), with no units where the encoder does not factorise over them."""
     del key, cs
 
     def add(totals, block):
         qs, places = block
-        matrix = jax.vmap(jax.vmap(lambda z: jax.vmap(lambda q: log_prob(q, z))(qs)))(zs)  # (batch, samples, block)
+        matrix, units = jax.vmap(jax.vmap(lambda z: jax.vmap(lambda q: _log_probs(q, z))(qs)))(zs)
         real = (places >= 0)[None, None]
         other = real & (places[None, None] != indices[:, None, None])
         parts = [logsumexp(jnp.where(kept, matrix, -jnp.inf), axis=-1) for kept in (real, other)]
+        parts.append(logsumexp(jnp.where(real[..., None], units, -jnp.inf), axis=2))
         return tuple(jnp.logaddexp(total, part) for total, part in zip(totals, parts, strict=True)), None
 
     nothing = jnp.full(zs.shape[:2], -jnp.inf)
-    totals, _ = jax.lax.scan(add, (nothing, nothing), blocks)
+    of_one = jax.tree.map(lambda x: x[0, 0], blocks[0])
+    of_units = jnp.full((*zs.shape[:2], len(_log_probs(of_one, zs[0, 0])[1])), -jnp.inf)
+    totals, _ = jax.lax.scan(add, (nothing, nothing, of_units), blocks)
     return totals
+
+
+def _log_probs(q: Any, z: Array) -> tuple[Array, Array]:
+    """ln q(z), and of each unit (units,); no units where they are not independent."""
+    units = unit_log_prob(q, z)
+    return log_prob(q, z), jnp.zeros(0) if units is None else units.ravel()

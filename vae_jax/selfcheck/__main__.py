@@ -34,6 +34,7 @@ from vae_jax.selfcheck import (
     checks_likelihoods,
     checks_linear,
     checks_sequences,
+    checks_tables,
 )
 from vae_jax.selfcheck.check import ERRORS, Check, Verdict, compare
 
@@ -49,6 +50,7 @@ SUBJECTS = (
     checks_sequences,
     checks_composition,
     checks_codec,
+    checks_tables,
 )
 CHECKS = sorted((check for subject in SUBJECTS for check in subject.CHECKS), key=lambda check: check.oracle)
 PRECISION = "highest"

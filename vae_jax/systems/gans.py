@@ -101,7 +101,7 @@ def adversarial(
 
         y_seen = jnp.asarray(y, yhat.dtype)
         scale = weight * (_ratio(distribution, y_seen, jax.grad(fool)(yhat)) if adaptive else 1.0)
-        judgement = _judge(net, loss, params["dis"], (y_seen,), (yhat,))
+        judgement = judge(net, loss, params["dis"], (y_seen,), (yhat,))
         return terms._replace(penalty=terms.penalty + scale * fool(yhat) + judgement)
 
     return beside(lift(generator), "gen", "dis", lambda key, y, c: net.init(key, y), judged)
@@ -112,11 +112,16 @@ def with_discriminator(model: Model, discriminator: Any) -> Model:
 
     The discriminator is called with y, or with (y, c) where there is a condition.
     """
-    net = as_network(discriminator)
+    return beside_its_own(model, as_network(discriminator), lambda params, key, y, c: arguments(join(y, c)))
+
+
+def beside_its_own(model: Model, net: Network, seen: Callable[..., tuple[Any, ...]]) -> Model:
+    """The model with parameters "dis" beside its own: of a network for what `seen(params, key, y, c)` gives."""
 
     def init(key, y, c=None):
-        k_model, k_dis = jax.random.split(key)
-        return {**model.init(k_model, y, c), "dis": net.init(k_dis, *arguments(join(y, c)))}
+        k_model, k_dis, k_seen = jax.random.split(key, 3)
+        params = model.init(k_model, y, c)
+        return {**params, "dis": net.init(k_dis, *seen(params, k_seen, y, c))}
 
     def maximise(params, stats):
         return {**model.maximise(params, stats), "dis": params["dis"]}
@@ -151,7 +156,7 @@ def gan(discriminator: Any, *, loss: Game = hinge) -> Objective:
                 )
             real, fake = arguments(join(jnp.asarray(y, yhat.dtype), c)), arguments(join(yhat, c))
             fooled = loss.fool(net.apply(jax.lax.stop_gradient(params["dis"]), *fake))
-            return jnp.mean(fooled) + _judge(net, loss, params["dis"], real, fake)
+            return jnp.mean(fooled) + judge(net, loss, params["dis"], real, fake)
 
         losses = jax.vmap(one, in_axes=(0, 0, None if cs is None else 0))(k_sample, ys, cs)
         return jnp.mean(losses), terms
@@ -159,7 +164,7 @@ def gan(discriminator: Any, *, loss: Game = hinge) -> Objective:
     return objective
 
 
-def _judge(net: Network, loss: Game, params: Any, real: tuple[Any, ...], fake: tuple[Any, ...]) -> Array:
+def judge(net: Network, loss: Game, params: Any, real: tuple[Any, ...], fake: tuple[Any, ...]) -> Array:
     """The discriminator's loss; no gradient reaches what it judges."""
     d_real, d_fake = (net.apply(params, *jax.lax.stop_gradient(seen)) for seen in (real, fake))
     return jnp.mean(loss.real(d_real)) + jnp.mean(loss.fake(d_fake))
