@@ -35,7 +35,8 @@ def reopened(directory: Path, which: Any = "best") -> Trained:
     """It draws examples like those that its model sees; nothing is compiled."""
     run, key = open_run(directory, which=which), jax.random.key(0)
     drawn = jax.eval_shape(run.model.sample, run.params, key, run.c)
-    assert drawn.shape == jax.eval_shape(run.preprocess.apply, key, run.y).shape
+    seen = jax.eval_shape(run.preprocess.apply, key, run.y)
+    assert jax.tree.map(lambda x: x.shape, drawn) == jax.tree.map(lambda x: x.shape, seen)
     return run
 
 

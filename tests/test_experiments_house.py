@@ -141,6 +141,9 @@ def test_every_option_is_explained(name):
 
 ZERO = {  # options that may be 0; all other numbers are refused at 0 and -1, and all at NaN and infinity
     "chorales": {"shifts", "dropout", "floor"},
+    "few_labels": {"weight"},
+    "pixelcnn": {"ema_decay", "compress"},
+    "reproduce": {"epochs"},
     "diffusion": {
         *("blocks", "attention", "patch", "dropout", "epochs", "batch_size", "ema_decay", "drop_condition", "guidance"),
     },
@@ -197,7 +200,7 @@ def test_what_is_wanted_of_a_number(options, message):
 
 TRAINED_BY_FIT = {
     *("chorales", "collapse", "diffusion", "flow", "gmm_prior", "hierarchical", "latent_diffusion", "rate_distortion"),
-    *("text_vae", "two_steps", "vae", "vq_vae"),
+    *("text_vae", "two_steps", "vae", "vq_vae", "cells", "few_labels", "pixelcnn", "reproduce", "sprites", "table"),
 }
 
 

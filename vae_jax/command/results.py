@@ -20,7 +20,7 @@ def over_batch(
     compiled = jax.jit(jax.vmap(function, in_axes=axes))
     size = at_once or len(keys)
     cuts = [slice(i, i + size) for i in range(0, len(keys), size)]
-    parts = [compiled(params, keys[cut], *(None if x is None else x[cut] for x in batch)) for cut in cuts]
+    parts = [compiled(params, keys[cut], *jax.tree.map(lambda x, cut=cut: x[cut], batch)) for cut in cuts]
     return jax.tree.map(lambda *xs: np.concatenate(xs), *map(jax.device_get, parts))
 
 

@@ -10,6 +10,7 @@ from vae_jax import Evaluation, Trained
 from vae_jax.command.image_report import enlarged, in_turn, learning_curve, of_classes, picture, show
 from vae_jax.command.images import Split
 from vae_jax.command.results import rows_of
+from vae_jax.evaluation import mean, psnr, ssim
 from vae_jax.report import page, pictures
 from vae_jax.training.run_directory import to_path
 
@@ -55,16 +56,7 @@ def sections(
                 )
             ],
         ),
-        page.Section(
-            "Reconstructions",
-            "Test images, and beside each the generator's mean for one z drawn from the encoder.",
-            [
-                page.Picture(
-                    enlarged(pictures.pairs(*reconstructed(run, k_pairs, test, 40)), height),
-                    "originals and reconstructions",
-                )
-            ],
-        ),
+        reconstructions(run, k_pairs, test),
         *interpolations(run, test),
         traversals(run, test, codes),
         latent_map(codes, test, label_names),
@@ -88,6 +80,22 @@ def overview(run: Trained, key: jax.Array, test: Split) -> np.ndarray:
     originals, reconstructions = reconstructed(run, key, test, 10)
     drawn = samples(run, jax.random.fold_in(key, 1), test, 20)
     return pictures.grid(np.concatenate([originals, reconstructions, drawn]), len(originals))
+
+
+def reconstructions(run: Trained, key: jax.Array, test: Split) -> page.Section:
+    """Pairs, and how near they are."""
+    originals, means = reconstructed(run, key, test, 400)
+    near = ", ".join(f"{name} {mean(each)}" for name, each in nearness(originals, means).items())
+    shown = enlarged(pictures.pairs(originals[:40], means[:40]), test.ys.shape[1])
+    about = (
+        f"Test images, and beside each the generator's mean for one z drawn from the encoder. Of {len(means)}: {near}."
+    )
+    return page.Section("Reconstructions", about, [page.Picture(shown, "originals and reconstructions")])
+
+
+def nearness(ys: np.ndarray, yhats: np.ndarray) -> dict[str, np.ndarray]:
+    """Of each pair of images in [0, 1]; at most 100 dB, so that a mean is finite where a pair is equal."""
+    return {"PSNR in dB": np.minimum(psnr(ys, yhats), 100), "SSIM": ssim(ys, yhats)}
 
 
 def interpolations(run: Trained, test: Split) -> list[page.Section]:

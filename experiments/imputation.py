@@ -1,0 +1,256 @@
+"""Missing entries of tables, filled in: a VAE trained on what is there, beside what others do.
+
+    python -m experiments.imputation                                   # four tables of scikit-learn, an hour or so
+    python -m experiments.imputation --data wine --missing 0.3         # one of them
+    python -m experiments.imputation --help                            # every option
+
+Entries are taken out at random, and each method sees the rest. Its error is the root mean square over the entries that
+were taken out, in standard deviations of their columns; a 90 % interval should hold 90 % of them. The VAE (MIWAE,
+Mattei and Frellsen 2019) and factor analysis also say how probable the missing entries were, given those that are seen:
+the difference of two bounds on ln P, exact for factor analysis.
+
+    mean          of the column
+    kNN           the mean of five neighbours
+    MICE          chained equations: linear regressions, drawn twenty times (van Buuren and Groothuis-Oudshoorn 2011)
+    missForest    chained random forests (Stekhoven and Buehlmann 2012)
+    FA            factor analysis by EM, exact
+    MIWAE         a VAE, importance-weighted
+
+Wants scikit-learn: for the tables, and for the methods beside ours.
+"""
+
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Annotated, Any, Literal, NamedTuple
+
+import jax
+import numpy as np
+import optax
+
+import vae_jax
+from vae_jax import core, nets
+from vae_jax.command import publish
+from vae_jax.command.config import Run, at_least, checked
+from vae_jax.core import importance_weighted
+from vae_jax.core.extras import extra
+from vae_jax.em import factor_analysis, fit_em
+from vae_jax.evaluation import impute_all
+from vae_jax.parts import maybe_missing, seeing_what_is_missing
+from vae_jax.report import page, pictures
+
+Name = Literal["mean", "kNN", "MICE", "missForest", "FA", "MIWAE"]
+INTERVAL = (0.05, 0.95)
+DRAWS, CHAINS = 200, 20
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Run):
+    """Take entries out of tables, fill them in again, and report how well."""
+
+    data: tuple[Literal["breast_cancer", "wine", "iris", "digits"], ...] = ("breast_cancer", "wine", "iris", "digits")
+    """Tables of scikit-learn."""
+    missing: tuple[float, ...] = (0.1, 0.3, 0.5)
+    """Parts of the entries that are taken out."""
+    methods: tuple[Name, ...] = ("mean", "kNN", "MICE", "missForest", "FA", "MIWAE")
+    """What fills them in."""
+    seeds: int = 5
+    """Times that other entries are taken out."""
+    latent: int = 8
+    """Dimensions of z, of the VAE and at most of factor analysis (half of the columns, where these are few)."""
+    hidden: tuple[int, ...] = (128,)
+    """Hidden layers of the VAE's networks."""
+    steps: int = 3000
+    """Of the VAE's training."""
+    k: Annotated[int, at_least(2)] = 1000
+    """Importance samples for what is missing."""
+    out: str = "runs/imputation"
+
+
+class Filled(NamedTuple):
+    """What a method says of the missing entries of (n, d): their means; where it has draws, an interval for each; and
+    ln P(missing|seen) of each row, where it knows."""
+
+    mean: np.ndarray
+    low: np.ndarray | None = None
+    high: np.ndarray | None = None
+    log_p: np.ndarray | None = None
+
+
+class Score(NamedTuple):
+    """One method on one table once: error in standard deviations, the part of entries in their intervals, and the mean
+    ln P(missing|seen) in nats per missing entry."""
+
+    error: float
+    covered: float
+    log_p: float
+
+
+def load(name: str) -> np.ndarray:
+    """(n, d) float32; columns that vary, with mean 0 and standard deviation 1."""
+    with extra("test", "the tables of this experiment"):
+        from sklearn import datasets
+    raw = getattr(datasets, f"load_{name}")().data
+    raw = raw[:, raw.std(axis=0) > 0]
+    return ((raw - raw.mean(axis=0)) / raw.std(axis=0)).astype(np.float32)
+
+
+def of_means(config: Config, ys: np.ndarray, whole: np.ndarray, seed: int) -> Filled:
+    return Filled(np.where(np.isnan(ys), np.nanmean(ys, axis=0)[None], ys))
+
+
+def of_neighbours(config: Config, ys: np.ndarray, whole: np.ndarray, seed: int) -> Filled:
+    from sklearn.impute import KNNImputer
+
+    return Filled(KNNImputer(n_neighbors=5, keep_empty_features=True).fit_transform(ys))
+
+
+def chained(config: Config, ys: np.ndarray, whole: np.ndarray, seed: int) -> Filled:
+    draws = np.stack([_iterated(ys, CHAINS * seed + i, sample_posterior=True) for i in range(CHAINS)])
+    return Filled(draws.mean(axis=0), *np.quantile(draws, INTERVAL, axis=0))
+
+
+def forests(config: Config, ys: np.ndarray, whole: np.ndarray, seed: int) -> Filled:
+    from sklearn.ensemble import RandomForestRegressor
+
+    trees = 10 if config.smoke else 100
+    return Filled(_iterated(ys, seed, estimator=RandomForestRegressor(trees, max_features="sqrt", random_state=seed)))
+
+
+def _iterated(ys: np.ndarray, seed: int, **options: Any) -> np.ndarray:
+    from sklearn.experimental import enable_iterative_imputer  # noqa: F401
+    from sklearn.impute import IterativeImputer
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that ten rounds may be too few, which its authors take as well
+        return IterativeImputer(max_iter=10, random_state=seed, keep_empty_features=True, **options).fit_transform(ys)
+
+
+def factors(config: Config, ys: np.ndarray, whole: np.ndarray, seed: int) -> Filled:
+    latent = max(1, min(config.latent, ys.shape[1] // 2))
+    model = factor_analysis(ys.shape[1], latent, missing=True)
+    fitted = fit_em(model, ys, key=jax.random.key(seed), iterations=20 if config.smoke else 500)
+    return _by_samples(config, core.lift(model), fitted.params, ys, whole, seed, k=DRAWS)
+
+
+def by_vae(config: Config, ys: np.ndarray, whole: np.ndarray, seed: int) -> Filled:
+    d = ys.shape[1]
+    latent = max(1, min(config.latent, d // 2))
+    encoder = vae_jax.gaussian(seeing_what_is_missing(nets.MLP(config.hidden, 2 * latent)))
+    generator = maybe_missing(vae_jax.l2(nets.MLP(config.hidden, d), "learned_per_dimension"))
+    model = vae_jax.vae(encoder, vae_jax.standard_normal(latent), generator)
+    batch = min(64, len(ys))
+    fitted = vae_jax.fit(
+        model,
+        optax.adam(optax.cosine_decay_schedule(1e-3, config.steps)),
+        ys,
+        key=jax.random.key(seed),
+        steps=config.steps,
+        batch_size=batch,
+        objective=importance_weighted(20),
+        ema_decay=0.99,
+        progress=False,
+    )
+    return _by_samples(config, model, fitted.params, ys, whole, seed, k=config.k)
+
+
+def _by_samples(
+    config: Config, model: Any, params: Any, ys: np.ndarray, whole: np.ndarray, seed: int, k: int
+) -> Filled:
+    """By `impute_all`; ln P(missing|seen) = ln P(all) - ln P(seen), of both the bounds with k samples."""
+    key = jax.random.key(seed + 1)
+    found, of_all = (impute_all(model, params, key, y, n=n, k=k) for y, n in ((ys, DRAWS), (whole, 1)))
+    low, high = np.quantile(found.draws, INTERVAL, axis=1)
+    return Filled(found.mean, low, high, np.asarray(of_all.log_p - found.log_p))
+
+
+METHODS: dict[str, Callable[[Config, np.ndarray, np.ndarray, int], Filled]] = {
+    "mean": of_means,
+    "kNN": of_neighbours,
+    "MICE": chained,
+    "missForest": forests,
+    "FA": factors,
+    "MIWAE": by_vae,
+}
+
+
+def score(filled: Filled, whole: np.ndarray, missing: np.ndarray) -> Score:
+    """Of the entries that are missing."""
+    error = float(np.sqrt(np.mean((filled.mean - whole)[missing] ** 2)))
+    covered = log_p = float("nan")
+    if filled.low is not None and filled.high is not None:
+        covered = float(np.mean(((filled.low <= whole) & (whole <= filled.high))[missing]))
+    if filled.log_p is not None:
+        log_p = float(filled.log_p.sum() / missing.sum())
+    return Score(error, covered, log_p)
+
+
+Scores = dict[tuple[str, float], dict[str, np.ndarray]]  # of each table and part, by method: (seeds, 3)
+
+
+def table(scores: Scores, seeds: int) -> list[page.Row]:
+    """Error of every method, mean over the seeds and its standard error; coverage and ln P where there are such."""
+    rows = []
+    for (name, part), by_method in scores.items():
+        for method, values in by_method.items():
+            value, covered, log_p = values.mean(axis=0)
+            error = values[:, 0].std(ddof=1) / np.sqrt(seeds) if seeds > 1 else None
+            says = [f"{covered:.1%} in the 90 % interval"] * bool(np.isfinite(covered))
+            says += [f"ln P(missing|seen) {log_p:.3f} nats an entry"] * bool(np.isfinite(log_p))
+            rows.append(page.Row(f"{name}, {part:.0%}: {method}", value, error, "; ".join(["RMSE", *says])))
+    return rows
+
+
+def sections(scores: Scores) -> list[page.Section]:
+    """Errors against the part that is missing, one picture a table."""
+    drawn = []
+    for name in dict.fromkeys(name for name, _ in scores):
+        parts = np.array([part for table, part in scores if table == name])
+        methods = next(iter(scores.values()))
+        curves = {m: (parts, np.array([scores[name, part][m][:, 0].mean() for part in parts])) for m in methods}
+        chart = pictures.curves(curves, x="part that is missing", y="error, standard deviations")
+        drawn.append(page.Picture(chart, f"{name}: error by method", name))
+    about = "Root mean squared error over the entries that were taken out, mean over the seeds. 1 is the column's mean."
+    return [page.Section("Errors", about, drawn)]
+
+
+@publish.timed
+def main(config: Config) -> dict[str, Any]:
+    """Take out, fill in, score, report; returns the numbers of the table.
+
+    Raises:
+        ValueError: a part that is not between 0 and 1.
+    """
+    config = checked(config)
+    if not all(0 < part < 1 for part in config.missing):
+        raise ValueError(f"missing={config.missing}: want parts between 0 and 1")
+    if config.smoke:
+        small: dict[str, Any] = {"data": ("iris",), "missing": (0.3,), "seeds": 1, "steps": 50, "k": 20}
+        config = dataclasses.replace(config, **small)
+    scores: Scores = {}
+    for name in config.data:
+        whole = load(name)
+        for part in config.missing:
+            by_method: dict[str, list[Score]] = {method: [] for method in config.methods}
+            for seed in range(config.seeds):
+                rng = np.random.default_rng([config.seed, seed, round(1000 * part)])
+                missing = rng.random(whole.shape) < part
+                ys = np.where(missing, np.nan, whole).astype(np.float32)
+                for method, done in by_method.items():
+                    done.append(score(METHODS[method](config, ys, whole, seed), whole, missing))
+            scores[name, part] = {method: np.array(done) for method, done in by_method.items()}
+            print(
+                f"{name}, {part:.0%}: {', '.join(f'{m} {v[:, 0].mean():.3f}' for m, v in scores[name, part].items())}"
+            )
+    return publish.write(
+        "imputation",
+        config,
+        title="Missing entries, filled in",
+        lead=f"Tables of scikit-learn; entries taken out at random, {config.seeds} times. Columns have variance 1.",
+        table=table(scores, config.seeds),
+        sections=sections(scores),
+    )
+
+
+if __name__ == "__main__":
+    publish.run(main, Config)

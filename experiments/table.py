@@ -1,0 +1,278 @@
+"""A VAE of a table of mixed columns: numbers, counts and classes, some of them missing.
+
+    python -m experiments.table                            # 344 penguins: species, island, four measurements, sex
+    python -m experiments.table --data own.csv             # your own; its columns are taken for what they look like
+    python -m experiments.table --data own.csv --number age rooms --leave-out id
+    python -m experiments.table --help                     # every option
+
+A fifth of the rows is held out. Of these some entries are taken out, filled in again, and compared; beside it the mean
+or the most frequent class of each column. The report shows rows that the model draws beside real ones, column by column
+and pair by pair: where they differ, the model is wrong. `vae_jax.open_run` opens the model; filled.csv is the table
+with its missing entries filled in.
+"""
+
+import csv
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+
+import vae_jax
+from vae_jax import Evaluation, Fitted
+from vae_jax.command import publish
+from vae_jax.command.config import Adam, checked, fitting, read_back
+from vae_jax.command.cosine_adam import warm_cosine
+from vae_jax.command.placement import Placed, evaluate_on, fit_on
+from vae_jax.command.results import by_epoch
+from vae_jax.core import importance_weighted
+from vae_jax.data import Column, Columns, load_columns
+from vae_jax.data.preprocess import Preprocess, identity
+from vae_jax.evaluation import Imputed, impute_all, mean
+from vae_jax.report import page, pictures
+from vae_jax.tables import table_vae
+from vae_jax.training.run_directory import to_path
+
+TAKEN = 0.2  # of the entries of the rows that are held out
+DRAWS = 50
+Rows = dict[str, np.ndarray]
+
+
+@dataclasses.dataclass(frozen=True)
+class Config(Adam, Placed):
+    """Train a VAE on the rows of a table, fill in what is missing, and report what it makes of its columns."""
+
+    data: str = "penguins"
+    """penguins, or a CSV file."""
+    number: tuple[str, ...] = ()
+    """Columns that are numbers, whatever they look like."""
+    count: tuple[str, ...] = ()
+    """Columns that are counts."""
+    classes: tuple[str, ...] = ()
+    """Columns that are classes."""
+    leave_out: tuple[str, ...] = ()
+    """Columns that are left out: names, identifiers."""
+    latent: int = 4
+    """Dimensions of z."""
+    hidden: tuple[int, ...] = (64,)
+    """Hidden layers of encoder and generator."""
+    samples: int = 5
+    """Importance samples in training; 1 is the ELBO."""
+    epochs: int = 500
+    batch_size: int = 64
+    learning_rate: float = 2e-3
+    k: int = 500
+    """Importance samples for ln P(y) and for what is missing."""
+    out: str = "runs/table"
+
+
+def read(config: Config) -> Columns:
+    """The table, its columns taken for what the options say."""
+    kinds: dict[str, Any] = dict.fromkeys(config.leave_out)
+    for kind, names in (("number", config.number), ("count", config.count), ("class", config.classes)):
+        kinds |= dict.fromkeys(names, kind)
+    return load_columns(config.data, kinds=kinds)
+
+
+def rebuild(*, columns: list[Any], **fields: Any) -> tuple[vae_jax.Model, Preprocess]:
+    """The model, for `vae_jax.open_run`."""
+    config = read_back(Config, fields)
+    of = [Column(name, kind, tuple(categories), *rest) for name, kind, categories, *rest in columns]
+    return table_vae(of, config.latent, hidden=config.hidden), identity()
+
+
+def filled(config: Config, model: vae_jax.Model, params: Any, key: jax.Array, ys: Rows) -> Imputed:
+    """`impute_all` of the rows."""
+    return impute_all(model, params, key, ys, n=DRAWS, k=config.k)
+
+
+def modes(draws: np.ndarray) -> np.ndarray:
+    """(n,) The most frequent of (n, draws) classes."""
+    return np.array([np.bincount(row.astype(int)).argmax() for row in draws], float)
+
+
+def of_column(column: Column, known: np.ndarray) -> float:
+    """What a column says by itself: its mean, or its most frequent class."""
+    there = known[~np.isnan(known)]
+    return float(np.bincount(there.astype(int)).argmax()) if column.kind == "class" else float(there.mean())
+
+
+def error(column: Column, guess: np.ndarray, truth: np.ndarray) -> float:
+    """The part of classes that is wrong; of numbers and counts the root mean squared error."""
+    return float(np.mean(guess != truth) if column.kind == "class" else np.sqrt(np.mean((guess - truth) ** 2)))
+
+
+def table(
+    of: Columns, result: Evaluation, scores: Mapping[str, tuple[float, float, int]], fitted: Fitted
+) -> list[page.Row]:
+    """ln P of held-out rows, and how well entries that were taken out are found again."""
+    where = f"nats per row, {len(result.elbo)} rows held out; numbers in standard deviations"
+    rows = [
+        page.Row("ln P(y) at least", *mean(result.log_likelihood), f"{where}; k={result.k}"),
+        page.Row("in the table's own units", mean(result.log_likelihood).value - of.log_scale, None, "nats per row"),
+        page.Row("ELBO", *mean(result.elbo), where),
+        page.Row("rate", *mean(result.rate), "nats; ln enc(z|y) - ln pri(z)"),
+    ]
+    for column in of.columns:
+        ours, alone, n = scores[column.name]
+        kind = {"class": "part wrong", "count": "RMSE", "number": "RMSE, standard deviations"}[column.kind]
+        rows.append(page.Row(f"{column.name}, found again", ours, None, f"{kind}, {n} entries; by itself {alone:.3f}"))
+    return [*rows, page.Row("training speed", fitted.images_per_second, None, "rows/s, median epoch after the first")]
+
+
+def marginals(of: Columns, drawn: Rows) -> list[page.Picture]:
+    """Of each column real rows beside drawn ones."""
+    shown = []
+    for column in of.columns:
+        real, made = (x[~np.isnan(x)] for x in (of.ys[column.name], drawn[column.name]))
+        if column.kind == "class":
+            places = np.arange(len(column.categories), dtype=float)
+            counted = {
+                n: np.bincount(x.astype(int), minlength=len(places)) / len(x)
+                for n, x in (("rows", real), ("drawn", made))
+            }
+            x = "class: " + ", ".join(f"{i} {name}" for i, name in enumerate(column.categories))
+        else:
+            edges = np.linspace(min(real.min(), made.min()), max(real.max(), made.max()), 31)
+            places = (edges[1:] + edges[:-1]) / 2 * column.scale + column.centre
+            counted = {n: np.histogram(x, edges)[0] / len(x) for n, x in (("rows", real), ("drawn", made))}
+            x = column.name
+        chart = pictures.curves({name: (places, values) for name, values in counted.items()}, x=x, y="part of the rows")
+        shown.append(page.Picture(chart, f"{column.name}: rows and draws", column.name))
+    return shown
+
+
+def correlations(of: Columns, ys: Rows) -> np.ndarray:
+    """(d, d) of numbers and counts, of the rows in which both are there."""
+    names = [column.name for column in of.columns if column.kind != "class"]
+    found = np.eye(len(names))
+    for i, a in enumerate(names):
+        for j, b in enumerate(names[:i]):
+            both = ~np.isnan(ys[a]) & ~np.isnan(ys[b])
+            found[i, j] = found[j, i] = np.corrcoef(ys[a][both], ys[b][both])[0, 1]
+    return found
+
+
+def sections(of: Columns, drawn: Rows, fitted: Fitted) -> list[page.Section]:
+    """Columns, pairs, learning curves."""
+    names = [column.name for column in of.columns if column.kind != "class"]
+    real, made = correlations(of, of.ys), correlations(of, drawn)
+    pairs = [
+        [f"{a}, {b}", f"{real[i, j]:.2f}", f"{made[i, j]:.2f}"]
+        for i, a in enumerate(names)
+        for j, b in enumerate(names)
+        if j < i
+    ]
+    curves = {
+        "training": by_epoch(fitted.history, "elbo", -1),
+        "validation": by_epoch(fitted.history, "valid_elbo", -1),
+    }
+    return [
+        page.Section(
+            "What the columns are",
+            "As they were read; options of the command line say otherwise.",
+            table=page.TextTable(("column", "what it is"), [str(column).split(": ", 1) for column in of.columns]),
+        ),
+        page.Section("Columns", "Rows of the table, and as many rows that the model draws.", marginals(of, drawn)),
+        page.Section(
+            "Pairs",
+            "Correlations in the table, and in what is drawn.",
+            table=page.TextTable(("columns", "rows", "drawn"), pairs),
+        ),
+        page.Section(
+            "Learning curves",
+            "The bound of training and held-out rows.",
+            [page.Picture(pictures.curves(curves, y="nats per row"), "-ELBO by epoch")],
+        ),
+    ]
+
+
+def write_filled(config: Config, of: Columns, found: Imputed) -> None:
+    """filled.csv: the table in its own units, classes by their most frequent draw, numbers by their mean."""
+    whole = {}
+    for column in of.columns:
+        known, missing = of.ys[column.name], np.isnan(of.ys[column.name])
+        guess = modes(found.draws[column.name]) if column.kind == "class" else found.mean[column.name]
+        whole[column.name] = np.where(missing, guess, known)
+    back = of.restored(whole)
+    with (to_path(config.out) / "filled.csv").open("w") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(back)
+        writer.writerows(
+            zip(*(x if x.dtype.kind == "U" else np.char.mod("%.6g", x) for x in back.values()), strict=True)
+        )
+
+
+@publish.timed
+def main(config: Config) -> dict[str, Any]:
+    """Train, evaluate, fill in, report; returns the numbers of the table.
+
+    Raises:
+        ValueError: what is no table, or options that do not fit it.
+    """
+    config = checked(config)
+    if config.smoke:
+        config = dataclasses.replace(config, epochs=2, k=10, hidden=(16,))
+    of = read(config)
+    print(of)
+    rng, n = np.random.default_rng(config.seed), len(next(iter(of.ys.values())))
+    order, held = rng.permutation(n), max(2, n // 5)
+    train, test = ({name: y[rows] for name, y in of.ys.items()} for rows in (order[held:], order[:held]))
+    config = fitting(config, n - held)
+    model = table_vae(of.columns, config.latent, hidden=config.hidden)
+    k_fit, k_test, k_taken, k_filled, k_drawn = jax.random.split(jax.random.key(config.seed), 5)
+    steps = max(1, config.epochs * ((n - held) // config.batch_size))
+    fitted = fit_on(
+        config,
+        model,
+        warm_cosine(config.learning_rate, steps),
+        train,
+        key=k_fit,
+        epochs=config.epochs,
+        batch_size=config.batch_size,
+        validation=(test, None),
+        validate_every=max(1, config.epochs // 50),
+        objective=importance_weighted(config.samples),
+        ema_decay=0.99,
+    )
+    params = fitted.state.ema  # not those with the best validation, which are the rows that are held out
+    result = evaluate_on(config, model, params, k_test, test, k=config.k)
+    scores = found_again(config, of, model, params, k_taken, test, rng)
+    kept = [[*column[:2], list(column.categories), *column[3:]] for column in of.columns]
+    publish.save(
+        config, rebuild, params, {name: y[0] for name, y in train.items()}, history=fitted.history, columns=kept
+    )
+    write_filled(config, of, filled(config, model, params, k_filled, of.ys))
+    drawn = jax.tree.map(
+        np.asarray, jax.jit(jax.vmap(lambda key: model.sample(params, key)))(jax.random.split(k_drawn, n))
+    )
+    return publish.write(
+        "table",
+        config,
+        title=f"A VAE of {config.data}",
+        lead=f"{n} rows of {len(of.columns)} columns; {held} rows held out; {config.epochs} epochs. Data: {of.source}.",
+        table=table(of, result, scores, fitted),
+        sections=sections(of, {name: np.asarray(y, float) for name, y in drawn.items()}, fitted),
+    )
+
+
+def found_again(
+    config: Config, of: Columns, model: Any, params: Any, key: jax.Array, test: Rows, rng: np.random.Generator
+) -> dict[str, tuple[float, float, int]]:
+    """Of each column: the error of entries that were taken out of the rows held out, that of the column by itself, and
+    how many they are."""
+    taken = {name: ~np.isnan(y) & (rng.random(len(y)) < TAKEN) for name, y in test.items()}
+    seen = {name: np.where(taken[name], np.nan, y).astype(np.float32) for name, y in test.items()}
+    found, scores = filled(config, model, params, key, seen), {}
+    for column in of.columns:
+        rows, truth = taken[column.name], test[column.name][taken[column.name]]
+        guess = modes(found.draws[column.name][rows]) if column.kind == "class" else found.mean[column.name][rows]
+        alone = np.full(len(truth), of_column(column, seen[column.name]))
+        ours, by_itself = (error(column, each, truth) if len(truth) else float("nan") for each in (guess, alone))
+        scores[column.name] = (ours, by_itself, int(rows.sum()))
+    return scores
+
+
+if __name__ == "__main__":
+    publish.run(main, Config)

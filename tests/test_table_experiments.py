@@ -1,0 +1,107 @@
+"""Experiments on tables, gaps, labels, cells and sprites: they run, report, and are opened again; a table of rows."""
+
+import csv
+import dataclasses
+
+import numpy as np
+import pytest
+from reopened import check_reopened, evaluations
+from reported import check_report
+
+from experiments import cells, few_labels, imputation, reproduce, sprites, table
+from vae_jax import open_run
+from vae_jax.data import simulated_cells
+
+pytestmark = pytest.mark.usefixtures("quickly_compiled")
+
+
+def test_table(tmp_path, monkeypatch):
+    config = table.Config(out=str(tmp_path), smoke=True)
+    seen = evaluations(monkeypatch, table)
+    numbers = table.main(config)
+    check_reopened(tmp_path, seen)
+    check_report(tmp_path, config, numbers, ("What the columns are", "Columns", "Pairs", "Learning curves"))
+    with (tmp_path / "filled.csv").open() as file:
+        head, *rows = csv.reader(file)
+    assert "species" in head and len(rows) == 344
+    assert all(field not in ("", "nan") for row in rows for field in row)
+
+
+def test_table_of_ones_own(tmp_path):
+    """Its columns as the options say; a row is drawn by the run that is opened again."""
+    rng = np.random.default_rng(0)
+    file = tmp_path / "own.csv"
+    rows = [f"{i},{rng.normal():.3f},{rng.integers(3)},{'ab'[rng.integers(2)]}" for i in range(60)]
+    file.write_text("\n".join(["id,size,room,kind", *rows]))
+    options = {"data": str(file), "leave_out": ("id",), "classes": ("room",), "batch_size": 16}
+    table.main(table.Config(out=str(tmp_path / "run"), smoke=True, **options))
+    drawn = open_run(tmp_path / "run").model
+    assert drawn.latent is not None
+    page = (tmp_path / "run/report.html").read_text()
+    assert "3 classes: 0, 1, 2" in page and "id" not in open_run(tmp_path / "run").y
+
+
+def test_imputation(tmp_path):
+    config = imputation.Config(out=str(tmp_path), smoke=True, methods=("mean", "kNN", "FA", "MIWAE"))
+    numbers = imputation.main(config)
+    check_report(tmp_path, config, numbers, ("Errors",))
+    assert set(numbers) == {f"iris, 30%: {name}" for name in config.methods}
+    assert numbers["iris, 30%: FA"] < numbers["iris, 30%: mean"]
+
+
+def test_few_labels(tmp_path, monkeypatch):
+    config = few_labels.Config(out=str(tmp_path), smoke=True)
+    seen = evaluations(monkeypatch, few_labels)
+    numbers = few_labels.main(config)
+    check_reopened(tmp_path, seen)
+    check_report(tmp_path, config, numbers, ("Classes", "Learning curves"))
+    assert 0 <= numbers["20 labels: error"] <= 1
+    with pytest.raises(ValueError, match="want one of each of the 10 classes at least"):
+        few_labels.main(dataclasses.replace(config, smoke=False, labels=(5,), out=str(tmp_path / "other")))
+
+
+def test_cells(tmp_path, monkeypatch):
+    config = cells.Config(out=str(tmp_path), smoke=True)
+    seen = evaluations(monkeypatch, cells)
+    numbers = cells.main(config)
+    check_reopened(tmp_path, seen)
+    check_report(tmp_path, config, numbers, ("Map of cells", "Genes that differ", "Learning curve"))
+    assert numbers["ln P(y) at least"] >= numbers["ELBO"]
+
+
+def test_cells_of_ones_own(tmp_path):
+    """Counts alone, with totals inferred; and what are no counts."""
+    made = simulated_cells(80, genes=12)
+    np.savez(tmp_path / "counts.npz", counts=made.ys)
+    options = {"data": str(tmp_path / "counts.npz"), "total": "inferred", "smoke": True, "batch_size": 16}
+    numbers = cells.main(cells.Config(out=str(tmp_path / "run"), **options))
+    assert "genes that differ" not in numbers and np.isfinite(numbers["ELBO"])
+    np.savez(tmp_path / "counts.npz", counts=made.ys + 0.5)
+    with pytest.raises(ValueError, match="counts are whole numbers from 0 on"):
+        cells.main(cells.Config(out=str(tmp_path / "run"), **options))
+
+
+def test_sprites(tmp_path, monkeypatch):
+    config = sprites.Config(out=str(tmp_path), smoke=True, objective="factor")
+    seen = evaluations(monkeypatch, sprites)
+    numbers = sprites.main(config)
+    check_reopened(tmp_path, seen)
+    titles = ("Sprites", "Scores", "Parts of the rate", "Traversals", "Units and factors")
+    check_report(tmp_path, config, numbers, titles)
+    assert 0 <= numbers["weight 1: MIG"] <= 1
+    open_run(tmp_path / "weight = 2")
+    with pytest.raises(ValueError, match=r"want one or more, of 1 \(the ELBO\) and above"):
+        sprites.main(dataclasses.replace(config, weights=(0.5,)))
+
+
+def test_a_table_of_rows_goes_on(tmp_path, capsys):
+    """What is done is not done again; the table says how many seeds there are."""
+    config = reproduce.Config(data="fashion_mnist_mini", out=str(tmp_path), smoke=True, only=("vae",))
+    text = reproduce.main(config)
+    assert "vae, seed 0" in capsys.readouterr().out
+    assert "| vae | standard normal prior |" in text and "64 test images, dynamic binarisation, k = 10" in text
+    assert reproduce.main(config) == text
+    assert "vae, seed 0" not in capsys.readouterr().out
+    assert reproduce.main(dataclasses.replace(config, table=True)) == text
+    with pytest.raises(ValueError, match="no such row"):
+        reproduce.main(dataclasses.replace(config, only=("vea",)))
