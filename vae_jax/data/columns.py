@@ -114,7 +114,7 @@ def load_columns(source: Any, *, kinds: Mapping[str, Kind | None] | None = None)
     Example:
         >>> table = load_columns({"age": [31.5, 60.25, None, 44.0], "ward": ["b", "a", "a", ""], "falls": [0, 2, 0, 5]})
         >>> print(table)
-        4 rows of a dict
+        4 rows; a dict
           age: number, mean 45.25, standard deviation 11.77; 1 missing
           ward: 2 classes: a, b; 1 missing
           falls: count
