@@ -46,9 +46,14 @@ def beta_tc(encoder: Conditional, beta: float, n: int) -> Objective:
     return objective
 
 
+def posteriors(encoder: Conditional, params: Params, ys: Any, cs: Any) -> Any:
+    """P_enc(z|y) of each example, with parameters `params["enc"]`: one distribution, its arrays stacked on axis 0."""
+    return jax.vmap(lambda y, c: encoder.dist(params["enc"], join(y, c)), (0, None if cs is None else 0))(ys, cs)
+
+
 def _log_q_of_pairs(encoder: Conditional, params: Params, keys: Array, ys: Any, cs: Any) -> Array:
     """ln P_enc(z_id|y_j), (i, j, units), with one z_i drawn for each example."""
-    qs = jax.vmap(lambda y, c: encoder.dist(params["enc"], join(y, c)), (0, None if cs is None else 0))(ys, cs)
+    qs = posteriors(encoder, params, ys, cs)
 
     def draw(key, q):
         return q.rsample(jax.random.fold_in(key, 1)) if q.has_rsample else q.sample(jax.random.fold_in(key, 1))
@@ -108,7 +113,7 @@ def dip(
 
     def objective(model, params, keys, ys, cs, step):
         terms = batch_terms(model.terms, params, keys, ys, cs)
-        qs = jax.vmap(lambda y, c: encoder.dist(params["enc"], join(y, c)), (0, None if cs is None else 0))(ys, cs)
+        qs = posteriors(encoder, params, ys, cs)
         means = jax.vmap(mean_of)(qs)
         if means is None:
             raise ValueError("DIP-VAE looks at the means of z, and the values of this encoder are classes")

@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from jax import Array
 
+from vae_jax.core.disentangling import posteriors
 from vae_jax.core.model import Conditional, Model, join
 from vae_jax.core.network import as_network
 from vae_jax.core.numbers import is_number
@@ -44,7 +45,7 @@ def factor_vae(model: Model, encoder: Conditional, discriminator: Any, weight: f
 
     def objective(model, params, keys, ys, cs, step):
         terms = batch_terms(model.terms, params, keys, ys, cs)
-        zs = _draws(encoder, params["enc"], keys, ys, cs)
+        zs = _draws(keys, posteriors(encoder, params, ys, cs))
         apart = permuted(jax.random.fold_in(keys[0], 2), zs)
         frozen = jax.lax.stop_gradient(params["dis"])
         logits = jax.vmap(lambda z: jnp.sum(net.apply(frozen, z)))(zs)
@@ -54,19 +55,13 @@ def factor_vae(model: Model, encoder: Conditional, discriminator: Any, weight: f
     return beside_its_own(model, net, of_z), objective
 
 
-def _draws(encoder: Conditional, params: Any, keys: Array, ys: Any, cs: Any) -> Array:
-    """One z of each example, (n, *z), with its gradient."""
-
-    def draw(key, y, c):
-        q = encoder.dist(params, join(y, c))
-        if not q.has_rsample:
-            raise ValueError(f"FactorVAE moves z by its gradient, and draws of {type(q).__name__} have none")
-        return q.rsample(jax.random.fold_in(key, 1))
-
-    zs = jax.vmap(draw, (0, 0, None if cs is None else 0))(keys, ys, cs)
-    if len(zs) < 2:
+def _draws(keys: Array, qs: Any) -> Array:
+    """One z of each posterior, (n, *z), with its gradient."""
+    if not qs.has_rsample:
+        raise ValueError(f"FactorVAE moves z by its gradient, and draws of {type(qs).__name__} have none")
+    if len(keys) < 2:
         raise ValueError("z of other examples are taken from the batch: want batches of two or more")
-    return zs
+    return jax.vmap(lambda key, q: q.rsample(jax.random.fold_in(key, 1)))(keys, qs)
 
 
 def permuted(key: Array, zs: Array) -> Array:
