@@ -59,8 +59,8 @@ def partly_labelled(
     if not (is_number(weight) and weight >= 0):
         raise ValueError(f"weight is that of the classifier's own loss, 0 or more; got {weight}")
     encoder, inner = one_hot(classifier), lift(model)
-    of_class = lift(learned_classes((), classes) if prior is None else prior)
-    whole = vae(encoder, learned_classes((), classes) if prior is None else prior, inner, estimator=estimator)
+    prior = learned_classes((), classes) if prior is None else prior
+    of_class, whole = lift(prior), vae(encoder, prior, inner, estimator=estimator)
 
     def either(of_unknown, of_known):
         def terms(params, key, y, c=None):
