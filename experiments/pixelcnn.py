@@ -63,15 +63,16 @@ class Config(Images, Adam, Resumable, Placed):
     out: str = "runs/pixelcnn"
 
 
-def build(config: Config, shape: tuple[int, ...]) -> tuple[vae_jax.Model, preprocess.Preprocess]:
-    """The model of images (h, w, channels)."""
+def build(config: Config, shape: tuple[int, ...]) -> tuple[vae_jax.Conditional, preprocess.Preprocess]:
+    """P(y) of images (h, w, channels), and how they reach it."""
     net = nets.PixelCNN(256, config.width, config.depth, channels=shape[-1])
-    return core.lift(autoregressive(net, shape, 256)), preprocess.eight_bit()
+    return autoregressive(net, shape, 256), preprocess.eight_bit()
 
 
 def rebuild(*, shape: Sequence[int], **fields: Any) -> tuple[vae_jax.Model, preprocess.Preprocess]:
     """The trained model, for `vae_jax.open_run`."""
-    return build(read_back(Config, fields), tuple(shape))
+    generator, prepare = build(read_back(Config, fields), tuple(shape))
+    return core.lift(generator), prepare
 
 
 def file_rows(model: vae_jax.Model, params: Any, ys: np.ndarray) -> list[page.Row]:
@@ -173,7 +174,8 @@ def main(config: Config) -> dict[str, Any]:
     train, valid, test, source = load_splits(config.data, smoke=config.smoke)
     config = fitting(config, len(train.ys))
     shape = train.ys.shape[1:]
-    model, prepare = build(config, shape)
+    generator, prepare = build(config, shape)
+    model = core.lift(generator)
     k_fit, k_evaluate, k_samples = jax.random.split(jax.random.key(config.seed), 3)
     fitted = fit_on(
         config,
@@ -196,7 +198,6 @@ def main(config: Config) -> dict[str, Any]:
     files = file_rows(model, fitted.params, test.ys[: config.compress]) if config.compress else []
     keys = jax.random.split(k_samples, 40)
     samples = over_batch(lambda params, key: model.sample(params, key), fitted.params, keys)
-    generator = autoregressive(nets.PixelCNN(256, config.width, config.depth, channels=shape[-1]), shape, 256)
 
     def bits(params, key, y):
         return -generator.dist(params).token_log_prob(y.astype(int)).mean(axis=-1, keepdims=True) / np.log(2)
