@@ -236,7 +236,7 @@ def sections(data: Data, zs: np.ndarray, compared: Compared | None, fitted: Fitt
         shown.append(
             page.Section("Genes that differ", about, table=page.TextTable(("gene", "change", "probability"), cells))
         )
-    return [*shown, learning_curve(fitted.history)]
+    return [*shown, learning_curve(fitted.history, unit="cell")]
 
 
 @publish.timed

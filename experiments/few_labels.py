@@ -21,13 +21,13 @@ from vae_jax import Evaluation, Fitted, core, nets
 from vae_jax.command import publish
 from vae_jax.command.config import Adam, Images, at_least, checked, read_back
 from vae_jax.command.cosine_adam import warm_cosine
-from vae_jax.command.image_report import picture
+from vae_jax.command.image_report import learning_curve, picture
 from vae_jax.command.images import Split, load_splits
 from vae_jax.command.placement import Placed, evaluate_on, fit_on
-from vae_jax.command.results import by_epoch, over_batch
+from vae_jax.command.results import over_batch
 from vae_jax.data import preprocess
 from vae_jax.evaluation import Mean, mean
-from vae_jax.report import page, pictures
+from vae_jax.report import page
 from vae_jax.systems import class_probabilities, partly_labelled
 
 
@@ -145,8 +145,8 @@ def table(results: Sequence[Result], n: int) -> list[page.Row]:
 
 
 def sections(results: Sequence[Result], drawn: np.ndarray, classes: int) -> list[page.Section]:
-    """What the last model draws of each class, and learning curves."""
-    curves = {f"{result.labels} labels": by_epoch(result.fitted.history, "elbo", -1) for result in results}
+    """What the last model draws of each class, and the learning curve of each."""
+    histories = {f"{result.labels} labels": result.fitted.history for result in results}
     names = [str(k) for k in range(classes)]
     return [
         page.Section(
@@ -154,11 +154,7 @@ def sections(results: Sequence[Result], drawn: np.ndarray, classes: int) -> list
             "A class in each column, the same z along each row: means of P_gen(y|z, c).",
             [picture(drawn, classes, "samples by class", above=names)],
         ),
-        page.Section(
-            "Learning curves",
-            "The bound of a batch, half of it with labels.",
-            [page.Picture(pictures.curves(curves, y="nats per image"), "bound by epoch")],
-        ),
+        learning_curve(histories, note="Half of the images have labels, and the bound of these is on ln P(y, c)."),
     ]
 
 

@@ -28,14 +28,14 @@ from vae_jax.codec import compressed, decompress
 from vae_jax.command import publish
 from vae_jax.command.config import SHARE, Adam, Images, Resumable, at_least, checked, fitting, read_back
 from vae_jax.command.cosine_adam import warm_cosine
-from vae_jax.command.image_report import picture
+from vae_jax.command.image_report import learning_curve, picture
 from vae_jax.command.images import load_splits
 from vae_jax.command.placement import WHERE, Placed, evaluate_on, fit_on
-from vae_jax.command.results import by_epoch, over_batch
+from vae_jax.command.results import over_batch
 from vae_jax.data import preprocess
 from vae_jax.evaluation import bits_per_dimension, mean
 from vae_jax.parts import autoregressive
-from vae_jax.report import page, pictures
+from vae_jax.report import page
 from vae_jax.training import recipe
 
 NOT_THE_RUN = (*WHERE, "out", "resume", "compress")
@@ -136,16 +136,12 @@ def table(result: Evaluation, fitted: Fitted, files: list[page.Row]) -> list[pag
 
 
 def sections(samples: np.ndarray, originals: np.ndarray, costs: np.ndarray, fitted: Fitted) -> list[page.Section]:
-    """Samples beside test images, where the bits are, learning curves."""
+    """Samples beside test images, where the bits are, the learning curve."""
     wide = min(10, len(originals))
     n = len(originals) // wide * wide
     most = max(float(costs.max()), 1e-6)
     shown = (originals / np.float32(255), np.broadcast_to(costs / most, originals.shape))
     both = np.concatenate([part[i : i + wide] for i in range(0, n, wide) for part in shown])
-    curves = {
-        "training": by_epoch(fitted.history, "elbo", -1),
-        "validation": by_epoch(fitted.history, "valid_elbo", -1),
-    }
     return [
         page.Section("Samples", "Drawn pixel by pixel.", [picture(samples / np.float32(255), 10, "samples")]),
         page.Section(
@@ -153,11 +149,7 @@ def sections(samples: np.ndarray, originals: np.ndarray, costs: np.ndarray, fitt
             f"Test images, below each what its pixels cost: white is {most:.1f} bits.",
             [picture(both, wide, "test images and their costs", beside=["image", "bits"] * (n // wide))],
         ),
-        page.Section(
-            "Learning curves",
-            "-ln P(y) of training and validation.",
-            [page.Picture(pictures.curves(curves, y="nats per image"), "-ln P(y) by epoch")],
-        ),
+        learning_curve(fitted.history, note="Nothing is latent, so that it is -ln P(y)."),
     ]
 
 

@@ -24,8 +24,8 @@ from vae_jax import Evaluation, Fitted
 from vae_jax.command import publish
 from vae_jax.command.config import Adam, checked, fitting, read_back
 from vae_jax.command.cosine_adam import warm_cosine
+from vae_jax.command.image_report import learning_curve
 from vae_jax.command.placement import Placed, evaluate_on, fit_on
-from vae_jax.command.results import by_epoch
 from vae_jax.core import importance_weighted
 from vae_jax.data import Column, Columns, load_columns
 from vae_jax.data.preprocess import Preprocess, identity
@@ -155,7 +155,7 @@ def correlations(of: Columns, ys: Rows) -> np.ndarray:
 
 
 def sections(of: Columns, drawn: Rows, fitted: Fitted) -> list[page.Section]:
-    """Columns, pairs, learning curves."""
+    """Columns, pairs, the learning curve."""
     names = [column.name for column in of.columns if column.kind != "class"]
     real, made = correlations(of, of.ys), correlations(of, drawn)
     pairs = [
@@ -164,10 +164,6 @@ def sections(of: Columns, drawn: Rows, fitted: Fitted) -> list[page.Section]:
         for j, b in enumerate(names)
         if j < i
     ]
-    curves = {
-        "training": by_epoch(fitted.history, "elbo", -1),
-        "validation": by_epoch(fitted.history, "valid_elbo", -1),
-    }
     return [
         page.Section(
             "What the columns are",
@@ -180,11 +176,7 @@ def sections(of: Columns, drawn: Rows, fitted: Fitted) -> list[page.Section]:
             "Correlations in the table, and in what is drawn.",
             table=page.TextTable(("columns", "rows", "drawn"), pairs),
         ),
-        page.Section(
-            "Learning curves",
-            "The bound of training and held-out rows.",
-            [page.Picture(pictures.curves(curves, y="nats per row"), "-ELBO by epoch")],
-        ),
+        learning_curve(fitted.history, unit="row", note="Validation rows are those held out."),
     ]
 
 

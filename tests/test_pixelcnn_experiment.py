@@ -16,7 +16,7 @@ def test_smoke(tmp_path, data, monkeypatch):
     seen = evaluations(monkeypatch, pixelcnn)
     numbers = pixelcnn.main(config)
     check_reopened(tmp_path, seen)
-    check_report(tmp_path, config, numbers, ("Samples", "Where the bits are", "Learning curves"))
+    check_report(tmp_path, config, numbers, ("Samples", "Where the bits are", "Learning curve"))
     assert 0 < numbers["bits/dim"] < 8
     for name in ("vae_jax.codec", "gzip", "bzip2", "xz", "PNG", "WebP"):
         assert 0 < numbers[f"bits/dim, {name}"] < 16  # three images, and headers

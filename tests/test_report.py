@@ -19,6 +19,7 @@ from reported import check_report
 from experiments import em_routes
 from vae_jax.command import publish
 from vae_jax.command.config import Run
+from vae_jax.command.image_report import learning_curve
 from vae_jax.evaluation import Mean, mean
 from vae_jax.report import page, pictures
 from vae_jax.report.page import Picture, Row, Section, TextTable
@@ -168,6 +169,37 @@ def test_curves_are_drawn_where_the_numbers_are():
         slope, start = np.polyfit(data, drawn, 1)
         assert slope * direction > 0  # downwards is positive in an SVG
         np.testing.assert_allclose(slope * data + start, drawn, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("of", "caption", "legends"),
+    [
+        (
+            lambda row: [row],
+            "The bound -ELBO in nats per row (lower is better), and its two parts on the validation rows.",
+            [{"training", "validation"}, {"rate", "distortion"}],
+        ),
+        (
+            lambda row: [row | {"valid_rate": 0.0}],
+            "The bound -ELBO in nats per row (lower is better).",
+            [{"training", "validation"}],
+        ),
+        (
+            lambda row: {"a": [row | {"valid_elbo": np.nan, "valid_rate": np.nan}], "b": [row]},
+            "and its two parts",
+            [{"a, training", "b, training", "b, validation"}, {"b, rate", "a, distortion", "b, distortion"}],
+        ),
+    ],
+)
+def test_a_learning_curve_shows_what_there_is(of, caption, legends):
+    """Two parts where something is latent; several trainings by their names; nothing of what was never taken."""
+    row = {"epoch": 1, "elbo": -3.0, "valid_elbo": -4.0, "valid_rate": 1.0, "valid_distortion": 3.0}
+    section = learning_curve(of(row), unit="row", note="So it is.")
+    assert caption in section.caption and section.caption.endswith(". So it is.")
+    for picture, names in zip(section.pictures, legends, strict=True):
+        texts = {element.text for element in ET.fromstring(picture.data).iter() if element.tag.endswith("text")}
+        assert names <= texts and any("nats per row" in text for text in texts)
+        assert not ({"training", "a, validation", "a, rate"} - names) & texts
 
 
 def test_bars_are_as_high_as_the_values():

@@ -20,7 +20,7 @@ def test_table(tmp_path, monkeypatch):
     seen = evaluations(monkeypatch, table)
     numbers = table.main(config)
     check_reopened(tmp_path, seen)
-    check_report(tmp_path, config, numbers, ("What the columns are", "Columns", "Pairs", "Learning curves"))
+    check_report(tmp_path, config, numbers, ("What the columns are", "Columns", "Pairs", "Learning curve"))
     with (tmp_path / "filled.csv").open() as file:
         head, *rows = csv.reader(file)
     assert "species" in head and len(rows) == 344
@@ -54,7 +54,7 @@ def test_few_labels(tmp_path, monkeypatch):
     seen = evaluations(monkeypatch, few_labels)
     numbers = few_labels.main(config)
     check_reopened(tmp_path, seen)
-    check_report(tmp_path, config, numbers, ("Classes", "Learning curves"))
+    check_report(tmp_path, config, numbers, ("Classes", "Learning curve"))
     assert 0 <= numbers["20 labels: error"] <= 1
     with pytest.raises(ValueError, match="want one of each of the 10 classes at least"):
         few_labels.main(dataclasses.replace(config, smoke=False, labels=(5,), out=str(tmp_path / "other")))

@@ -1,6 +1,6 @@
-"""What reports on images show: images as pictures, draws of a model, the bound by epoch."""
+"""What reports show: images as pictures, draws of a model, and of any data the bound by epoch."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,6 +10,8 @@ import vae_jax
 from vae_jax.command.results import by_epoch, over_batch
 from vae_jax.data import Preprocess
 from vae_jax.report import page, pictures
+
+History = Sequence[dict[str, Any]]  # of `fit`: a row for each record
 
 
 class Pictured(NamedTuple):
@@ -62,15 +64,30 @@ def draw_samples(pictured: Pictured, params: Any, key: jax.Array, cs: np.ndarray
     return show(pictured.preprocess, means)
 
 
-def learning_curve(history: Sequence[dict[str, Any]]) -> page.Section:
-    """-ELBO by epoch, and its two parts."""
-    bound = {"training": by_epoch(history, "elbo", -1), "validation": by_epoch(history, "valid_elbo", -1)}
-    parts = {name: by_epoch(history, f"valid_{name}") for name in ("rate", "distortion")}
-    return page.Section(
-        "Learning curve",
-        "The bound -ELBO in nats per image (lower is better), and its two parts on the validation images.",
-        [
-            page.Picture(pictures.curves(bound, y="-ELBO, nats per image"), "bound by epoch"),
-            page.Picture(pictures.curves(parts, y="nats per image"), "rate and distortion by epoch"),
-        ],
-    )
+def learning_curve(history: History | Mapping[str, History], *, unit: str = "image", note: str = "") -> page.Section:
+    """-ELBO by epoch in nats per `unit`, one word; and its two parts, where there is a latent and validation.
+
+    Args:
+        history: of one training, or of several by their names.
+        note: a sentence to add.
+    """
+    runs = history if isinstance(history, Mapping) else {"": history}
+    bound = _curves(runs, {"training": "elbo", "validation": "valid_elbo"}, -1)
+    rate = _curves(runs, {"rate": "valid_rate"})
+    drawn = [page.Picture(pictures.curves(bound, y=f"-ELBO, nats per {unit}"), "bound by epoch")]
+    caption = f"The bound -ELBO in nats per {unit} (lower is better)"
+    if any(np.any(values) for _, values in rate.values()):  # 0 where nothing is latent
+        parts = rate | _curves(runs, {"distortion": "valid_distortion"})
+        drawn.append(page.Picture(pictures.curves(parts, y=f"nats per {unit}"), "rate and distortion by epoch"))
+        caption += f", and its two parts on the validation {unit}s"
+    return page.Section("Learning curve", f"{caption}. {note}".strip(), drawn)
+
+
+def _curves(runs: Mapping[str, History], fields: Mapping[str, str], sign: int = 1) -> dict[str, Any]:
+    """(epochs, values) of these fields of each run, those that were taken."""
+    found = {
+        f"{run}, {name}" if run else name: by_epoch(history, field, sign)
+        for run, history in runs.items()
+        for name, field in fields.items()
+    }
+    return {name: curve for name, curve in found.items() if len(curve[0])}
