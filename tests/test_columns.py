@@ -151,8 +151,10 @@ def test_ln_p_of_a_row():
     for name, value in distribution.each_log_prob(y).items():
         assert float(value) == pytest.approx(wanted[name], rel=1e-5)
     assert float(log_prob(distribution, y)) == pytest.approx(sum(wanted.values()), rel=1e-5)
-    missing = log_prob(distribution, y | {"c": jnp.float32(np.nan)})
-    assert float(missing) == pytest.approx(wanted["a"] + wanted["b"], rel=1e-5)
+    gap = y | {"c": jnp.float32(np.nan)}
+    assert float(log_prob(distribution, gap)) == pytest.approx(wanted["a"] + wanted["b"], rel=1e-5)
+    assert float(distribution.expected(gap)["c"]) == pytest.approx(m, rel=1e-5)
+    assert "random" not in str(jax.make_jaxpr(distribution.expected)(gap))  # what is expected needs no draw
     with pytest.raises(ValueError, match=r"these are columns \['a', 'b', 'c'\]; got \['a', 'b'\]"):
         log_prob(distribution, {"a": y["a"], "b": y["b"]})
 

@@ -105,11 +105,14 @@ def _base(whole: dist.Distribution) -> dist.Distribution:
     return found
 
 
-def completed(distribution: dist.Distribution, key: Array, y: Any) -> tuple[Any, Any]:
-    """(y with what is missing drawn, y with what is expected of it) given the rest; y where nothing can be missing."""
-    if not hasattr(distribution, "complete"):
-        return y, y
-    return distribution.complete(key, y), distribution.expected(y)
+def completed(distribution: dist.Distribution, key: Array, y: Any) -> Any:
+    """y with what is missing drawn, given the rest; y where nothing can be missing."""
+    return distribution.complete(key, y) if hasattr(distribution, "complete") else y
+
+
+def expected(distribution: dist.Distribution, y: Any) -> Any:
+    """y with what is expected of what is missing, given the rest; y where nothing can be missing."""
+    return distribution.expected(y) if hasattr(distribution, "expected") else y
 
 
 def filled_and_missing(y: Any) -> Any:

@@ -21,7 +21,7 @@ import numpyro.distributions as dist
 from jax.typing import ArrayLike
 
 from vae_jax.core.distributions import GumbelSoftmax, SimplexPoint, draw_or_point, mean_of, tempered
-from vae_jax.core.missing import completed
+from vae_jax.core.missing import completed, expected
 
 Params = Any
 """A tree of arrays, dicts of dicts: what `init` makes, and what every function of a model is given first."""
@@ -321,7 +321,7 @@ def lift(conditional: Conditional | Model) -> Model:
 
     def complete(params, key, y, c=None):
         distribution = conditional.dist(params, c)
-        return log_prob(distribution, y), *completed(distribution, key, y)
+        return log_prob(distribution, y), completed(distribution, key, y), expected(distribution, y)
 
     latent = conditional.em and _latent_of_em(conditional.em)
     complete = (conditional.em and _complete_of_em(conditional)) or complete
@@ -402,7 +402,7 @@ def _complete_of_em(conditional: Conditional) -> Callable[..., Any] | None:
         k_z, k_y = jax.random.split(key)
         z = em.posterior(params, y, c).sample(k_z)
         generator = of_y.dist(params["gen"], join(z, c))
-        return log_prob(conditional.dist(params, c), y), *completed(generator, k_y, y)
+        return log_prob(conditional.dist(params, c), y), completed(generator, k_y, y), expected(generator, y)
 
     return complete
 

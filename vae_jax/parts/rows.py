@@ -11,7 +11,7 @@ import jax.numpy as jnp
 import numpyro.distributions as dist
 
 from vae_jax.core.distributions import point_of
-from vae_jax.core.missing import completed
+from vae_jax.core.missing import completed, expected
 from vae_jax.core.model import Conditional, log_prob
 from vae_jax.core.network import as_network
 from vae_jax.parts.conditionals import arguments
@@ -98,10 +98,10 @@ class Columns(dist.Distribution):
 
     def complete(self, key, y):
         keys = jax.random.split(key, len(self.of))
-        return {name: completed(self.of[name], k, y[name])[0] for name, k in zip(sorted(self.of), keys, strict=True)}
+        return {name: completed(self.of[name], k, y[name]) for name, k in zip(sorted(self.of), keys, strict=True)}
 
     def expected(self, y):
-        return {name: completed(each, jax.random.key(0), y[name])[1] for name, each in self.of.items()}
+        return {name: expected(each, y[name]) for name, each in self.of.items()}
 
 
 def features_of(y: Mapping[str, Any], classes: Mapping[str, int], counts: Any = ()) -> jax.Array:
