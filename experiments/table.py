@@ -36,6 +36,8 @@ from vae_jax.training.run_directory import to_path
 
 TAKEN = 0.2  # of the entries of the rows that are held out
 DRAWS = 50
+MOST_BARS = 20
+PART = "part of the rows"
 Rows = dict[str, np.ndarray]
 
 
@@ -125,22 +127,51 @@ def marginals(of: Columns, drawn: Rows) -> list[page.Picture]:
     """Of each column real rows beside drawn ones."""
     shown = []
     for column in of.columns:
-        real, made = (x[~np.isnan(x)] for x in (of.ys[column.name], drawn[column.name]))
-        if column.kind == "class":
-            places = np.arange(len(column.categories), dtype=float)
-            counted = {
-                n: np.bincount(x.astype(int), minlength=len(places)) / len(x)
-                for n, x in (("rows", real), ("drawn", made))
-            }
-            x = "class: " + ", ".join(f"{i} {name}" for i, name in enumerate(column.categories))
-        else:
-            edges = np.linspace(min(real.min(), made.min()), max(real.max(), made.max()), 31)
-            places = (edges[1:] + edges[:-1]) / 2 * column.scale + column.centre
-            counted = {n: np.histogram(x, edges)[0] / len(x) for n, x in (("rows", real), ("drawn", made))}
-            x = column.name
-        chart = pictures.curves({name: (places, values) for name, values in counted.items()}, x=x, y="part of the rows")
-        shown.append(page.Picture(chart, f"{column.name}: rows and draws", column.name))
+        real, made = (x[~np.isnan(x)].astype(float) for x in (of.ys[column.name], drawn[column.name]))
+        chart, further = (_of_classes if column.kind == "class" else _of_numbers)(column, real, made)
+        caption = f"{further:.1%} of what is drawn lies further out" if further else ""
+        shown.append(page.Picture(chart, f"{column.name}: rows and draws", caption))
     return shown
+
+
+def _of_classes(column: Column, real: np.ndarray, made: np.ndarray) -> tuple[bytes, float]:
+    """Bars, two for each class; where classes are many, for the most frequent ones and for all others together."""
+    names = [name if len(name) <= 20 else f"{name[:19]}…" for name in column.categories]
+    parts = {
+        name: np.bincount(x.astype(int), minlength=len(names)) / len(x) for name, x in (("rows", real), ("drawn", made))
+    }
+    if len(names) > MOST_BARS:
+        first, others = np.split(np.argsort(-parts["rows"], kind="stable"), [MOST_BARS - 1])
+        names = [*(names[k] for k in first), f"{len(others)} others"]
+        parts = {name: np.append(part[first], part[others].sum()) for name, part in parts.items()}
+    return pictures.bars(parts, names, x=column.name, y=PART), 0.0
+
+
+def _of_numbers(column: Column, real: np.ndarray, made: np.ndarray) -> tuple[bytes, float]:
+    """Histograms as curves, and the part of the draws beyond them."""
+    edges = edges_of(real, made, whole=column.kind == "count")
+    places = (edges[1:] + edges[:-1]) / 2 * column.scale + column.centre
+    places = places.astype(int) if np.all(places % 1 == 0) else places  # whole numbers have whole ticks
+    parts = {name: np.histogram(x, edges)[0] / len(x) for name, x in (("rows", real), ("drawn", made))}
+    chart = pictures.curves({name: (places, part) for name, part in parts.items()}, x=column.name, y=PART)
+    return chart, float(np.mean((made < edges[0]) | (made > edges[-1])))
+
+
+def edges_of(real: np.ndarray, made: np.ndarray, *, whole: bool) -> np.ndarray:
+    """Edges of the bins of a histogram, fewer where rows are fewer (Rice's rule), whole numbers wide where values are.
+
+    Draws add to them on either side, but half as many at most: else a few far out would leave one bin for all others.
+    """
+    bins, low, span = int(np.clip(2 * np.cbrt(len(real)), 4, 30)), real.min(), np.ptp(real)
+    if whole:
+        wide = np.ceil((span + 1) / bins)
+        first, bins = low - 0.5, int(np.ceil((span + 1) / wide))
+    else:
+        wide = span / (bins - 1)
+        first = low - wide / 2
+    gaps = first - made.min(), made.max() - (first + bins * wide)
+    before, after = (np.clip(np.ceil(gap / wide), 0, bins // 2) for gap in gaps)
+    return np.arange(-before, bins + after + 1) * wide + first
 
 
 def correlations(of: Columns, ys: Rows) -> np.ndarray:

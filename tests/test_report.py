@@ -125,6 +125,9 @@ def test_pairs_put_each_original_left_of_its_reconstruction():
         (lambda: pictures.bars(np.zeros((2, 2))), r"values: got shape \(2, 2\)"),
         (lambda: pictures.bars(np.array([np.nan])), "values: 1 of 1"),
         (lambda: pictures.bars(np.zeros(2), ["a"]), "got 1 names for 2 values"),
+        (lambda: pictures.bars({}), r"got sets of \[\] values; wanted at least one set"),
+        (lambda: pictures.bars({"a": np.zeros(2), "b": np.zeros(1)}), r"got sets of \[2, 1\] values"),
+        (lambda: pictures.bars({"a": np.zeros(2), "b": np.array([0, np.nan])}), "values of 'b': 1 of 2"),
         (lambda: _timeline(series=np.zeros(3)), r"a series of shape \(3,\) with 1 names of columns"),
         (lambda: _timeline(series=np.zeros((0, 1))), r"a series of shape \(0, 1\)"),
         (lambda: _timeline(probabilities=np.ones((3, 3))), r"shape \(3, 3\) with 2 names of states"),
@@ -209,6 +212,19 @@ def test_bars_are_as_high_as_the_values():
     np.testing.assert_allclose(heights / heights[0], values / values[0], atol=1e-4)
 
 
+def test_bars_of_several_sets_stand_side_by_side():
+    """Above each name the one set's bar, then the other's, which touches it; both on one scale, and in the legend."""
+    sets = {"rows": np.array([4.0, 2.0]), "drawn": np.array([1.0, 3.0])}
+    svg = pictures.bars(sets, ["a", "b"], x="ward", y="part")
+    bars = np.array([_paths(svg, colour)[:2] for colour in pictures.COLOURS[:2]])  # then that of the legend
+    heights, left, right = np.ptp(bars[..., 1], axis=2), bars[..., 0].min(axis=2), bars[..., 0].max(axis=2)
+    np.testing.assert_allclose(heights / heights[0, 0], np.stack(list(sets.values())) / 4, atol=1e-4)
+    np.testing.assert_allclose(right[0], left[1], atol=1e-4)
+    assert right[1, 0] < left[0, 1]
+    texts = [element.text for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
+    assert all(texts.count(name) == 1 for name in ("rows", "drawn", "a", "b", "ward", "part"))
+
+
 def test_scatter_shows_every_class_in_its_colour():
     codes = np.array([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
     svg = pictures.scatter(codes, np.array([0, 2, 1]), ["zero", "one", "two"])
@@ -276,6 +292,7 @@ FIGURES = {
     ),
     "planes": lambda name: pictures.planes({name: (np.eye(2), 1.0), "b": (np.eye(3), 2.0)}, 1, x=name, y=name),
     "bars": lambda name: pictures.bars(np.ones(1), [name]),
+    "bars of sets": lambda name: pictures.bars({name: np.ones(3), "_b": np.zeros(3)}, [name] * 3, x=name, y=name),
     "timeline": lambda name: pictures.timeline(
         np.eye(3)[:, :2], np.arange(3), np.eye(3), columns=[name, "b"], names=[name, "_c", "d"], x=name
     ),

@@ -41,6 +41,23 @@ def test_table_of_ones_own(tmp_path):
     assert "3 classes: 0, 1, 2" in page and "id" not in open_run(tmp_path / "run").y
 
 
+def test_bins_hold_every_row():
+    """Counts one by one while they are few; numbers in more bins the more there are; draws far out change little."""
+    real = np.repeat([0.0, 1.0, 5.0], 9)
+    np.testing.assert_array_equal(table.edges_of(real, real, whole=True), np.arange(-0.5, 6))
+    np.testing.assert_array_equal(table.edges_of(real, np.array([2.0, 7.0]), whole=True), np.arange(-0.5, 8))
+    wide = np.append(real, 100)
+    edges = table.edges_of(wide, wide, whole=True)
+    assert np.histogram(wide, edges)[0].sum() == len(wide) and np.all(np.diff(edges) % 1 == 0) and len(edges) == 7
+    for n, bins in ((10, 4), (1000, 20), (50_000, 30)):
+        real = np.random.default_rng(n).normal(size=n)
+        edges = table.edges_of(real, real, whole=False)
+        assert len(edges) == bins + 1 and np.histogram(real, edges)[0].sum() == n
+        further = table.edges_of(real, np.array([-1e6, 1e6]), whole=False)
+        assert len(further) == 2 * bins + 1
+        np.testing.assert_allclose(further[bins // 2 : -(bins // 2)], edges)
+
+
 def test_imputation(tmp_path):
     config = imputation.Config(out=str(tmp_path), smoke=True, methods=("mean", "kNN", "FA", "MIWAE"))
     numbers = imputation.main(config)

@@ -206,40 +206,62 @@ def scatter(
 
 
 def bars(
-    values: Shaped[np.ndarray, "..."],
+    values: Shaped[np.ndarray, "..."] | Mapping[str, Shaped[np.ndarray, "..."]],
     names: Sequence[str] | None = None,
     *,
     x: str = "latent unit, largest first",
     y: str = "KL in nats",
 ) -> bytes:
-    """Draws a bar for each value in the order given, for instance the sorted KL of each unit.
+    """Draws a bar for each value in the order given, for instance the sorted KL of each unit; returns SVG.
 
-    Returns SVG.
+    Args:
+      values: (n,), or name -> (n,): the bars of several sets stand side by side, each set in its colour.
+      names: what stands below each bar or group of bars, by default 1 to n.
+      x, y: what the axes show, with the unit.
 
     Raises:
-      ValueError: for another shape than (n,), for NaN or infinity, for names that do not match.
+      ValueError: for another shape than (n,), for sets of different lengths or none, for NaN or infinity, for names
+        that do not match.
     """
-    if values.ndim != 1 or not len(values):
-        raise ValueError(
-            f"values: got shape {values.shape}, wanted (n,) with n >= 1; "
-            "an array with examples in it wants a mean over them first"
-        )
-    if names is not None and len(names) != len(values):
-        raise ValueError(f"names: got {len(names)} names for {len(values)} values")
-    _check_finite("values", values)
+    sets = _sets(values)
+    n = len(next(iter(sets.values())))
+    if names is not None and len(names) != n:
+        raise ValueError(f"names: got {len(names)} names for {n} values")
 
     def draw(axes: Axes) -> list[Any]:
-        places = np.arange(1, len(values) + 1)
-        width = 0.75 if len(values) <= 60 else 1.0
-        axes.bar(places, values, width, color=COLOURS[0], edgecolor=COLOURS[0], linewidth=0.3)
+        places, width = np.arange(1, n + 1), (0.75 if n <= 60 else 1.0) / len(sets)
+        handles = []
+        for i, each in enumerate(sets.values()):
+            colour, shift = _look(i, i)["color"], (i - (len(sets) - 1) / 2) * width
+            handles.append(axes.bar(places + shift, each, width, color=colour, edgecolor=colour, linewidth=0.3))
         axes.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         if names is not None:
             axes.set_xticks(places, names)
+            if n * (max(map(len, names)) + 1) > 50:  # more characters than there is room for side by side
+                for text in axes.get_xticklabels():
+                    text.set(rotation=45, rotation_mode="anchor", ha="right", va="center", fontsize=8)
         axes.grid(axis="y")
-        axes.set(xlabel=x, ylabel=y, xlim=(0.4, len(values) + 0.6))
-        return []
+        axes.set(xlabel=x, ylabel=y, xlim=(0.4, n + 0.6))
+        return handles
 
-    return _svg(draw, [], height=3.3)
+    return _svg(draw, list(sets) if isinstance(values, Mapping) else [], height=3.3)
+
+
+def _sets(values: Shaped[np.ndarray, "..."] | Mapping[str, Shaped[np.ndarray, "..."]]) -> dict[str, np.ndarray]:
+    """Checks what `bars` draws, and gives the one set without a name that of ""."""
+    sets = dict(values) if isinstance(values, Mapping) else {"": values}
+    for name, each in sets.items():
+        where = f"values of {name!r}" if isinstance(values, Mapping) else "values"
+        if each.ndim != 1 or not len(each):
+            raise ValueError(
+                f"{where}: got shape {each.shape}, wanted (n,) with n >= 1; "
+                "an array with examples in it wants a mean over them first"
+            )
+        _check_finite(where, each)
+    lengths = [len(each) for each in sets.values()]
+    if len(set(lengths)) != 1:
+        raise ValueError(f"bars: got sets of {lengths} values; wanted at least one set, and all of one length")
+    return sets
 
 
 def timeline(
