@@ -262,7 +262,7 @@ def as_wide_as_wanted(monkeypatch):
 @pytest.mark.usefixtures("as_wide_as_wanted")
 def test_the_bar_shows_elbo_and_speed(capsys):
     history = run(epochs=2, progress=True).history
-    shown = re.findall(r"ELBO (\S+), valid (\S+) nats, (\S+) images/s", capsys.readouterr().err)
+    shown = re.findall(r"ELBO (\S+), valid (\S+) nats, (\S+) examples/s", capsys.readouterr().err)
     wanted = [(f"{r['elbo']:.2f}", f"{r['valid_elbo']:.2f}", f"{r['images_per_second']:,.0f}") for r in history]
     assert list(dict.fromkeys(shown)) == wanted
 

@@ -70,7 +70,8 @@ class Fitted(NamedTuple):
         history: one dict for each record, an epoch if not told otherwise: epoch, step, skipped, images_per_second, the
             step's metrics averaged over its steps, and `valid_elbo`, `valid_rate`, `valid_distortion`, where validated.
             Nats.
-        images_per_second: median over the records without the first, which compiles; NaN after one.
+        images_per_second: examples of any kind a second, median over the records without the first, which compiles;
+            NaN after one.
     """
 
     state: TrainState
@@ -144,7 +145,7 @@ def fit(
             together (`vae_jax.text`), for instance.
         steps_per_call: the most steps in one compiled call. Between two calls, SIGTERM is heard.
         profile: a folder for a `jax.profiler` trace of the second call, which is of at most ten steps then.
-        progress: show a bar with ELBO and images/s.
+        progress: show a bar with ELBO and examples/s.
         step_options: objective, parts, clip_norm, ema_decay, micro_batches, as `make_train_step` has them.
 
     Raises:
@@ -437,7 +438,7 @@ def _out_of_patience(history: list[Row], patience: int | None) -> bool:
 def _postfix(row: Row) -> str:
     valid = f", valid {row['valid_elbo']:.2f}" if "valid_elbo" in row else ""
     skipped = f", {row['skipped']} skipped" if row["skipped"] else ""
-    return f"ELBO {row['elbo']:.2f}{valid} nats, {row['images_per_second']:,.0f} images/s{skipped}"
+    return f"ELBO {row['elbo']:.2f}{valid} nats, {row['images_per_second']:,.0f} examples/s{skipped}"
 
 
 def _collapsed(row: Row) -> bool:
