@@ -3,6 +3,8 @@
     python -m experiments.cells                            # 4,000 simulated cells, whose truth is known
     python -m experiments.cells --data counts.npz          # your own: counts (n, genes), cell_type and batch (n,)
     python -m experiments.cells --total inferred           # the total of a cell as a dimension of z
+    python -m experiments.cells --scvi                     # scvi-tools beside it, where that is installed
+    python -m experiments.cells --certify 20               # ln P(y) of 20 held-out cells by annealing, from below
     python -m experiments.cells --help                     # every option
 
 A tenth of the cells is held out. Of these ln P(y) is bounded with k importance samples. The codes of all cells are
@@ -12,6 +14,7 @@ gene: for simulated cells the list is held against the truth. `vae_jax.open_run`
 """
 
 import dataclasses
+import time
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -22,6 +25,7 @@ import vae_jax
 from vae_jax import Evaluation, Fitted
 from vae_jax.command import publish
 from vae_jax.command.config import CosineAdam, at_least, checked, fitting, read_back
+from vae_jax.command.cosine_adam import Training
 from vae_jax.command.image_report import learning_curve
 from vae_jax.command.placement import Placed, evaluate_on
 from vae_jax.command.results import over_batch
@@ -30,9 +34,9 @@ from vae_jax.data.local import path_of
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.em import fit_em, mixture_of_gaussians
 from vae_jax.em.algorithm import em_of
-from vae_jax.evaluation import Differential, differential_expression, mean
+from vae_jax.evaluation import Certificate, Differential, certified, differential_expression, mean
 from vae_jax.report import page, pictures
-from vae_jax.tables import CellVAE, cell_vae, totals_of
+from vae_jax.tables import CellVAE, cell_vae, log_shares_of, totals_of
 
 DELTA = 1.0  # log2 of the quotient of shares beyond which a gene differs: twice, or half
 
@@ -58,12 +62,25 @@ class Config(CosineAdam, Placed):
     hidden: tuple[int, ...] = (128,)
     """Hidden layers of encoder and generator."""
     epochs: int = 200
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
+    decay: Annotated[float, at_least(0)] = 500.0
+    """Of weights, divided by the cells that are trained on: a prior on them counts the less, the more cells there are.
+    """
     rate: float = 0.05
     """Expected part of false discoveries among the genes that are said to differ."""
     k: Annotated[int, at_least(2)] = 1000
     """Importance samples for ln P(y)."""
+    certify: Annotated[int, at_least(0)] = 0
+    """Held-out cells whose ln P(y) is also estimated by annealed importance sampling."""
+    scvi: bool = False
+    """Train SCVI of scvi-tools on the same cells, of the same widths, and print what it says of the same held-out ones.
+    """
     out: str = "runs/cells"
+
+    @property
+    def training(self) -> Training:
+        """These options, as what trains."""
+        return super().training._replace(decay=self.decay)
 
 
 class Data(NamedTuple):
@@ -120,7 +137,9 @@ def _numbered(values: np.ndarray | None) -> tuple[Any, np.ndarray | None]:
     return ([], None) if values is None else np.unique(values, return_inverse=True)
 
 
-def build(config: Config, width: int, batches: int, log_total: Sequence[float] | None) -> CellVAE:
+def build(
+    config: Config, width: int, batches: int, log_total: Sequence[float] | None, log_shares: Sequence[float]
+) -> CellVAE:
     """The model of cells."""
     return cell_vae(
         width,
@@ -128,14 +147,17 @@ def build(config: Config, width: int, batches: int, log_total: Sequence[float] |
         hidden=config.hidden,
         batches=batches,
         log_total=None if log_total is None else (log_total[0], log_total[1]),
+        log_shares=np.asarray(log_shares, np.float32),
         dispersion="per_column" if config.likelihood == "negative_binomial" else None,
         zero_inflated=config.zero_inflated,
     )
 
 
-def rebuild(*, width: int, batches: int, log_total: Any, **fields: Any) -> tuple[vae_jax.Model, Preprocess]:
+def rebuild(
+    *, width: int, batches: int, log_total: Any, log_shares: Any, **fields: Any
+) -> tuple[vae_jax.Model, Preprocess]:
     """The model, for `vae_jax.open_run`."""
-    return build(read_back(Config, fields), width, batches, log_total).model, identity()
+    return build(read_back(Config, fields), width, batches, log_total, log_shares).model, identity()
 
 
 def clusters(zs: np.ndarray, types: int, key: jax.Array) -> np.ndarray:
@@ -152,6 +174,67 @@ def rand_index(found: np.ndarray, types: np.ndarray) -> float | None:
     except ImportError:
         return None
     return float(adjusted_rand_score(types, found))
+
+
+class Peer(NamedTuple):
+    """What SCVI says: ln P(y) of each held-out cell in nats, and the cells/s of its training."""
+
+    log_p: np.ndarray
+    cells_per_second: float
+
+
+def by_scvi(config: Config, train: Any, test: Any) -> Peer:
+    """SCVI with the same widths, likelihood, batches, epochs and rate: its own networks, trainer and estimate.
+
+    Raises:
+        ImportError: scvi-tools is not installed.
+    """
+    try:
+        import anndata
+        import scvi
+    except ImportError as error:
+        raise ImportError("--scvi wants scvi-tools: pip install scvi-tools") from error
+    scvi.settings.seed = config.seed
+
+    def annotated(part):
+        ys, cs = part
+        whole = anndata.AnnData(ys.astype(np.float32))
+        batches = cs["batch"].argmax(axis=1) if cs and "batch" in cs else np.zeros(len(ys), int)
+        whole.obs["batch"] = batches.astype(str)
+        return whole
+
+    own = {"negative_binomial": "zinb" if config.zero_inflated else "nb", "poisson": "poisson"}[config.likelihood]
+    cells = annotated(train)
+    scvi.model.SCVI.setup_anndata(cells, batch_key="batch")
+    model = scvi.model.SCVI(
+        cells,
+        n_hidden=config.hidden[0],
+        n_layers=len(config.hidden),
+        n_latent=config.latent,
+        gene_likelihood=own,
+        use_observed_lib_size=config.total == "given",
+    )
+    began = time.perf_counter()
+    model.train(
+        max_epochs=config.epochs,
+        batch_size=config.batch_size,
+        train_size=1.0,
+        accelerator="cpu",
+        plan_kwargs={"lr": config.learning_rate},
+        enable_progress_bar=False,
+    )
+    seconds = time.perf_counter() - began
+    log_p = model.get_marginal_ll(annotated(test), n_mc_samples=config.k, return_mean=False)
+    return Peer(np.asarray(log_p, np.float64), config.epochs * len(train[0]) / seconds)
+
+
+def anneal(config: Config, cells: CellVAE, params: Any, key: jax.Array, test: Any) -> Certificate:
+    """ln P(y) of the first held-out cells by annealing from P_enc(z|y), with bounds on as many that are simulated."""
+    ys, cs = jax.tree.map(lambda x: x[: config.certify], test)
+    parts: dict[str, Any] = {"encoder": cells.encoder, "simulate": len(ys)}
+    if config.smoke:
+        parts |= {"temperatures": 10, "chains": 2}
+    return certified(cells.prior, cells.generator, params, key, ys, cs, progress=True, **parts)
 
 
 class Compared(NamedTuple):
@@ -185,10 +268,17 @@ def compare(config: Config, cells: CellVAE, params: Any, key: jax.Array, data: D
 
 
 def table(
-    config: Config, data: Data, result: Evaluation, index: float | None, compared: Compared | None, fitted: Fitted
+    config: Config,
+    data: Data,
+    result: Evaluation,
+    index: float | None,
+    compared: Compared | None,
+    fitted: Fitted,
+    annealed: Certificate | None,
+    peer: Peer | None,
 ) -> list[page.Row]:
-    """ln P of held-out cells, how far clusters are types, how many genes differ."""
-    where = f"nats per cell, {len(result.elbo)} cells held out"
+    """ln P of held-out cells, how far clusters are types, how many genes differ; what a peer says."""
+    where, by_samples = f"nats per cell, {len(result.elbo)} cells held out", np.asarray(result.log_likelihood)
     rows = [
         page.Row("ln P(y) at least", *mean(result.log_likelihood), f"{where}; k={result.k}"),
         page.Row("ELBO", *mean(result.elbo), where),
@@ -205,7 +295,21 @@ def table(
             missed = np.mean(~found.found[compared.truth]) if compared.truth.any() else 0.0
             about = f"part of the list; of {int(compared.truth.sum())} that do differ {missed:.3f} are not on it"
             rows.append(page.Row("of these false", compared.false, None, about))
-    return [*rows, page.Row("training speed", fitted.images_per_second, None, "cells/s, median epoch after the first")]
+    rows.append(page.Row("training speed", fitted.images_per_second, None, "cells/s, median epoch after the first"))
+    if annealed is not None:
+        some, of = len(annealed.each), "nats per cell"
+        rows += [
+            page.Row("ln P(y) by annealing", *annealed.lower, f"{of}, {some} of the cells held out; from below"),
+            page.Row("beyond samples", *mean(annealed.each - by_samples[:some]), f"{of}, of the same cells"),
+            page.Row("between both bounds", *annealed.gap, f"{of}, {some} simulated cells: annealing is this close"),
+        ]
+    if peer is not None:
+        rows += [
+            page.Row("SCVI: ln P(y) at least", *mean(peer.log_p), f"by scvi-tools; {where}; k={config.k}"),
+            page.Row("gain over SCVI", *mean(by_samples - peer.log_p), "nats per cell, cell by cell"),
+            page.Row("SCVI: training speed", peer.cells_per_second, None, "cells/s, mean over all epochs"),
+        ]
+    return rows
 
 
 def sections(data: Data, zs: np.ndarray, compared: Compared | None, fitted: Fitted) -> list[page.Section]:
@@ -260,6 +364,7 @@ def main(config: Config) -> dict[str, Any]:
         "width": data.ys.shape[1],
         "batches": 0 if data.batches is None else int(data.batches.max()) + 1,
         "log_total": log_total if config.total == "inferred" else None,
+        "log_shares": log_shares_of(train[0]).tolist(),
     }
     cells = build(config, **shape)
     k_fit, k_test, k_clusters, k_genes = jax.random.split(jax.random.key(config.seed), 4)
@@ -268,6 +373,8 @@ def main(config: Config) -> dict[str, Any]:
     )
     params = fitted.state.params  # not those with the best validation, which are the cells that are held out
     result = evaluate_on(config, cells.model, params, k_test, *test, k=config.k)
+    annealed = anneal(config, cells, params, k_test, test) if config.certify else None
+    peer = by_scvi(config, train, test) if config.scvi else None
     zs = over_batch(
         lambda p, key, y, c: cells.encode(p, None, y, c), params, jax.random.split(k_test, n), data.ys, cs, at_once=1000
     )
@@ -284,7 +391,7 @@ def main(config: Config) -> dict[str, Any]:
             f"{n} cells of {shape['width']} genes; {held} cells held out; {config.epochs} epochs; totals "
             f"{config.total}. Data: {data.source}."
         ),
-        table=table(config, data, result, index, compared, fitted),
+        table=table(config, data, result, index, compared, fitted, annealed, peer),
         sections=sections(data, zs, compared, fitted),
     )
 

@@ -1,6 +1,6 @@
 """Missing entries of tables, filled in: a VAE trained on what is there, beside what others do.
 
-    python -m experiments.imputation                                   # four tables of scikit-learn, an hour or so
+    python -m experiments.imputation                                   # four tables of scikit-learn, two hours or so
     python -m experiments.imputation --data wine --missing 0.3         # one of them
     python -m experiments.imputation --help                            # every option
 
@@ -16,10 +16,13 @@ the difference of two bounds on ln P, exact for factor analysis.
     FA            factor analysis by EM, exact
     MIWAE         a VAE, importance-weighted
 
+Each score is kept in `out`/scores.json: what was stopped goes on where it was, and what is done is not done again.
+
 Wants scikit-learn: for the tables, and for the methods beside ours.
 """
 
 import dataclasses
+import json
 import warnings
 from collections.abc import Callable
 from typing import Annotated, Any, Literal, NamedTuple
@@ -38,10 +41,12 @@ from vae_jax.em import factor_analysis, fit_em
 from vae_jax.evaluation import impute_all
 from vae_jax.parts import maybe_missing, seeing_what_is_missing
 from vae_jax.report import page, pictures
+from vae_jax.training.run_directory import to_path
 
 Name = Literal["mean", "kNN", "MICE", "missForest", "FA", "MIWAE"]
 INTERVAL = (0.05, 0.95)
 DRAWS, CHAINS = 200, 20
+DECIDES = {"FA": ("latent",), "MIWAE": ("latent", "hidden", "steps", "decay", "k")}  # what options decide a score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,12 +61,15 @@ class Config(Run):
     """What fills them in."""
     seeds: int = 5
     """Times that other entries are taken out."""
-    latent: int = 8
-    """Dimensions of z, of the VAE and at most of factor analysis (half of the columns, where these are few)."""
+    latent: int = 16
+    """Dimensions of z at most, of the VAE and of factor analysis (half of the columns, where these are few)."""
     hidden: tuple[int, ...] = (128,)
     """Hidden layers of the VAE's networks."""
     steps: int = 3000
     """Of the VAE's training."""
+    decay: Annotated[float, at_least(0)] = 150.0
+    """Of the VAE's parameters, divided by the rows: a prior counts the less, the more rows there are. It draws sigma
+    to 1, which is that of the columns."""
     k: Annotated[int, at_least(2)] = 1000
     """Importance samples for what is missing."""
     out: str = "runs/imputation"
@@ -142,7 +150,7 @@ def by_vae(config: Config, ys: np.ndarray, whole: np.ndarray, seed: int) -> Fill
     batch = min(64, len(ys))
     fitted = vae_jax.fit(
         model,
-        optax.adam(optax.cosine_decay_schedule(1e-3, config.steps)),
+        optax.adamw(optax.cosine_decay_schedule(2e-3, config.steps), weight_decay=config.decay / len(ys)),
         ys,
         key=jax.random.key(seed),
         steps=config.steps,
@@ -183,6 +191,28 @@ def score(filled: Filled, whole: np.ndarray, missing: np.ndarray) -> Score:
     if filled.log_p is not None:
         log_p = float(filled.log_p.sum() / missing.sum())
     return Score(error, covered, log_p)
+
+
+class Kept:
+    """The scores in `out`/scores.json, and those that are added to it."""
+
+    def __init__(self, config: Config) -> None:
+        self.config, self.file = config, to_path(config.out) / "scores.json"
+        self.known: dict[str, list[float]] = json.loads(self.file.read_text()) if self.file.exists() else {}
+
+    def score(self, name: str, part: float, method: Name, seed: int, whole: np.ndarray) -> Score:
+        """Of a method on a table, other entries missing for each seed."""
+        config = self.config
+        options = {field: getattr(config, field) for field in ("smoke", *DECIDES.get(method, ()))}
+        place = json.dumps([name, part, method, config.seed, seed, options])
+        if place not in self.known:
+            rng = np.random.default_rng([config.seed, seed, round(1000 * part)])
+            missing = rng.random(whole.shape) < part
+            ys = np.where(missing, np.nan, whole).astype(np.float32)
+            self.known[place] = list(score(METHODS[method](config, ys, whole, seed), whole, missing))
+            self.file.parent.mkdir(parents=True, exist_ok=True)
+            self.file.write_text(json.dumps(self.known, indent=1))
+        return Score(*self.known[place])
 
 
 Scores = dict[tuple[str, float], dict[str, np.ndarray]]  # of each table and part, by method: (seeds, 3)
@@ -227,21 +257,16 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         small: dict[str, Any] = {"data": ("iris",), "missing": (0.3,), "seeds": 1, "steps": 50, "k": 20}
         config = dataclasses.replace(config, **small)
-    scores: Scores = {}
+    kept, scores = Kept(config), Scores()
     for name in config.data:
         whole = load(name)
         for part in config.missing:
-            by_method: dict[str, list[Score]] = {method: [] for method in config.methods}
-            for seed in range(config.seeds):
-                rng = np.random.default_rng([config.seed, seed, round(1000 * part)])
-                missing = rng.random(whole.shape) < part
-                ys = np.where(missing, np.nan, whole).astype(np.float32)
-                for method, done in by_method.items():
-                    done.append(score(METHODS[method](config, ys, whole, seed), whole, missing))
-            scores[name, part] = {method: np.array(done) for method, done in by_method.items()}
-            print(
-                f"{name}, {part:.0%}: {', '.join(f'{m} {v[:, 0].mean():.3f}' for m, v in scores[name, part].items())}"
-            )
+            scores[name, part] = {
+                method: np.array([kept.score(name, part, method, seed, whole) for seed in range(config.seeds)])
+                for method in config.methods
+            }
+            means = ", ".join(f"{method} {of[:, 0].mean():.3f}" for method, of in scores[name, part].items())
+            print(f"{name}, {part:.0%}: {means}", flush=True)
     return publish.write(
         "imputation",
         config,

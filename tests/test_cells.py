@@ -10,7 +10,7 @@ from vae_jax import fit
 from vae_jax.data import SparseRows, simulated_cells, source
 from vae_jax.evaluation import differential_expression
 from vae_jax.evaluation.differential import discoveries
-from vae_jax.tables import cell_vae, totals_of
+from vae_jax.tables import cell_vae, log_shares_of, totals_of
 
 GENES, BATCHES = 7, 3
 Y = jnp.asarray([3, 0, 1, 12, 0, 0, 5], jnp.int32)
@@ -45,6 +45,15 @@ def test_nats_are_those_of_scipy():
     mean = 21 * np.asarray(cells.shares(params, Z, C), np.float64)
     wanted = -stats.nbinom.logpmf(np.asarray(Y), 1 / dispersion, 1 / (1 + dispersion * mean)).sum()
     assert float(terms.distortion) == pytest.approx(wanted, abs=0.05)
+
+
+@pytest.mark.parametrize("options", [{}, {"dispersion": "predicted", "zero_inflated": True}])
+def test_a_generator_starts_from_the_shares_it_is_given(options):
+    ys = np.array([[5, 0, 1, 30, 2, 1, 7], [3, 0, 1, 12, 0, 0, 5]])
+    cells, params = made(log_shares=log_shares_of(ys), **options)
+    params["gen"] = jax.tree.map(jnp.zeros_like, params["gen"])
+    wanted = (ys.sum(axis=0) + 0.5) / (ys.sum() + 0.5 * GENES)
+    np.testing.assert_allclose(cells.shares(params, Z, C), wanted, rtol=1e-6)
 
 
 def test_an_inferred_total_is_one_more_dimension():

@@ -78,12 +78,22 @@ def test_few_labels(tmp_path, monkeypatch):
 
 
 def test_cells(tmp_path, monkeypatch):
-    config = cells.Config(out=str(tmp_path), smoke=True)
+    config = cells.Config(out=str(tmp_path), smoke=True, certify=2)
     seen = evaluations(monkeypatch, cells)
     numbers = cells.main(config)
     check_reopened(tmp_path, seen)
     check_report(tmp_path, config, numbers, ("Map of cells", "Genes that differ", "Learning curve"))
-    assert numbers["ln P(y) at least"] >= numbers["ELBO"]
+    assert numbers["ln P(y) at least"] >= numbers["ELBO"] and np.isfinite(numbers["ln P(y) by annealing"])
+
+
+def test_cells_beside_scvi():
+    """SCVI's numbers are of the same cells, in the same unit."""
+    pytest.importorskip("scvi")
+    made = simulated_cells(60, genes=20, batches=2)
+    cs = {"total": made.ys.sum(axis=1).astype(np.float32), "batch": np.eye(2, dtype=np.float32)[made.batches]}
+    config = cells.Config(epochs=2, hidden=(8,), latent=2, k=5)
+    found = cells.by_scvi(config, (made.ys, cs), (made.ys, cs))
+    assert found.log_p.shape == (60,) and np.all(found.log_p < 0) and found.cells_per_second > 0
 
 
 def test_cells_of_ones_own(tmp_path):

@@ -3,7 +3,7 @@
 Each is one call. By hand they are `columns`, `maybe_missing` and the likelihoods of counts of `vae_jax.parts`.
 """
 
-from vae_jax.tables.cells import CellVAE, cell_vae, totals_of
+from vae_jax.tables.cells import CellVAE, cell_vae, log_shares_of, totals_of
 from vae_jax.tables.rows import table_vae, two_numbers
 
-__all__ = ["CellVAE", "cell_vae", "table_vae", "totals_of", "two_numbers"]
+__all__ = ["CellVAE", "cell_vae", "log_shares_of", "table_vae", "totals_of", "two_numbers"]
