@@ -22,6 +22,7 @@ Wants scikit-learn: for the tables, and for the methods beside ours.
 """
 
 import dataclasses
+import functools
 import json
 import warnings
 from collections.abc import Callable
@@ -46,6 +47,7 @@ from vae_jax.training.run_directory import to_path
 Name = Literal["mean", "kNN", "MICE", "missForest", "FA", "MIWAE"]
 INTERVAL = (0.05, 0.95)
 DRAWS, CHAINS = 200, 20
+WEIGHTED = importance_weighted(20)
 DECIDES = {"FA": ("latent",), "MIWAE": ("latent", "hidden", "steps", "decay", "k")}  # what options decide a score
 
 
@@ -135,31 +137,47 @@ def _iterated(ys: np.ndarray, seed: int, **options: Any) -> np.ndarray:
 
 
 def factors(config: Config, ys: np.ndarray, whole: np.ndarray, seed: int) -> Filled:
-    latent = max(1, min(config.latent, ys.shape[1] // 2))
-    model = factor_analysis(ys.shape[1], latent, missing=True)
+    model, lifted = _factor_analysis(ys.shape[1], max(1, min(config.latent, ys.shape[1] // 2)))
     fitted = fit_em(model, ys, key=jax.random.key(seed), iterations=20 if config.smoke else 500)
-    return _by_samples(config, core.lift(model), fitted.params, ys, whole, seed, k=DRAWS)
+    return _by_samples(config, lifted, fitted.params, ys, whole, seed, k=DRAWS)
 
 
 def by_vae(config: Config, ys: np.ndarray, whole: np.ndarray, seed: int) -> Filled:
-    d = ys.shape[1]
-    latent = max(1, min(config.latent, d // 2))
-    encoder = vae_jax.gaussian(seeing_what_is_missing(nets.MLP(config.hidden, 2 * latent)))
-    generator = maybe_missing(vae_jax.l2(nets.MLP(config.hidden, d), "learned_per_dimension"))
-    model = vae_jax.vae(encoder, vae_jax.standard_normal(latent), generator)
-    batch = min(64, len(ys))
+    n, d = ys.shape
+    model = _miwae(d, max(1, min(config.latent, d // 2)), config.hidden)
     fitted = vae_jax.fit(
         model,
-        optax.adamw(optax.cosine_decay_schedule(2e-3, config.steps), weight_decay=config.decay / len(ys)),
+        _adam(config.steps, config.decay / n),
         ys,
         key=jax.random.key(seed),
         steps=config.steps,
-        batch_size=batch,
-        objective=importance_weighted(20),
+        batch_size=min(64, n),
+        objective=WEIGHTED,
         ema_decay=0.99,
         progress=False,
     )
     return _by_samples(config, model, fitted.params, ys, whole, seed, k=config.k)
+
+
+# One object each for all runs of a table: what is compiled for it is compiled once.
+
+
+@functools.cache
+def _factor_analysis(d: int, latent: int) -> tuple[vae_jax.Conditional, vae_jax.Model]:
+    model = factor_analysis(d, latent, missing=True)
+    return model, core.lift(model)
+
+
+@functools.cache
+def _miwae(d: int, latent: int, hidden: tuple[int, ...]) -> vae_jax.Model:
+    encoder = vae_jax.gaussian(seeing_what_is_missing(nets.MLP(hidden, 2 * latent)))
+    generator = maybe_missing(vae_jax.l2(nets.MLP(hidden, d), "learned_per_dimension"))
+    return vae_jax.vae(encoder, vae_jax.standard_normal(latent), generator)
+
+
+@functools.cache
+def _adam(steps: int, decay: float) -> optax.GradientTransformation:
+    return optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=decay)
 
 
 def _by_samples(
