@@ -42,7 +42,7 @@ from vae_jax.em import factor_analysis, fit_em
 from vae_jax.evaluation import impute_all
 from vae_jax.parts import maybe_missing, seeing_what_is_missing
 from vae_jax.report import page, pictures
-from vae_jax.training.run_directory import to_path
+from vae_jax.training.run_directory import claim, to_path, write_whole
 
 Name = Literal["mean", "kNN", "MICE", "missForest", "FA", "MIWAE"]
 INTERVAL = (0.05, 0.95)
@@ -228,8 +228,7 @@ class Kept:
             missing = rng.random(whole.shape) < part
             ys = np.where(missing, np.nan, whole).astype(np.float32)
             self.known[place] = list(score(METHODS[method](config, ys, whole, seed), whole, missing))
-            self.file.parent.mkdir(parents=True, exist_ok=True)
-            self.file.write_text(json.dumps(self.known, indent=1))
+            write_whole(self.file, json.dumps(self.known, indent=1))
         return Score(*self.known[place])
 
 
@@ -262,6 +261,21 @@ def sections(scores: Scores) -> list[page.Section]:
     return [page.Section("Errors", about, drawn)]
 
 
+def scores_of(config: Config) -> Scores:
+    """Take out, fill in, score; what is known already is not done again."""
+    kept, scores = Kept(config), Scores()
+    for name in config.data:
+        whole = load(name)
+        for part in config.missing:
+            scores[name, part] = {
+                method: np.array([kept.score(name, part, method, seed, whole) for seed in range(config.seeds)])
+                for method in config.methods
+            }
+            means = ", ".join(f"{method} {of[:, 0].mean():.3f}" for method, of in scores[name, part].items())
+            print(f"{name}, {part:.0%}: {means}", flush=True)
+    return scores
+
+
 @publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Take out, fill in, score, report; returns the numbers of the table.
@@ -275,16 +289,8 @@ def main(config: Config) -> dict[str, Any]:
     if config.smoke:
         small: dict[str, Any] = {"data": ("iris",), "missing": (0.3,), "seeds": 1, "steps": 50, "k": 20}
         config = dataclasses.replace(config, **small)
-    kept, scores = Kept(config), Scores()
-    for name in config.data:
-        whole = load(name)
-        for part in config.missing:
-            scores[name, part] = {
-                method: np.array([kept.score(name, part, method, seed, whole) for seed in range(config.seeds)])
-                for method in config.methods
-            }
-            means = ", ".join(f"{method} {of[:, 0].mean():.3f}" for method, of in scores[name, part].items())
-            print(f"{name}, {part:.0%}: {means}", flush=True)
+    with claim(config.out, {"experiment": "imputation"}, resume=True):
+        scores = scores_of(config)
     return publish.write(
         "imputation",
         config,

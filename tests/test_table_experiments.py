@@ -10,6 +10,7 @@ from reported import check_report
 
 from experiments import cells, few_labels, imputation, reproduce, sprites, table
 from vae_jax import open_run
+from vae_jax.command import main
 from vae_jax.data import simulated_cells
 
 pytestmark = pytest.mark.usefixtures("quickly_compiled")
@@ -39,6 +40,9 @@ def test_table_of_ones_own(tmp_path):
     assert drawn.latent is not None
     page = (tmp_path / "run/report.html").read_text()
     assert "3 classes: 0, 1, 2" in page and "id" not in open_run(tmp_path / "run").y
+    main.sample(main.Sample(run=str(tmp_path / "run"), n=2, out=str(tmp_path / "drawn.csv")))
+    head, *drawn = (tmp_path / "drawn.csv").read_text().splitlines()
+    assert head == "kind,room,size" and len(drawn) == 2
 
 
 def test_bins_hold_every_row():
@@ -64,6 +68,26 @@ def test_imputation(tmp_path):
     check_report(tmp_path, config, numbers, ("Errors",))
     assert set(numbers) == {f"iris, 30%: {name}" for name in config.methods}
     assert numbers["iris, 30%: FA"] < numbers["iris, 30%: mean"]
+
+
+def test_imputation_does_nothing_twice(tmp_path, monkeypatch):
+    """What was stopped after two methods has their scores, and adds those of the third; other options are other scores."""
+    done = []
+    monkeypatch.setattr(imputation, "METHODS", {name: _counted(name, done) for name in ("mean", "kNN", "FA")})
+    config = imputation.Config(out=str(tmp_path), smoke=True, methods=("mean", "FA"))
+    first = imputation.main(config)
+    second = imputation.main(dataclasses.replace(config, methods=("mean", "kNN", "FA")))
+    assert done == ["mean", "FA", "kNN"] and second.items() >= first.items()
+    imputation.main(dataclasses.replace(config, latent=1))
+    assert done[3:] == ["FA"]
+
+
+def _counted(name, done):
+    def fill(config, ys, whole, seed):
+        done.append(name)
+        return imputation.of_means(config, ys, whole, seed)
+
+    return fill
 
 
 def test_few_labels(tmp_path, monkeypatch):

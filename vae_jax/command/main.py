@@ -349,20 +349,28 @@ def conditions_of(run: Trained, n: int, c: int | None) -> Any:
 def write(out: str, found: Any, run: Trained, *, name: str = "y", rows: bool = False) -> None:
     """Arrays (n, ...), or (rows, columns, ...), in the file's own way; one line says what.
 
-    In .npz they have this name, and several (the levels of a ladder) a number each.
+    In .npz they have this name, and several (the levels of a ladder) a number each; the columns of a table have their
+    own names, in .csv as well.
     """
-    leaves = jax.tree.leaves(found)
+    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(found), strict=True)
+    named = isinstance(found, dict)
+    own = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths] if named else []
     if out.endswith(".png"):
         ys = found.reshape(-1, *found.shape[2:]) if rows else found
         drawn = pictures.grid(images(run, ys), found.shape[1] if rows else COLUMNS)
         return write_png(out, enlarged(drawn, ys.shape[1]))
     if out.endswith(".npz"):
-        names = [name] if len(leaves) == 1 else [f"{name}_{i}" for i in range(len(leaves))]
+        names = own or ([name] if len(leaves) == 1 else [f"{name}_{i}" for i in range(len(leaves))])
         np.savez(path_of(out), **dict(zip(names, leaves, strict=True)))
     else:
-        table = np.concatenate([np.reshape(x, (len(x), -1)) for x in leaves], axis=1)
-        np.savetxt(path_of(out), table, delimiter=",", fmt="%d" if table.dtype.kind in "iu" else "%.8g")
-    print(f"{out}: {', '.join(f'{x.dtype}{list(x.shape)}' for x in leaves)}")
+        parts = [np.reshape(x, (len(x), -1)) for x in leaves]
+        table = np.concatenate(parts, axis=1)
+        widths = [(each, part.shape[1]) for each, part in zip(own, parts, strict=named)]
+        head = ",".join(each if width == 1 else f"{each}.{i}" for each, width in widths for i in range(width))
+        number = "%d" if table.dtype.kind in "iu" else "%.8g"
+        np.savetxt(path_of(out), table, delimiter=",", fmt=number, header=head, comments="")
+    said = (f"{x.dtype}{list(x.shape)}" for x in leaves)
+    print(f"{out}: {', '.join(f'{n} {s}' for n, s in zip(own, said, strict=True)) if named else ', '.join(said)}")
 
 
 def images(run: Trained, ys: Any) -> np.ndarray:
