@@ -140,6 +140,7 @@ def test_every_option_is_explained(name):
 # Options: out of range, and what becomes of errors.
 
 ZERO = {  # options that may be 0; all other numbers are refused at 0 and -1, and all at NaN and infinity
+    "cells": {"certify", "decay"},
     "chorales": {"shifts", "dropout", "floor"},
     "few_labels": {"weight"},
     "pixelcnn": {"ema_decay", "compress"},
@@ -150,6 +151,7 @@ ZERO = {  # options that may be 0; all other numbers are refused at 0 and -1, an
     "em_mixture": {"prior_examples", "tolerance"},
     "flow": {"layers"},
     "hierarchical": {"warm_up", "ema_decay"},
+    "imputation": {"decay"},
     "latent_diffusion": {"start"},
     "text_vae": {"dropout"},
     "two_steps": {"noise"},

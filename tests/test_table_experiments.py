@@ -71,7 +71,7 @@ def test_imputation(tmp_path):
 
 
 def test_imputation_does_nothing_twice(tmp_path, monkeypatch):
-    """What was stopped after two methods has their scores, and adds those of the third; other options are other scores."""
+    """What was stopped after two methods has their scores and adds those of the third."""
     done = []
     monkeypatch.setattr(imputation, "METHODS", {name: _counted(name, done) for name in ("mean", "kNN", "FA")})
     config = imputation.Config(out=str(tmp_path), smoke=True, methods=("mean", "FA"))
