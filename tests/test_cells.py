@@ -109,7 +109,7 @@ def test_changes_are_those_of_the_posterior():
         differential_expression(share, jax.random.key(0), (np.zeros(0), None), second)
 
 
-def test_sparse_rows_are_the_dense_ones():
+def test_sparse_rows_are_the_dense_ones(tmp_path):
     dense = np.random.default_rng(0).poisson(0.3, (20, GENES)).astype(np.int32)
     row, column = np.nonzero(dense)
     starts = np.searchsorted(row, np.arange(21))
@@ -118,6 +118,12 @@ def test_sparse_rows_are_the_dense_ones():
     ys, cs = source(rows).read([3, 1])
     np.testing.assert_array_equal(ys, dense[[3, 1]])
     assert cs is None
+    for name, x in {"values": dense[row, column], "columns": column}.items():
+        np.save(tmp_path / f"{name}.npy", x)
+    values, columns = (np.load(tmp_path / f"{name}.npy", mmap_mode="r") for name in ("values", "columns"))
+    on_disk = SparseRows(values, columns, starts, GENES)
+    np.testing.assert_array_equal(source(on_disk).read(np.arange(len(dense)))[0], dense)
+    assert not any(isinstance(x, np.ndarray) for x in (on_disk.values, on_disk.columns))  # whose pages would stay
     for wrong in ((dense[row, column][1:], column, starts), (dense[row, column], column + GENES, starts)):
         with pytest.raises(ValueError, match=r"sparse rows want|columns are from 0"):
             SparseRows(*wrong, GENES)

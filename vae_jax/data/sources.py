@@ -144,12 +144,23 @@ class _Rows:
     shape: tuple[int, ...]
     dtype: np.dtype
 
+    def __len__(self) -> int:
+        return self.shape[0]
+
     def __getitem__(self, places: np.ndarray) -> np.ndarray:
         rows = np.empty((len(places), *self.shape[1:]), self.dtype)
-        size = rows.nbytes // max(len(places), 1)
+        return self._filled(rows, rows.nbytes // max(len(places), 1), places.tolist())
+
+    def between(self, first: int, last: int) -> np.ndarray:
+        """Rows that lie one behind the other, from one place to before another, read at once."""
+        rows = np.empty((last - first, *self.shape[1:]), self.dtype)
+        return self._filled(rows, rows.nbytes, [first] if last > first else [])
+
+    def _filled(self, rows: np.ndarray, size: int, places: list[int]) -> np.ndarray:
+        """`rows`, of pieces of so many bytes, each of which begins at a place."""
         into, file = rows.view(np.uint8).ravel().data, os.open(self.file, os.O_RDONLY)
         try:
-            for i, place in enumerate(places.tolist()):
+            for i, place in enumerate(places):
                 if os.preadv(file, [into[i * size : (i + 1) * size]], self.offset + place * self.step) != size:
                     raise ValueError(f"{self.file} ends within example {place}: was it cut short since it was opened?")
         finally:
@@ -177,7 +188,7 @@ def source(items: Any, read: Callable[[Any], Any] | None = None, *, pairs: bool 
     Raises:
         ValueError: what has no length or no places, arrays of several lengths, or workers that are no number.
     """
-    items = jax.tree.map(_opened, items, is_leaf=is_array)
+    items = jax.tree.map(opened, items, is_leaf=is_array)
     has_places = hasattr(items, "__len__") and hasattr(items, "__getitem__") and not isinstance(items, dict)
     if not has_places and not _are_arrays(items):
         raise ValueError(
@@ -276,7 +287,12 @@ def _is_lazy(x: Any) -> bool:
     return isinstance(x, np.memmap) or (not isinstance(x, jax.Array) and all(hasattr(x, name) for name in _LAZY))
 
 
-def _opened(x: Any) -> Any:
+def between(x: Any, first: int, last: int) -> np.ndarray:
+    """x[first:last] of an array, or of one that is `opened`."""
+    return x.between(first, last) if isinstance(x, _Rows) else x[first:last]
+
+
+def opened(x: Any) -> Any:
     """A memory-mapped array by its file, where its rows lie in one piece there; an array in memory, of numpy or of
     whoever gives it to numpy, as numpy's (a table of pandas has places of its own); anything else as it is."""
     if not isinstance(x, np.memmap):

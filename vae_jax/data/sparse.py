@@ -3,12 +3,16 @@
 import numpy as np
 from jax.typing import ArrayLike
 
+from vae_jax.data.sources import between, opened
+
+AT_ONCE = 2**22  # columns that are looked at, of those in a file
+
 
 class SparseRows:
     """Rows that are mostly zeros, kept as their other entries (CSR), for `vae_jax.data.source`; each is read dense.
 
     Args:
-        values: (entries,) whole numbers, row by row; np.memmap does.
+        values: (entries,) whole numbers, row by row; an np.memmap is read from its file.
         columns: (entries,) where in its row each is.
         starts: (n + 1,) where each row begins, and the last one ends.
         width: numbers of a row.
@@ -23,16 +27,18 @@ class SparseRows:
     """
 
     def __init__(self, values: ArrayLike, columns: ArrayLike, starts: ArrayLike, width: int):
-        self.values, self.columns, self.starts = (_array(x) for x in (values, columns, starts))
-        self.width = width
+        self.values, self.columns = opened(_array(values)), opened(_array(columns))
+        self.starts, self.width = np.asarray(starts), width
         ends = self.starts[[0, -1]].tolist() if self.starts.ndim == 1 and len(self.starts) else []
         if ends != [0, len(self.values)] or self.values.shape != self.columns.shape or np.any(np.diff(self.starts) < 0):
             raise ValueError(
                 f"sparse rows want values and columns of one length and starts from 0 to it, never falling; got shapes "
                 f"{self.values.shape}, {self.columns.shape} and {self.starts.shape}"
             )
-        if len(self.columns) and not (self.columns.min() >= 0 and self.columns.max() < width):
-            raise ValueError(f"columns are from 0 to {width - 1}; got {self.columns.min()} to {self.columns.max()}")
+        for first in range(0, len(self.columns), AT_ONCE):
+            some = between(self.columns, first, min(first + AT_ONCE, len(self.columns)))
+            if not (some.min() >= 0 and some.max() < width):
+                raise ValueError(f"columns are from 0 to {width - 1}; got {some.min()} to {some.max()}")
 
     def __len__(self) -> int:
         return len(self.starts) - 1
@@ -40,8 +46,8 @@ class SparseRows:
     def __getitem__(self, place: int) -> np.ndarray:
         """(width,) of one row, int32."""
         row = np.zeros(self.width, np.int32)
-        entries = slice(int(self.starts[place]), int(self.starts[place + 1]))
-        row[self.columns[entries]] = self.values[entries]
+        first, last = int(self.starts[place]), int(self.starts[place + 1])
+        row[between(self.columns, first, last)] = between(self.values, first, last)
         return row
 
 
