@@ -24,6 +24,7 @@ from vae_jax.command.config import SEED, at_least, check_numbers, read_back
 from vae_jax.command.image_report import enlarged, in_turn, show
 from vae_jax.command.results import rows_of
 from vae_jax.core.extras import extra
+from vae_jax.data.check import leaves_by_path
 from vae_jax.data.datasets import load, load_whole
 from vae_jax.data.local import path_of
 from vae_jax.report import page, pictures
@@ -352,25 +353,24 @@ def write(out: str, found: Any, run: Trained, *, name: str = "y", rows: bool = F
     In .npz they have this name, and several (the levels of a ladder) a number each; the columns of a table have their
     own names, in .csv as well.
     """
-    paths, leaves = zip(*jax.tree_util.tree_leaves_with_path(found), strict=True)
-    named = isinstance(found, dict)
-    own = [jax.tree_util.keystr(path, simple=True, separator=".") for path in paths] if named else []
     if out.endswith(".png"):
         ys = found.reshape(-1, *found.shape[2:]) if rows else found
         drawn = pictures.grid(images(run, ys), found.shape[1] if rows else COLUMNS)
         return write_png(out, enlarged(drawn, ys.shape[1]))
+    by_path = leaves_by_path(found)
+    leaves, own = list(by_path.values()), list(by_path) if isinstance(found, dict) else []
     if out.endswith(".npz"):
         names = own or ([name] if len(leaves) == 1 else [f"{name}_{i}" for i in range(len(leaves))])
         np.savez(path_of(out), **dict(zip(names, leaves, strict=True)))
     else:
         parts = [np.reshape(x, (len(x), -1)) for x in leaves]
         table = np.concatenate(parts, axis=1)
-        widths = [(each, part.shape[1]) for each, part in zip(own, parts, strict=named)]
-        head = ",".join(each if width == 1 else f"{each}.{i}" for each, width in widths for i in range(width))
+        widths = [part.shape[1] for part in parts] if own else []
+        head = [n if w == 1 else f"{n}.{i}" for n, w in zip(own, widths, strict=True) for i in range(w)]
         number = "%d" if table.dtype.kind in "iu" else "%.8g"
-        np.savetxt(path_of(out), table, delimiter=",", fmt=number, header=head, comments="")
-    said = (f"{x.dtype}{list(x.shape)}" for x in leaves)
-    print(f"{out}: {', '.join(f'{n} {s}' for n, s in zip(own, said, strict=True)) if named else ', '.join(said)}")
+        np.savetxt(path_of(out), table, delimiter=",", fmt=number, header=",".join(head), comments="")
+    said = [f"{x.dtype}{list(x.shape)}" for x in leaves]
+    print(f"{out}: {', '.join([f'{n} {s}' for n, s in zip(own, said, strict=True)] if own else said)}")
 
 
 def images(run: Trained, ys: Any) -> np.ndarray:
