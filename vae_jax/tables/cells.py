@@ -74,7 +74,8 @@ def cell_vae(
         zero_inflated: as there.
 
     Raises:
-        ValueError: numbers that are not whole or positive; or, when first called, conditions that are not there.
+        ValueError: numbers that are not whole or positive, log shares that are not one for each gene; or, when first
+            called, conditions that are not there.
 
     Example:
         >>> cells = cell_vae(20, latent=2, hidden=(16,))
