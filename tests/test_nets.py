@@ -13,7 +13,7 @@ from jax.test_util import check_grads
 
 from vae_jax.core import as_network
 from vae_jax.nets import MLP, Conv, ConvDecoder, ConvEncoder, ConvTranspose, ResBlock, ResDecoder, ResEncoder
-from vae_jax.nets.conv import conv, conv_matrix, conv_native, conv_transpose, halved, to_input
+from vae_jax.nets.conv import LARGE, conv, conv_matrix, conv_native, conv_transpose, halved, to_input
 from vae_jax.nets.mlp import Dense, check_sizes
 from vae_jax.nets.residual import groups
 
@@ -180,9 +180,10 @@ def test_one_form_is_compiled_and_the_platform_says_which(net):
         assert "stablehlo.convolution" in there and "stablehlo.dot_general" not in there
 
 
-def test_a_convolution_with_stride_1_is_xlas_own_on_cpu():
-    """Forward, and back to the input; the kernel's gradient is a product."""
-    x = normal(0, 2, 6, 6, 16)
+@pytest.mark.parametrize(("side", "passes"), [(LARGE - 1, 2), (LARGE, 3)])
+def test_a_convolution_with_stride_1_is_xlas_own_on_cpu(side, passes):
+    """Forward, and back to the input; the kernel's gradient is a product on small grids."""
+    x = normal(0, 2, side, LARGE, 16)
     net = Conv(16)
     params = some_params(net, x)
 
@@ -193,7 +194,15 @@ def test_a_convolution_with_stride_1_is_xlas_own_on_cpu():
         return jit(f).lower(params, x).compile().as_text().count(" convolution(")
 
     assert convolutions(loss) == 1
-    assert convolutions(jax.grad(loss, (0, 1))) == 2
+    assert convolutions(jax.grad(loss, (0, 1))) == passes
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (4, 4), (2, 3)])
+def test_gradients_on_large_grids_are_those_of_the_native_convolution(kernel):
+    x, y, k = normal(0, 2, LARGE, LARGE + 1, 9), normal(1, 2, LARGE, LARGE + 1, 10), normal(2, *kernel, 9, 10)
+    run = jit(values_and_gradients, static_argnums=(0, 4))
+    got, want = (run(form, x, k, y, 1)[1] for form in (conv, conv_native))
+    assert_close(got, want, rtol=1e-4, atol=1e-4)
 
 
 @each_conv

@@ -7,7 +7,8 @@
 The gradient of each is the other two. XLA's convolution is fast on GPU and TPU in all of them. On CPU it is fast as it
 stands, and the gradients that jax derives from it are not: inside `lax.scan`, where training runs, they reach 1-8
 GFLOP/s on cores where a matrix product reaches 200. So there each direction has a form of its own: the convolution
-itself, the one with the kernel turned round, and patches times a matrix.
+itself, the one with the kernel turned round, and patches times a matrix, or on large grids the convolution of both
+arrays transposed.
 """
 
 from collections.abc import Callable
@@ -28,6 +29,7 @@ from vae_jax.nets.product import rows_plus_row, rows_times_matrix
 Form = Callable[..., Array]
 Size = tuple[int, int]
 _NUMBERS = ("NHWC", "HWIO", "NHWC")
+LARGE = 14  # pixels to a side: in the U-Net's scan, the gradient of a kernel by convolution is slower on 7 x 7
 
 
 def conv_native(
@@ -125,7 +127,12 @@ def _to_input_on_cpu(y, kernel, *, stride, size):
 
 
 def _to_kernel_on_cpu(x, y, *, stride, size):
-    return to_kernel(conv_matrix, x, y, stride=stride, size=size)
+    if not (_fast(x, stride) and _fast(y, stride) and min(x.shape[1:3]) >= LARGE):
+        return to_kernel(conv_matrix, x, y, stride=stride, size=size)
+    # y is the kernel that x is convolved with: channels of x are the examples, and examples the channels summed over.
+    ends = [((same - 1) // 2, same // 2) for same in size]
+    turned = x.transpose(3, 1, 2, 0), y.transpose(1, 2, 0, 3)
+    return lax.conv_general_dilated(*turned, (1, 1), ends, dimension_numbers=_NUMBERS).transpose(1, 2, 0, 3)
 
 
 def _fast(x: Array, stride: int) -> bool:
