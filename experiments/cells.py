@@ -337,9 +337,9 @@ def sections(data: Data, zs: np.ndarray, compared: Compared | None, fitted: Fitt
             f"log₂ of the quotient of shares, {b} over {a}: median, and the probability that it is beyond "
             f"{DELTA:g} either way; the largest of those on the list."
         )
-        shown.append(
-            page.Section("Genes that differ", about, table=page.TextTable(("gene", "change", "probability"), cells))
-        )
+        listed = page.TextTable(("gene", "change", "probability"), cells) if cells else None
+        about += "" if cells else f" None of {len(data.genes)} genes is."
+        shown.append(page.Section("Genes that differ", about, table=listed))
     return [*shown, learning_curve(fitted.history, unit="cell")]
 
 

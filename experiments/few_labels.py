@@ -144,15 +144,14 @@ def table(results: Sequence[Result], n: int) -> list[page.Row]:
     return rows
 
 
-def sections(results: Sequence[Result], drawn: np.ndarray, classes: int) -> list[page.Section]:
+def sections(results: Sequence[Result], drawn: np.ndarray, names: Sequence[str]) -> list[page.Section]:
     """What the last model draws of each class, and the learning curve of each."""
     histories = {f"{result.labels} labels": result.fitted.history for result in results}
-    names = [str(k) for k in range(classes)]
     return [
         page.Section(
             "Classes",
             "A class in each column, the same z along each row: means of P_gen(y|z, c).",
-            [picture(drawn, classes, "samples by class", above=names)],
+            [picture(drawn, len(names), "samples by class", above=names)],
         ),
         learning_curve(histories, note="Half of the images have labels, and the bound of these is on ln P(y, c)."),
     ]
@@ -205,7 +204,7 @@ def main(config: Config) -> dict[str, Any]:
             f"a label; {config.epochs} epochs. Data: {source.source}."
         ),
         table=table(results, len(splits[2].ys)),
-        sections=sections(results, drawn, classes),
+        sections=sections(results, drawn, source.label_names or [str(k) for k in range(classes)]),
     )
 
 

@@ -7,11 +7,13 @@
 
 A fifth of the rows is held out. Of these some entries are taken out, filled in again, and compared; beside it the mean
 or the most frequent class of each column. The report shows rows that the model draws beside real ones, column by column
-and pair by pair: where they differ, the model is wrong. `vae_jax.open_run` opens the model; filled.csv is the table
-with its missing entries filled in.
+and pair by pair: where they differ, the model is wrong. filled.csv is the table with its missing entries filled in.
+`vae_jax.open_run` opens the model, and so does the command line, for other rows of the same columns:
+
+    vae-jax impute runs/table --data more.csv --out more_filled.csv
+    vae-jax sample runs/table --n 1000 --out drawn.csv
 """
 
-import csv
 import dataclasses
 from collections.abc import Mapping
 from typing import Any
@@ -27,12 +29,13 @@ from vae_jax.command.cosine_adam import warm_cosine
 from vae_jax.command.image_report import learning_curve
 from vae_jax.command.placement import Placed, evaluate_on, fit_on
 from vae_jax.core import importance_weighted
-from vae_jax.data import Column, Columns, load_columns
-from vae_jax.data.preprocess import Preprocess, identity
-from vae_jax.evaluation import Imputed, impute_all, mean
+from vae_jax.data import Column, Columns, Preprocess, load_columns, of_columns
+from vae_jax.data.columns import as_csv
+from vae_jax.evaluation import impute_all, mean
 from vae_jax.report import page, pictures
-from vae_jax.tables import table_vae
-from vae_jax.training.run_directory import to_path
+from vae_jax.tables import fill_in, table_vae
+from vae_jax.tables.filling import guesses
+from vae_jax.training.run_directory import to_path, write_whole
 
 TAKEN = 0.2  # of the entries of the rows that are held out
 DRAWS = 50
@@ -81,17 +84,7 @@ def rebuild(*, columns: list[Any], **fields: Any) -> tuple[vae_jax.Model, Prepro
     """The model, for `vae_jax.open_run`."""
     config = read_back(Config, fields)
     of = [Column(name, kind, tuple(categories), *rest) for name, kind, categories, *rest in columns]
-    return table_vae(of, config.latent, hidden=config.hidden), identity()
-
-
-def filled(config: Config, model: vae_jax.Model, params: Any, key: jax.Array, ys: Rows) -> Imputed:
-    """`impute_all` of the rows."""
-    return impute_all(model, params, key, ys, n=DRAWS, k=config.k)
-
-
-def modes(draws: np.ndarray) -> np.ndarray:
-    """(n,) The most frequent of (n, draws) classes."""
-    return np.array([np.bincount(row.astype(int)).argmax() for row in draws], float)
+    return table_vae(of, config.latent, hidden=config.hidden), of_columns(of)
 
 
 def of_column(column: Column, known: np.ndarray) -> float:
@@ -211,22 +204,6 @@ def sections(of: Columns, drawn: Rows, fitted: Fitted) -> list[page.Section]:
     ]
 
 
-def write_filled(config: Config, of: Columns, found: Imputed) -> None:
-    """filled.csv: the table in its own units, classes by their most frequent draw, numbers by their mean."""
-    whole = {}
-    for column in of.columns:
-        known, missing = of.ys[column.name], np.isnan(of.ys[column.name])
-        guess = modes(found.draws[column.name]) if column.kind == "class" else found.mean[column.name]
-        whole[column.name] = np.where(missing, guess, known)
-    back = of.restored(whole)
-    with (to_path(config.out) / "filled.csv").open("w") as file:
-        writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(back)
-        writer.writerows(
-            zip(*(x if x.dtype.kind == "U" else np.char.mod("%.6g", x) for x in back.values()), strict=True)
-        )
-
-
 @publish.timed
 def main(config: Config) -> dict[str, Any]:
     """Train, evaluate, fill in, report; returns the numbers of the table.
@@ -266,7 +243,8 @@ def main(config: Config) -> dict[str, Any]:
     publish.save(
         config, rebuild, params, {name: y[0] for name, y in train.items()}, history=fitted.history, columns=kept
     )
-    write_filled(config, of, filled(config, model, params, k_filled, of.ys))
+    whole = fill_in(of, model, params, k_filled, n=DRAWS, k=config.k)
+    write_whole(to_path(config.out) / "filled.csv", as_csv(whole))
     drawn = jax.tree.map(
         np.asarray, jax.jit(jax.vmap(lambda key: model.sample(params, key)))(jax.random.split(k_drawn, n))
     )
@@ -287,12 +265,12 @@ def found_again(
     how many they are."""
     taken = {name: ~np.isnan(y) & (rng.random(len(y)) < TAKEN) for name, y in test.items()}
     seen = {name: np.where(taken[name], np.nan, y).astype(np.float32) for name, y in test.items()}
-    found, scores = filled(config, model, params, key, seen), {}
+    guess, scores = guesses(of.columns, impute_all(model, params, key, seen, n=DRAWS, k=config.k)), {}
     for column in of.columns:
         rows, truth = taken[column.name], test[column.name][taken[column.name]]
-        guess = modes(found.draws[column.name][rows]) if column.kind == "class" else found.mean[column.name][rows]
         alone = np.full(len(truth), of_column(column, seen[column.name]))
-        ours, by_itself = (error(column, each, truth) if len(truth) else float("nan") for each in (guess, alone))
+        both = guess[column.name][rows], alone
+        ours, by_itself = (error(column, each, truth) if len(truth) else float("nan") for each in both)
         scores[column.name] = (ours, by_itself, int(rows.sum()))
     return scores
 

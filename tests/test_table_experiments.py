@@ -24,25 +24,64 @@ def test_table(tmp_path, monkeypatch):
     check_report(tmp_path, config, numbers, ("What the columns are", "Columns", "Pairs", "Learning curve"))
     with (tmp_path / "filled.csv").open() as file:
         head, *rows = csv.reader(file)
-    assert "species" in head and len(rows) == 344
+    assert head[:2] == ["species", "island"] and len(rows) == 344
     assert all(field not in ("", "nan") for row in rows for field in row)
 
 
-def test_table_of_ones_own(tmp_path):
-    """Its columns as the options say; a row is drawn by the run that is opened again."""
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A run of a table of one's own: numbers in own units, classes by name, some missing; a column left out."""
+    folder = tmp_path_factory.mktemp("own")
     rng = np.random.default_rng(0)
-    file = tmp_path / "own.csv"
-    rows = [f"{i},{rng.normal():.3f},{rng.integers(3)},{'ab'[rng.integers(2)]}" for i in range(60)]
-    file.write_text("\n".join(["id,size,room,kind", *rows]))
-    options = {"data": str(file), "leave_out": ("id",), "classes": ("room",), "batch_size": 16}
-    table.main(table.Config(out=str(tmp_path / "run"), smoke=True, **options))
-    drawn = open_run(tmp_path / "run").model
-    assert drawn.latent is not None
-    page = (tmp_path / "run/report.html").read_text()
-    assert "3 classes: 0, 1, 2" in page and "id" not in open_run(tmp_path / "run").y
-    main.sample(main.Sample(run=str(tmp_path / "run"), n=2, out=str(tmp_path / "drawn.csv")))
-    head, *drawn = (tmp_path / "drawn.csv").read_text().splitlines()
-    assert head == "kind,room,size" and len(drawn) == 2
+    rows = [f"{1000000 + i},{500 + 9 * rng.normal():.3f},{rng.integers(3)},{'ab'[rng.integers(2)]}" for i in range(60)]
+    rows[3], rows[5] = "1000003,,2,b", "1000005,501.5,0,"
+    (folder / "own.csv").write_text("\n".join(["id,size,room,kind", *rows]))
+    options = {"data": str(folder / "own.csv"), "leave_out": ("id",), "classes": ("room",), "batch_size": 16}
+    table.main(table.Config(out=str(folder / "run"), smoke=True, **options))
+    return folder, rows
+
+
+def fields_of(path):
+    with path.open() as file:
+        return list(csv.reader(file))
+
+
+def test_table_of_ones_own(own):
+    """Its columns as the options say; filled.csv is the file with its two gaps filled in."""
+    folder, rows = own
+    page = (folder / "run/report.html").read_text()
+    assert "3 classes: 0, 1, 2" in page and "id" not in open_run(folder / "run").y
+    head, *filled = fields_of(folder / "run/filled.csv")
+    assert head == ["id", "size", "room", "kind"]
+    for row, full in zip(rows, filled, strict=True):
+        assert all(was in ("", now) or float(was) == float(now) for was, now in zip(row.split(","), full, strict=True))
+    assert 450 < float(filled[3][1]) < 550 and filled[5][3] in ("a", "b")
+
+
+def test_a_run_of_a_table_speaks_its_units(own, tmp_path):
+    """Rows that are drawn, and other rows, with a further column; the card says what the columns are as numbers."""
+    folder, _ = own
+    run = {"run": str(folder / "run")}
+    main.sample(main.Sample(**run, n=9, out=str(tmp_path / "drawn.csv")))
+    head, *drawn = fields_of(tmp_path / "drawn.csv")
+    assert head == ["size", "room", "kind"] and all(400 < float(size) < 600 for size, _, _ in drawn)
+    assert {room for _, room, _ in drawn} <= set("012") and {kind for _, _, kind in drawn} <= set("ab")
+    (tmp_path / "more.csv").write_text("kind,room,size,note\n,1,499.25,new\nb,,,old\n")
+    more = {**run, "data": str(tmp_path / "more.csv")}
+    main.impute(main.Impute(**more, k=10, out=str(tmp_path / "filled.csv")))
+    head, one, two = fields_of(tmp_path / "filled.csv")
+    assert head == ["kind", "room", "size", "note"] and one[1:] == ["1", "499.25", "new"] and two[3] == "old"
+    assert "" not in one + two
+    main.encode(main.Encode(**more, n=1, out=str(tmp_path / "codes.npz")))
+    assert np.load(tmp_path / "codes.npz")["z"].shape == (1, table.Config().latent)
+    main.evaluate(main.Evaluate(**more))
+    with pytest.raises(ValueError, match="rows of a table are no picture"):
+        main.sample(main.Sample(**run, out=str(tmp_path / "drawn.png")))
+    main.export(main.Export(**run, out=str(tmp_path / "exported"), platforms=("cpu",)))
+    size = open_run(folder / "run").columns.columns[0]
+    card = (tmp_path / "exported/README.md").read_text()
+    assert f"| size | (value - {size.centre:.17g}) / {size.scale:.17g} |\n" in card
+    assert "| kind | 0 is a, 1 is b |" in card
 
 
 def test_bins_hold_every_row():

@@ -25,9 +25,11 @@ from vae_jax.command.image_report import enlarged, in_turn, show
 from vae_jax.command.results import rows_of
 from vae_jax.core.extras import extra
 from vae_jax.data.check import leaves_by_path
+from vae_jax.data.columns import Columns, as_csv
 from vae_jax.data.datasets import load, load_whole
 from vae_jax.data.local import path_of
 from vae_jax.report import page, pictures
+from vae_jax.tables import fill_in
 from vae_jax.training import exported
 from vae_jax.training.run_directory import check_writable, to_path
 
@@ -143,6 +145,20 @@ class Evaluate(OnData):
 
 
 @dataclasses.dataclass(frozen=True)
+class Impute(Opened):
+    """Fill in the missing entries of a table: numbers by their mean, classes by the likeliest one."""
+
+    data: str = ""
+    """A CSV file with the columns of training; without: the table of training."""
+    draws: int = 50
+    """Draws of each missing entry, of which the most frequent class is taken."""
+    k: int = 1000
+    """Importance samples for each row."""
+    out: str = "filled.csv"
+    """File: .csv. Further columns of the table are kept."""
+
+
+@dataclasses.dataclass(frozen=True)
 class Compress(OnData):
     """Write data as a file of about as many bits as the model's bound says; they come back from it exactly."""
 
@@ -211,7 +227,7 @@ def run(options: type, command: Callable[[Any], Any], name: str) -> None:
 def evaluate(options: Evaluate) -> None:
     run, (ys, cs) = opened(options, ends=(".json",))
     result = run.evaluate(jax.random.key(options.seed), ys, cs, k=options.k, progress=True)
-    rows = rows_of(result, "ELBO", f"{len(ys)} examples")
+    rows = rows_of(result, "ELBO", f"{len(jax.tree.leaves(ys)[0])} examples")
     print(page.table_text(rows))
     if options.out:
         path_of(options.out).write_text(json.dumps(publish.plain_rows(rows), indent=1))
@@ -249,6 +265,15 @@ def traverse(options: Traverse) -> None:
     run, (ys, cs) = opened(options)
     moved = run.traverse(ys, cs, units=options.units, steps=options.steps, reach=options.reach)
     write(options.out, moved, run, rows=True)
+
+
+def impute(options: Impute) -> None:
+    run = opened_run(options, ends=(".csv",))
+    rows = table_of(run, options)
+    key = jax.random.key(options.seed)
+    whole = fill_in(rows, run.model, run.params, key, n=options.draws, k=options.k, progress=True)
+    path_of(options.out).write_text(as_csv(whole), encoding="utf-8")
+    print(f"{options.out}: {sum(column.missing for column in rows.columns)} entries filled in")
 
 
 def compress(options: Compress) -> None:
@@ -298,16 +323,18 @@ def opened_run(options: Opened, ends: Sequence[str] = (".png", ".npz", ".csv")) 
     if options.out and Path(options.out).suffix not in ends:
         raise ValueError(f"out={options.out}: the end of the name says what is written, want {' or '.join(ends)}")
     check_writable(path_of(options.out).parent)
-    return open_run(path_of(options.run), which=options.which)
+    run = open_run(path_of(options.run), which=options.which)
+    if run.preprocess.columns and options.out.endswith(".png"):
+        raise ValueError(f"out={options.out}: rows of a table are no picture, want .csv or .npz")
+    return run
 
 
-def opened(options: OnData, **ends: Any) -> tuple[Trained, tuple[np.ndarray, Any]]:
+def opened(options: OnData, **ends: Any) -> tuple[Trained, tuple[Any, Any]]:
     """The run, and (ys, cs) of the options."""
     run = opened_run(options, **ends)
-    config = run.config.get("recipe", {}).get("arguments", {})
-    name = options.data or config.get("data")
-    if not name:
-        raise ValueError(f"{options.run} does not say where its data come from: want --data")
+    config, name, first = _arguments(run), _data_of(run, options), slice(options.n or None)
+    if run.preprocess.columns:
+        return run, ({column: y[first] for column, y in table_of(run, options).ys.items()}, None)
     ys: Any
     labels: Any
     if name.endswith(".npy"):
@@ -316,12 +343,27 @@ def opened(options: OnData, **ends: Any) -> tuple[Trained, tuple[np.ndarray, Any
         size = tuple(run.y.shape[:2]) if options.data and len(run.y.shape) == 3 else config.get("size")
         found = (load_whole if options.data else load_test)(name, data_dir=config.get("data_dir"), size=size)
         ys, labels = found.ys, found.labels
-    first = slice(options.n or None)
     if run.c is None:
         return run, (ys[first], None)
     if labels is None:
         raise ValueError(f"{options.run} wants the class of each example, and {name} has no labels")
     return run, (ys[first], of_classes(run, labels[first]))
+
+
+def _arguments(run: Trained) -> dict[str, Any]:
+    return run.config.get("recipe", {}).get("arguments", {})
+
+
+def _data_of(run: Trained, options: OnData | Impute) -> str:
+    name = options.data or _arguments(run).get("data")
+    if not name:
+        raise ValueError(f"{options.run} does not say where its data come from: want --data")
+    return name
+
+
+def table_of(run: Trained, options: OnData | Impute) -> Columns:
+    """The rows that the options name, read as those of training were."""
+    return run.columns.again(_data_of(run, options))
 
 
 def of_classes(run: Trained, labels: np.ndarray) -> np.ndarray:
@@ -357,18 +399,20 @@ def write(out: str, found: Any, run: Trained, *, name: str = "y", rows: bool = F
         ys = found.reshape(-1, *found.shape[2:]) if rows else found
         drawn = pictures.grid(images(run, ys), found.shape[1] if rows else COLUMNS)
         return write_png(out, enlarged(drawn, ys.shape[1]))
-    by_path = leaves_by_path(found)
+    of_table = run.preprocess.columns and isinstance(found, dict)
+    by_path = run.columns.restored(found) if of_table else leaves_by_path(found)
     leaves, own = list(by_path.values()), list(by_path) if isinstance(found, dict) else []
     if out.endswith(".npz"):
         names = own or ([name] if len(leaves) == 1 else [f"{name}_{i}" for i in range(len(leaves))])
         np.savez(path_of(out), **dict(zip(names, leaves, strict=True)))
+    elif own:
+        parts = {n: np.reshape(x, (len(x), -1)).T for n, x in by_path.items()}
+        single = {n: part[0] for n, part in parts.items() if len(part) == 1}
+        several = {f"{n}.{i}": x for n, part in parts.items() if n not in single for i, x in enumerate(part)}
+        path_of(out).write_text(as_csv(single | several, digits=7), encoding="utf-8")
     else:
-        parts = [np.reshape(x, (len(x), -1)) for x in leaves]
-        table = np.concatenate(parts, axis=1)
-        widths = [part.shape[1] for part in parts] if own else []
-        head = [n if w == 1 else f"{n}.{i}" for n, w in zip(own, widths, strict=True) for i in range(w)]
-        number = "%d" if table.dtype.kind in "iu" else "%.8g"
-        np.savetxt(path_of(out), table, delimiter=",", fmt=number, header=",".join(head), comments="")
+        table = np.concatenate([np.reshape(x, (len(x), -1)) for x in leaves], axis=1)
+        np.savetxt(path_of(out), table, delimiter=",", fmt="%d" if table.dtype.kind in "iu" else "%.8g")
     said = [f"{x.dtype}{list(x.shape)}" for x in leaves]
     print(f"{out}: {', '.join([f'{n} {s}' for n, s in zip(own, said, strict=True)] if own else said)}")
 
@@ -395,6 +439,7 @@ COMMANDS: dict[str, tuple[type, Callable[[Any], Any]]] = {
     "encode": (Encode, encode),
     "interpolate": (Interpolate, interpolate),
     "traverse": (Traverse, traverse),
+    "impute": (Impute, impute),
     "compress": (Compress, compress),
     "decompress": (Decompress, decompress),
     "report": (Report, report),

@@ -19,6 +19,7 @@ from vae_jax.data.preprocess import (
     dynamic_binarisation,
     eight_bit,
     identity,
+    of_columns,
     static_binarisation,
     threshold_binarisation,
     unit_scale,
@@ -29,6 +30,6 @@ from vae_jax.data.tables import Table, load_table
 
 __all__ = [
     "NAMES", "Cells", "Column", "Columns", "Dataset", "Preprocess", "Source", "SparseRows", "Table", "dequantisation",
-    "dynamic_binarisation", "eight_bit", "identity", "load", "load_columns", "load_table", "read_image",
+    "dynamic_binarisation", "eight_bit", "identity", "load", "load_columns", "load_table", "of_columns", "read_image",
     "simulated_cells", "source", "static_binarisation", "threshold_binarisation", "unit_scale",
 ]  # fmt: skip

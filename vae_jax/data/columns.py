@@ -8,7 +8,9 @@
 float64), counts as they are, classes as 0 .. K - 1 in the order of their names. `restored` undoes it.
 """
 
+import csv
 import importlib.resources
+import io
 import os
 from collections.abc import Mapping
 from typing import Any, Literal, NamedTuple
@@ -61,11 +63,14 @@ class Columns(NamedTuple):
         ys: of each column (n,) float32, NaN where an entry is missing.
         columns: what they hold.
         source: where they come from.
+        read: all columns as they were read, those that are left out too: float64, NaN where an entry is missing, or
+            words, "" where one is.
     """
 
     ys: dict[str, np.ndarray]
     columns: tuple[Column, ...]
     source: str
+    read: dict[str, np.ndarray]
 
     def __str__(self) -> str:
         n = len(next(iter(self.ys.values())))
@@ -88,11 +93,21 @@ class Columns(NamedTuple):
         for column in self.columns:
             ys[column.name] = _encoded(where, column, raw[column.name])
             columns.append(column._replace(missing=int(np.isnan(ys[column.name]).sum())))
-        return Columns(ys, tuple(columns), where)
+        return Columns(ys, tuple(columns), where, raw)
 
     def restored(self, ys: Mapping[str, Any]) -> dict[str, np.ndarray]:
         """Rows such as `ys`, of any shape, in the table's own units: float64, and names of classes ("" if missing)."""
         return {column.name: _decoded(column, np.asarray(ys[column.name], np.float64)) for column in self.columns}
+
+    def filled(self, guesses: Mapping[str, Any]) -> dict[str, np.ndarray]:
+        """The table as it was read, with these rows (such as `ys`) where an entry is missing; numbers to six digits."""
+        found = dict(self.read)
+        for name, guess in self.restored(guesses).items():
+            there = self.read[name]
+            words = there.dtype.kind == "U"
+            guess = guess if words else np.char.mod("%s" if guess.dtype.kind == "U" else "%.6g", guess).astype(float)
+            found[name] = np.where(_missing(there), guess, there)
+        return found
 
 
 def load_columns(source: Any, *, kinds: Mapping[str, Kind | None] | None = None) -> Columns:
@@ -135,7 +150,17 @@ def load_columns(source: Any, *, kinds: Mapping[str, Kind | None] | None = None)
         columns.append(column._replace(missing=int(np.isnan(ys[name]).sum())))
     if not columns:
         raise ValueError(f"{where} has no column left")
-    return Columns(ys, tuple(columns), where)
+    return Columns(ys, tuple(columns), where, raw)
+
+
+def as_csv(columns: Mapping[str, np.ndarray], *, digits: int = 15) -> str:
+    """The text of a CSV file of columns (n,), their names in the first line."""
+    fields = [x if x.dtype.kind == "U" else np.char.mod(f"%.{digits}g", x) for x in columns.values()]
+    file = io.StringIO()
+    writer = csv.writer(file, lineterminator="\n")
+    writer.writerow(columns)
+    writer.writerows(zip(*fields, strict=True))
+    return file.getvalue()
 
 
 # Entries are float64, NaN where they are missing, or strings, "" where they are: one type for a column.

@@ -17,13 +17,15 @@ found again.
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float32, Int32, Shaped, UInt32
+
+from vae_jax.data.columns import Column
 
 
 class Preprocess(NamedTuple):
@@ -37,12 +39,14 @@ class Preprocess(NamedTuple):
             where the modelled values are discrete themselves; None where bits per dimension do not
             apply.
         white: the value of y that a picture shows as white; 0 is black.
+        columns: of rows of a table, what its columns hold; () of other data.
     """
 
     apply: Callable[[jax.Array, Any], Any]
     name: str
     log_volume: float | None
     white: float = 1.0
+    columns: tuple[Column, ...] = ()
 
 
 Stored = Shaped[Array | np.ndarray, "*shape"]  # uint8; `_check_levels` has the better message
@@ -152,6 +156,11 @@ def identity() -> Preprocess:
         return y
 
     return Preprocess(apply, "as given", None)
+
+
+def of_columns(columns: Iterable[Column]) -> Preprocess:
+    """`identity`, for rows as `Columns.ys` has them: who opens the model again finds what their columns hold."""
+    return identity()._replace(columns=tuple(columns))
 
 
 def _check_levels(y: Stored, name: str) -> None:

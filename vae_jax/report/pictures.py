@@ -169,7 +169,8 @@ def scatter(
 ) -> bytes:
     """Draws a map of two-dimensional codes, coloured by class; returns SVG.
 
-    Up to twelve classes are also named on the map, each at the median of its codes.
+    Up to twelve classes are also named on the map, each at the median of its codes; where names would overlap, the
+    larger class has its name.
 
     Args:
       codes: (n, 2), drawn to the same scale on both axes.
@@ -195,14 +196,27 @@ def scatter(
             flat = {"linewidths": 0, "rasterized": True}  # an image: many points stay small
             axes.scatter(*codes[chosen].T, s=size, alpha=0.75, **flat, **look)
             handles += axes.plot([], [], linestyle="", markersize=6, **look)
-        for i, (name, chosen) in enumerate(groups if len(groups) <= 12 else []):
-            centre = np.median(codes[chosen], axis=0)
-            axes.text(*centre, name, ha="center", va="center", fontsize=8.5, gid=f"over-points-{i}")
         axes.set_aspect("equal", adjustable="datalim")
         axes.set(xlabel=x, ylabel=y)
+        if len(groups) <= 12:
+            _name_groups(axes, codes, groups)
         return handles
 
     return _svg(draw, [] if labels is None else [name for name, _ in groups], height=4.7)
+
+
+def _name_groups(axes: Axes, codes: np.ndarray, groups: Sequence[tuple[str, np.ndarray]]) -> None:
+    """The name of each class at its median, the largest first, as far as there is room."""
+    axes.figure.draw_without_rendering()  # which is when the axes get their place
+    taken: list[Any] = []
+    for i, (name, chosen) in sorted(enumerate(groups), key=lambda each: -each[1][1].sum()):
+        centre = np.median(codes[chosen], axis=0)
+        text = axes.text(*centre, name, ha="center", va="center", fontsize=8.5, gid=f"over-points-{i}")
+        place = text.get_window_extent()
+        if any(place.overlaps(other) for other in taken):
+            text.remove()
+        else:
+            taken.append(place)
 
 
 def bars(

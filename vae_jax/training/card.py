@@ -29,7 +29,7 @@ _CARD = """---
 {data}
 
 Give them as they were stored: {stored}. The model itself makes of them what it sees: {convention}. Numbers of different
-conventions cannot be compared.
+conventions cannot be compared.{columns}
 
 ## Numbers
 
@@ -82,6 +82,7 @@ def card(
         else "The run does not say what they were: say so here.",
         stored=f"{described(types_in_jax(run.y))}{conditions}",
         convention=run.preprocess.name,
+        columns="\n".join(_columns(run)),
         numbers="\n".join(_numbers(run)),
         use=use,
         made="\n\n".join(_origin(run)),
@@ -116,6 +117,16 @@ def _sizes(run: Trained) -> str:
         parts[part] = parts.get(part, 0) + int(np.size(x))
     of_parts = ", ".join(f"{part} {size:,}" for part, size in parts.items())
     return f"{sum(parts.values()):,} parameters" + f" ({of_parts})" * (len(parts) > 1)
+
+
+def _columns(run: Trained) -> Iterator[str]:
+    """Of rows of a table how its columns become numbers."""
+    if run.preprocess.columns:
+        yield "\n\nA missing entry is NaN. Samples come in these units:\n\n| column | as a number |\n|---|---|"
+    for column in run.preprocess.columns:
+        classes = ", ".join(f"{code} is {name}" for code, name in enumerate(column.categories))
+        said = {"number": f"(value - {column.centre:.17g}) / {column.scale:.17g}", "count": "itself", "class": classes}
+        yield f"| {cell(column.name)} | {cell(said[column.kind])} |"
 
 
 def _numbers(run: Trained) -> Iterator[str]:

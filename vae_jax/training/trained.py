@@ -22,6 +22,7 @@ from vae_jax.core.model import Latent, Model, Params
 from vae_jax.core.numbers import is_number, is_whole
 from vae_jax.data.arrays import type_in_jax
 from vae_jax.data.check import check_data
+from vae_jax.data.columns import Columns
 from vae_jax.data.preprocess import Preprocess
 from vae_jax.data.sources import is_source
 from vae_jax.evaluation.whole_split import Evaluation, evaluate, over_split
@@ -190,6 +191,18 @@ class Trained:
         """`vae_jax.evaluate` of these parameters, by the data convention of the run; options as there (`k`, ...)."""
         ys, cs = (ys, cs) if is_source(ys) else self._data(ys, cs)
         return evaluate(self.model, self.params, key, ys, cs, preprocess=self.preprocess, **options)
+
+    @property
+    def columns(self) -> Columns:
+        """Of a model of rows of a table what its columns hold, without rows: `again` reads others, `restored` goes back
+        from samples to the table's units.
+
+        Raises:
+            TypeError: it is no model of such rows.
+        """
+        if not self.preprocess.columns:
+            raise TypeError(f"{self.name} is no model of the columns of a table")
+        return Columns({}, self.preprocess.columns, self.name, {})
 
     @property
     def latent(self) -> Latent:
