@@ -238,6 +238,14 @@ def test_scatter_shows_every_class_in_its_colour():
     assert all(texts.count(name) == 2 for name in ("zero", "one", "two"))  # map and legend
 
 
+def test_names_on_a_map_do_not_overlap():
+    """Two classes in one place: the larger one is named there, and the legend names both."""
+    codes = np.array([[0.0, 0.0], [0.0, 0.0], [0.01, 0.0], [5.0, 5.0]])
+    svg = pictures.scatter(codes, np.array([1, 1, 0, 2]), ["smaller", "larger", "elsewhere"])
+    texts = [element.text for element in ET.fromstring(svg).iter() if element.tag.endswith("text")]
+    assert [texts.count(name) for name in ("smaller", "larger", "elsewhere")] == [1, 2, 2]
+
+
 def test_planes_are_as_dark_as_the_root_of_the_density():
     """Upwards is upwards, the scale is that of all panels, and each has its name and its range."""
     one, two = np.array([[4.0, 1.0], [0.0, 0.0]]), np.array([[0.0, 0.0], [0.0, 1.0]])

@@ -12,7 +12,7 @@ import numpy as np
 import numpyro.distributions as dist
 
 from experiments import diffusion as diffusion_experiment
-from experiments import hierarchical, text_vae
+from experiments import few_labels, hierarchical, table, text_vae
 from experiments import vq_vae as vq_experiment
 from vae_jax import (
     Conditional,
@@ -32,9 +32,9 @@ from vae_jax import (
     vae,
 )
 from vae_jax import diffusion as df
-from vae_jax.core import elbo, hoist, labelled, lift, means, share
+from vae_jax.core import beta_tc, elbo, hoist, importance_weighted, labelled, lift, means, share
 from vae_jax.core.objectives import Objective
-from vae_jax.data import dequantisation, dynamic_binarisation, eight_bit
+from vae_jax.data import dequantisation, dynamic_binarisation, eight_bit, load_columns
 from vae_jax.data.preprocess import Preprocess, identity
 from vae_jax.parts import (
     autoregressive,
@@ -42,10 +42,15 @@ from vae_jax.parts import (
     coupling_flow,
     inverse_autoregressive_flow,
     learned_classes,
+    maybe_missing,
+    negative_binomial,
     one_hot,
+    seeing_what_is_missing,
+    student_t,
     vampprior,
 )
 from vae_jax.systems import adversarial, gan, with_discriminator
+from vae_jax.tables import cell_vae, table_vae
 
 SHAPE = (28, 28, 1)
 PIXELS, POINT = np.zeros(SHAPE, np.uint8), np.zeros(20, np.float32)
@@ -239,6 +244,49 @@ def counts(dtype: Any) -> Training:
     return Training(vae(encoder(dtype), standard_normal(20), gen), np.zeros(784, np.int32))
 
 
+def with_gaps(dtype: Any) -> Training:
+    """784 numbers, some of them NaN; 20 importance samples."""
+    enc = gaussian(seeing_what_is_missing(nets.MLP((500,), 40, dtype=dtype)))
+    gen = maybe_missing(l2(nets.MLP((500,), 784, dtype=dtype), "learned_per_dimension"))
+    return Training(
+        vae(enc, standard_normal(20), gen), np.zeros(784, np.float32), 32, objective=importance_weighted(20)
+    )
+
+
+def penguins(dtype: Any) -> Training:
+    """The table of the experiment."""
+    of, config = load_columns("penguins"), table.Config()
+    model = table_vae(of.columns, config.latent, hidden=config.hidden)
+    y = {name: ys[0] for name, ys in of.ys.items()}
+    return Training(model, y, config.batch_size, objective=importance_weighted(config.samples))
+
+
+def overdispersed(dtype: Any) -> Training:
+    gen = negative_binomial(nets.MLP((500,), (784,), dtype=dtype))
+    return Training(vae(encoder(dtype), standard_normal(20), gen), np.zeros(784, np.int32))
+
+
+def outliers(dtype: Any) -> Training:
+    gen = student_t(nets.MLP((500,), 2 * 784, dtype=dtype))
+    return Training(vae(encoder(dtype), standard_normal(20), gen), np.zeros(784, np.float32))
+
+
+def cells(dtype: Any) -> Training:
+    """2,000 genes, three batches."""
+    c = {"total": np.float32(1000), "batch": np.zeros(3, np.float32)}
+    return Training(cell_vae(2000, latent=10, batches=3).model, np.zeros(2000, np.int32), c=c)
+
+
+def few(dtype: Any) -> Training:
+    """The model of the experiment, of an image whose class is not known."""
+    return on_pixels(few_labels.build(few_labels.Config(), SHAPE, 10)[2], c=np.int32(-1))
+
+
+def total_correlation(dtype: Any) -> Training:
+    enc = encoder(dtype)
+    return classic(dtype, enc=enc, objective=beta_tc(enc, 4.0, 60_000))
+
+
 def by_em(model: Conditional, y: Any, batch: int = 2048) -> Callable[[Any], Training]:
     return lambda dtype: Training(model, y, batch)
 
@@ -312,6 +360,13 @@ SYSTEMS: dict[str, System] = {
     "EM, k-means of 50": System(
         "k-means", by_em(em.mixture_of_gaussians(50, 50, "spherical", hard=True), np.zeros(50, np.float32)), False
     ),
+    "784 numbers with gaps": System("missing entries (NaN)", with_gaps),
+    "penguins": System("numbers, counts and classes together", penguins, False),
+    "negative binomial counts": System("counts", overdispersed),
+    "Student t": System("other numbers", outliers),
+    "cells of 2,000 genes": System("single cells", cells, False),
+    "M2, class not known": System("few labels", few, False),
+    "total correlation": System("independent units of z", total_correlation),
 }
 SMALL = (
     ("VAE 784-500-20", "replicated"),
