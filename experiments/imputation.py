@@ -14,7 +14,10 @@ the difference of two bounds on ln P, exact for factor analysis.
     MICE          chained equations: linear regressions, drawn twenty times (van Buuren and Groothuis-Oudshoorn 2011)
     missForest    chained random forests (Stekhoven and Buehlmann 2012)
     FA            factor analysis by EM, exact
-    MIWAE         a VAE, importance-weighted
+    MIWAE         a VAE, importance-weighted; three trainings, each as probable as the others
+
+Maximum likelihood gives a column that is constant where it is seen no variance, and ln P of what is missing there by
+factor analysis is then without bound: digits have such columns.
 
 Each score is kept in `out`/scores.json: what was stopped goes on where it was, and what is done is not done again.
 
@@ -25,7 +28,7 @@ import dataclasses
 import functools
 import json
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 import jax
@@ -48,7 +51,10 @@ Name = Literal["mean", "kNN", "MICE", "missForest", "FA", "MIWAE"]
 INTERVAL = (0.05, 0.95)
 DRAWS, CHAINS = 200, 20
 WEIGHTED = importance_weighted(20)
-DECIDES = {"FA": ("latent",), "MIWAE": ("latent", "hidden", "steps", "decay", "k")}  # what options decide a score
+DECIDES = {
+    "FA": ("latent",),
+    "MIWAE": ("latent", "hidden", "steps", "decay", "members", "k"),
+}  # what options decide a score
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,6 +78,8 @@ class Config(Run):
     decay: Annotated[float, at_least(0)] = 150.0
     """Of the VAE's parameters, divided by the rows: a prior counts the less, the more rows there are. It draws sigma
     to 1, which is that of the columns."""
+    members: Annotated[int, at_least(1)] = 3
+    """Trainings of the VAE from other parameters. What they say is averaged: one of them is too sure of itself."""
     k: Annotated[int, at_least(2)] = 1000
     """Importance samples for what is missing."""
     out: str = "runs/imputation"
@@ -139,24 +147,21 @@ def _iterated(ys: np.ndarray, seed: int, **options: Any) -> np.ndarray:
 def factors(config: Config, ys: np.ndarray, whole: np.ndarray, seed: int) -> Filled:
     model, lifted = _factor_analysis(ys.shape[1], max(1, min(config.latent, ys.shape[1] // 2)))
     fitted = fit_em(model, ys, key=jax.random.key(seed), iterations=20 if config.smoke else 500)
-    return _by_samples(config, lifted, fitted.params, ys, whole, seed, k=DRAWS)
+    return _by_samples(lifted, [fitted.params], ys, whole, seed, k=DRAWS)
 
 
 def by_vae(config: Config, ys: np.ndarray, whole: np.ndarray, seed: int) -> Filled:
     n, d = ys.shape
     model = _miwae(d, max(1, min(config.latent, d // 2)), config.hidden)
-    fitted = vae_jax.fit(
-        model,
-        _adam(config.steps, config.decay / n),
-        ys,
-        key=jax.random.key(seed),
-        steps=config.steps,
-        batch_size=min(64, n),
-        objective=WEIGHTED,
-        ema_decay=0.99,
-        progress=False,
-    )
-    return _by_samples(config, model, fitted.params, ys, whole, seed, k=config.k)
+    options: dict[str, Any] = {
+        "steps": config.steps,
+        "batch_size": min(64, n),
+        "objective": WEIGHTED,
+        "ema_decay": 0.99,
+    }
+    adam, keys = _adam(config.steps, config.decay / n), jax.random.split(jax.random.key(seed), config.members)
+    params = [vae_jax.fit(model, adam, ys, key=key, progress=False, **options).params for key in keys]
+    return _by_samples(model, params, ys, whole, seed, k=config.k)
 
 
 # One object each for all runs of a table: what is compiled for it is compiled once.
@@ -180,14 +185,18 @@ def _adam(steps: int, decay: float) -> optax.GradientTransformation:
     return optax.adamw(optax.cosine_decay_schedule(2e-3, steps), weight_decay=decay)
 
 
-def _by_samples(
-    config: Config, model: Any, params: Any, ys: np.ndarray, whole: np.ndarray, seed: int, k: int
-) -> Filled:
-    """By `impute_all`; ln P(missing|seen) = ln P(all) - ln P(seen), of both the bounds with k samples."""
+def _by_samples(model: Any, members: Sequence[Any], ys: np.ndarray, whole: np.ndarray, seed: int, k: int) -> Filled:
+    """By `impute_all`, of each of the parameters, which are equally probable.
+
+    ln P(missing|seen) of one is ln P(all) - ln P(seen), of both the bounds with k samples.
+    """
     key = jax.random.key(seed + 1)
-    found, of_all = (impute_all(model, params, key, y, n=n, k=k) for y, n in ((ys, DRAWS), (whole, 1)))
-    low, high = np.quantile(found.draws, INTERVAL, axis=1)
-    return Filled(found.mean, low, high, np.asarray(of_all.log_p - found.log_p))
+    found = [impute_all(model, params, key, ys, n=DRAWS, k=k) for params in members]
+    of_all = [impute_all(model, params, key, whole, n=1, k=k) for params in members]
+    low, high = np.quantile(np.concatenate([each.draws for each in found], axis=1), INTERVAL, axis=1)
+    log_p = np.array([all_.log_p - seen.log_p for all_, seen in zip(of_all, found, strict=True)])
+    mixed = np.logaddexp.reduce(log_p, axis=0) - np.log(len(members))
+    return Filled(np.mean([each.mean for each in found], axis=0), low, high, mixed)
 
 
 METHODS: dict[str, Callable[[Config, np.ndarray, np.ndarray, int], Filled]] = {
@@ -287,7 +296,7 @@ def main(config: Config) -> dict[str, Any]:
     if not all(0 < part < 1 for part in config.missing):
         raise ValueError(f"missing={config.missing}: want parts between 0 and 1")
     if config.smoke:
-        small: dict[str, Any] = {"data": ("iris",), "missing": (0.3,), "seeds": 1, "steps": 50, "k": 20}
+        small: dict[str, Any] = {"data": ("iris",), "missing": (0.3,), "seeds": 1, "steps": 50, "members": 2, "k": 20}
         config = dataclasses.replace(config, **small)
     with claim(config.out, {"experiment": "imputation"}, resume=True):
         scores = scores_of(config)
