@@ -25,6 +25,7 @@ COLOURS = (
 )
 _MARKERS = "osD^vP"  # each curve, and each further ten classes, also differ in shape
 _INK = "#757b82"  # a grey that can be read on both, for programs that do not know the rules below
+OVER_POINTS = "over-points"  # how names on a map are called in the file
 _INK_RULES = """<style>
 svg { color: #757b82; color-scheme: light dark; }
 @media (prefers-color-scheme: light) { svg { color: #343a40; } }
@@ -198,25 +199,13 @@ def scatter(
             handles += axes.plot([], [], linestyle="", markersize=6, **look)
         axes.set_aspect("equal", adjustable="datalim")
         axes.set(xlabel=x, ylabel=y)
-        if len(groups) <= 12:
-            _name_groups(axes, codes, groups)
+        by_size = sorted(enumerate(groups), key=lambda each: -each[1][1].sum())
+        for i, (name, chosen) in by_size if len(groups) <= 12 else []:
+            centre = np.median(codes[chosen], axis=0)
+            axes.text(*centre, name, ha="center", va="center", fontsize=8.5, gid=f"{OVER_POINTS}-{i}")
         return handles
 
     return _svg(draw, [] if labels is None else [name for name, _ in groups], height=4.7)
-
-
-def _name_groups(axes: Axes, codes: np.ndarray, groups: Sequence[tuple[str, np.ndarray]]) -> None:
-    """The name of each class at its median, the largest first, as far as there is room."""
-    axes.figure.draw_without_rendering()  # which is when the axes get their place
-    taken: list[Any] = []
-    for i, (name, chosen) in sorted(enumerate(groups), key=lambda each: -each[1][1].sum()):
-        centre = np.median(codes[chosen], axis=0)
-        text = axes.text(*centre, name, ha="center", va="center", fontsize=8.5, gid=f"over-points-{i}")
-        place = text.get_window_extent()
-        if any(place.overlaps(other) for other in taken):
-            text.remove()
-        else:
-            taken.append(place)
 
 
 def bars(
@@ -434,6 +423,20 @@ def _look(colour: int, marker: int) -> dict[str, str]:
     return {"color": COLOURS[colour % len(COLOURS)], "marker": _MARKERS[marker % len(_MARKERS)]}
 
 
+def _remove_overlapping(figure: Any) -> None:
+    """Takes away names over points that would lie on others, drawn before them."""
+    names = [text for axes in figure.axes for text in axes.texts if str(text.get_gid()).startswith(OVER_POINTS)]
+    if names:
+        figure.draw_without_rendering()  # which is when everything gets its place
+    taken: list[Any] = []
+    for text in names:
+        place = text.get_window_extent().expanded(1.1, 1.0)  # a reader's font may be wider
+        if any(place.overlaps(other) for other in taken):
+            text.remove()
+        else:
+            taken.append(place)
+
+
 def _svg(
     draw: Callable[[Axes], list[Any]],
     names: list[str],
@@ -481,6 +484,7 @@ def _svg(
         handles = draw(figure.subplots(len(panels), columns, sharex=columns == 1, height_ratios=panels))
         if names:
             figure.legend(handles, names, loc="outside lower left", ncols=abreast)
+        _remove_overlapping(figure)
         undated = {"Date": None, "Creator": None}
         figure.savefig(file, format="svg", transparent=True, dpi=200, metadata=undated)
     head, body = file.getvalue().split("<defs>", 1)
