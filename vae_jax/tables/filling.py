@@ -20,6 +20,7 @@ def fill_in(
     draws of each, to be analysed one by one, see `vae_jax.evaluation.impute_all`.
 
     Args:
+        table: rows with gaps, by `load_columns`, or others of the same columns by `again`.
         model, params: of rows of these columns, by `table_vae`.
         n: draws.
         k: importance samples of the latent for each row.
