@@ -9,9 +9,12 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
+from jax.sharding import Mesh
 
 from experiments.tpu import roofline
+from experiments.tpu.compiling import traced
 from experiments.tpu.hlo import Collective, arrays, group_of, parse, product, read, turns
 from experiments.tpu.plain import PAIRS
 from experiments.tpu.roofline import Row, line, report, weak_scaling
@@ -207,6 +210,15 @@ def test_every_row_of_the_readme_is_compiled():
     named = {re.match(r"\| (.*?) \|", each)[1] for table in tables for each in table.splitlines()}
     assert {system.row for system in SYSTEMS.values()} == named
     assert {name for name, _ in SMALL} < set(SYSTEMS)
+
+
+@pytest.mark.parametrize("name", [name for name in SYSTEMS if not name.startswith("EM, ")])
+def test_each_has_a_state_and_a_batch(name):
+    """Of their own types, a table's columns too."""
+    training = SYSTEMS[name].build(jnp.float32)
+    mesh = Mesh(np.array(jax.devices()[:1]).reshape(1, 1), ("data", "fsdp"))
+    _, state, (ys, *_) = traced(training, mesh, lambda params: params)
+    assert jax.tree.leaves(state.params) and {y.shape[0] for y in jax.tree.leaves(ys)} == {training.batch}
 
 
 @pytest.fixture

@@ -476,6 +476,7 @@ AFTERWARDS = {
         "test_a_table_of_rows_goes_on",
     ),
     "test_text_lengths.py": ("test_an_evaluation_by_length_is_the_evaluation",),
+    "test_tpu_table.py": ("test_each_has_a_state_and_a_batch", "test_pairs_are_of_one_size"),
     "test_train.py": (
         "test_scan_equals_single_steps_also_over_a_mesh",
         "test_parts_take_turns",

@@ -105,7 +105,7 @@ def traced(training: Training, mesh: Mesh, gather: Callable[[Any], Any]) -> tupl
     )
 
     def start(key):
-        y = training.preprocess.apply(key, jnp.asarray(training.y))
+        y = training.preprocess.apply(key, jax.tree.map(jnp.asarray, training.y))
         return init_state(model, optimizer, key, y, training.c, ema=training.ema_decay is not None)
 
     return step, jax.eval_shape(start, key), batch
