@@ -182,9 +182,18 @@ def test_forms_on_cpu_are_the_native_ones(monkeypatch):
     assert_close(gradient, grads, atol=2e-3)
 
 
-def test_remat_changes_no_value():
+@pytest.mark.parametrize("option", ["remat", "unroll"])
+def test_what_saves_memory_changes_no_value(option):
     inputs, params = some_inputs(), some_params()
-    assert_close(values(SMALL.clone(remat=True))(params, *inputs), values()(params, *inputs), atol=2e-3)
+    other = values(SMALL.clone(**{option: True}))
+    assert_close(other(params, *inputs), values()(params, *inputs), atol=2e-3)
+
+
+def test_unrolled_levels_have_no_loop():
+    """Of more than one block; where there is one XLA has no loop to run either way."""
+    args = some_params(), *some_inputs()
+    loops = [values(net).lower(*args).as_text().count("stablehlo.while") for net in (SMALL, SMALL.clone(unroll=True))]
+    assert loops == [6, 4]
 
 
 def test_bfloat16_is_near():

@@ -54,8 +54,9 @@ def start_of(start: Callable[[jax.Array], Any]) -> Callable[[jax.Array], Any]:
 
 
 def unets(dtype: Any) -> Pair:
-    """32-64-64, two blocks a level, batch 32: noise prediction."""
-    ours, plain = as_network(nets.UNet(unet.CHANNELS, blocks=2, attention=(1,), dtype=dtype)), unet.Plain(dtype)
+    """32-64-64, two blocks a level, batch 32: noise prediction. Blocks are written out in both."""
+    net = nets.UNet(unet.CHANNELS, blocks=2, attention=(1,), dtype=dtype, unroll=True)
+    ours, plain = as_network(net), unet.Plain(dtype)
     z, gamma = jnp.zeros((1, *SHAPE)), jnp.zeros(1)
     return Pair(
         unet.loss_of(jax.vmap(ours.apply, (None, 0, 0))),

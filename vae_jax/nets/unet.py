@@ -48,6 +48,9 @@ class UNet(nn.Module):
         dtype: of the computation, jnp.bfloat16 for instance. Parameters, statistics of GroupNorm, softmax and output
             are float32 (the output at least).
         remat: compute each block again in the backward pass instead of keeping what is inside.
+        unroll: write a level's blocks out rather than as a loop. The parameters are the same. What a loop keeps for the
+            backward pass is stacked, which on a TPU costs three times the memory and traffic (docs/tpu.md); a loop is
+            compiled once for all its blocks.
 
     Raises:
         ValueError: an argument out of range; at the call, inputs of a wrong shape, or a size that cannot be halved.
@@ -63,6 +66,7 @@ class UNet(nn.Module):
     activation: Callable[[Array], Array] = nn.silu
     dtype: Any = jnp.float32
     remat: bool = False
+    unroll: bool = False
 
     def __post_init__(self) -> None:
         check_channels("UNet", self.channels)
@@ -116,6 +120,7 @@ class UNet(nn.Module):
             in_axes=(0, nn.broadcast),
             length=blocks,
             reverse=name.startswith("up"),  # the last block down is the first one up
+            unroll=blocks if self.unroll else 1,
         )
         attends = level in self.attention or level == len(self.channels) - 1
         return stage(self.heads if attends else 0, self.dropout, self.activation, self.dtype, name=name)
