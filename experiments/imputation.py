@@ -1,6 +1,6 @@
 """Missing entries of tables, filled in: a VAE trained on what is there, beside what others do.
 
-    python -m experiments.imputation                                   # four tables of scikit-learn, two hours or so
+    python -m experiments.imputation                                   # four tables of scikit-learn, three hours or so
     python -m experiments.imputation --data wine --missing 0.3         # one of them
     python -m experiments.imputation --help                            # every option
 
